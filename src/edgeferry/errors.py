@@ -246,7 +246,9 @@ class ModelUnsupported(ModelError):
 
 class GoldenMismatch(ModelError):
     code = "golden_mismatch"
-    advice = "Look at the training of this version: its answers differ from the golden truth. The old version serves on."
+    advice = (
+        "Look at the training of this version: its answers differ from the golden truth. The old version serves on."
+    )
 
 
 class ModelCrashed(ModelError):

@@ -1,0 +1,36 @@
+"""What the agent needs of the rest of the device, as Protocols; `app/device.py` wires the real ones.
+
+Rules:
+- The agent moves serving only through Activator; it never sees a worker, an engine or a slot.
+- Errors cross as leaves of `errors.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgeferry.model.stored import StoredVersion
+
+
+class Activator(Protocol):
+    """Serving, as far as an update moves it."""
+
+    async def prove(self, version: StoredVersion) -> None:
+        """Loads the version in a worker of its own, answers its golden truth, warms up, and keeps that worker ready.
+
+        Raises:
+            ModelError: the model's fault (unreadable, crashed, timed out, golden truth missed); nothing serving has changed.
+            InternalError: the worker could not be started; ours to retry.
+        """
+
+    async def switch(self, version: StoredVersion) -> None:
+        """Points the model's slot at the proven worker (proves it first if none is held); the old one drains and exits."""
+
+    async def discard(self, model: str) -> None:
+        """Lets go of a proven worker that was never switched to."""
+
+    def get_worker_deaths(self, model: str) -> int:
+        """How often the serving worker of this model died since the last switch."""
+
+    def get_requests_answered(self, model: str) -> int:
+        """How many requests the serving version of this model answered since the last switch."""

@@ -1,0 +1,1 @@
+"""Inference on the device: ports, slots, infer, api, formats."""
