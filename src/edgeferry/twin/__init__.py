@@ -1,0 +1,1 @@
+"""What hub and device agree on: the twin document, its limits, its routes. Pure."""
