@@ -19,12 +19,12 @@ class Activator(Protocol):
         """Loads the version in a worker of its own, answers its golden truth, warms up, and keeps that worker ready.
 
         Raises:
-            ModelError: the model's fault (unreadable, crashed, timed out, golden truth missed); nothing serving has changed.
+            ModelError: the model's fault (unreadable, crashed, timed out, golden truth missed); what serves is unchanged.
             InternalError: the worker could not be started; ours to retry.
         """
 
     async def switch(self, version: StoredVersion) -> None:
-        """Points the model's slot at the proven worker (proves it first if none is held); the old one drains and exits."""
+        """Points the model's slot at the proven worker (proves first if none is held); the old one drains and exits."""
 
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""

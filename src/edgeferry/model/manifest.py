@@ -24,14 +24,10 @@ MANIFEST_MAX_BYTES = 1_000_000
 MEMORY_MAX_BYTES = 4 << 30
 
 Codec = Literal["none", "zstd", "planes-zstd"]
-"""How the bytes of a source travel: as they are; one zstd frame; byte planes of float tensors, then zstd (docs/formats/coded.md)."""
+"""How a source travels: as it is; one zstd frame; byte planes of float tensors, then zstd (docs/formats/coded.md)."""
 
 
-class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all values here: frozen and strict."""
-
-
-class Source(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One way to come by a file: a blob to download, and what turns it into the file."""
 
     kind: Literal["full", "patch"]
@@ -43,7 +39,7 @@ class Source(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     chunks: str = ""
 
 
-class FileEntry(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One file of the version. `sha256` is written `sha256:<hex>`; `md5` is base64."""
 
     path: str
@@ -53,22 +49,22 @@ class FileEntry(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     sources: tuple[Source, ...] = ()
 
 
-class TruthObject(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class TruthObject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is true of a golden picture: a label, and where it has one, its box."""
 
     label: str
     box: tuple[float, float, float, float] | None = None
 
 
-class Tolerance(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Tolerance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """How near an answer must come: `iou` of a box that counts as found; `share` of the truths that must be found."""
 
     iou: float = 0.5
     share: float = 0.75
 
 
-class Golden(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One picture (`input`: digest of its blob, `size` in bytes) and what is true of it. No objects: nothing may be found."""
+class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One picture (`input`: digest of its blob, `size` in bytes) and its truth. No objects: nothing may be found."""
 
     input: str
     size: int
@@ -76,7 +72,7 @@ class Golden(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     tolerance: Tolerance = Tolerance()
 
 
-class Manifest(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One model version. `created` is seconds since 1970; `min_runtime` the oldest release that can serve it."""
 
     schema: int = SCHEMA

@@ -1,7 +1,7 @@
 """ModelSpec: how pictures become a model's input, and its outputs become an answer.
 
-A version has one stage for most models, several for a pipeline. What this file leaves to others: filling a spec from model bytes
-(`inspect_onnx`, `inspect_litert`), using it (`vision/`).
+A version has one stage for most models, several for a pipeline. What this file leaves to others: filling a spec from
+model bytes (`inspect_onnx`, `inspect_litert`), using it (`vision/`).
 
 Rules:
 - A spec is a frozen value that round-trips through JSON and TOML; unknown fields are refused.
@@ -27,11 +27,7 @@ Resample = Literal["bilinear", "bicubic"]
 Parameter = str | float | int | bool | tuple[float, ...]
 
 
-class _Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all values here: frozen, strict, defaults left out of the canonical form."""
-
-
-class InputSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The picture input of one stage. `width`, `height` in pixels; `pad` is a grey value 0..255."""
 
     width: int
@@ -54,7 +50,7 @@ class InputSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     """Name of a second input that takes the original (height, width) as float32 [1, 2]; empty when there is none."""
 
 
-class AnswerSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class AnswerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The answer family (a file in `vision/answers/`), its parameters, and output tensor names by role where known."""
 
     family: str
@@ -62,8 +58,11 @@ class AnswerSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     outputs: dict[str, str] = {}
 
 
-class LabelSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Where labels come from: `names`, else the bundle's `file`, else `packed` in the model file; label = line[class + offset]."""
+class LabelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where labels come from: `names`, else the bundle's `file`, else `packed` in the model file.
+
+    The label of a class is the line at `class + offset` of the unfiltered list.
+    """
 
     names: tuple[str, ...] = ()
     file: str = ""
@@ -71,7 +70,7 @@ class LabelSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, o
     offset: int = 0
 
 
-class Thresholds(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """`score` 0..1 below which nothing is answered, `iou` for suppression, and the most results one answer holds."""
 
     score: float = 0.5
@@ -79,7 +78,7 @@ class Thresholds(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     max_results: int = 100
 
 
-class Stage(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One model file and what surrounds it."""
 
     file: str
@@ -90,7 +89,7 @@ class Stage(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     thresholds: Thresholds = Thresholds()
 
 
-class ModelSpec(_Value, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """All stages of a model version, in the order in which a picture walks through them."""
 
     stages: tuple[Stage, ...]
