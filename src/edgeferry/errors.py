@@ -1,6 +1,6 @@
 """Every error this system raises, split by who must act.
 
-This file holds the tree and nothing else; the four tables that map leaves to machine events, HTTP status, exit codes and
+This file holds the tree and nothing else; the tables that map leaves to machine events, HTTP status, exit codes and
 reported codes stand with those who use them and are tested for completeness over `find_leaves()`.
 
 Rules:

@@ -19,7 +19,7 @@ class Activator(Protocol):
         """Loads the version in a worker of its own, answers its golden truth, warms up, and keeps that worker ready.
 
         Raises:
-            ModelError: the model's fault (unreadable, crashed, timed out, golden truth missed); what serves is unchanged.
+            ModelError: the model's fault (unreadable, crashed, timed out, golden truth); the live one serves on.
             InternalError: the worker could not be started; ours to retry.
         """
 

@@ -24,7 +24,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The device at one moment. `observed` is the twin's `$version` last read; bytes count payload since first start."""
+    """The device at one moment. `observed` is the twin's `$version` last read; bytes count payload since the start."""
 
     device: str
     role: str
