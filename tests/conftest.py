@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+_SKIPPED: list[str] = []
 SHARED = Path(os.environ.get("EDGEFERRY_SHARED", ROOT.parent / "shared"))
 
 
@@ -24,3 +25,17 @@ def shared_models() -> Path:
 def demo_models() -> Path:
     """Folder of our own trained models, scenes and golden truth."""
     return ROOT / "models"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remembers skips, so that a run that must not skip can fail on them."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _SKIPPED.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With EDGEFERRY_NO_SKIPS=1 (the gate) a skipped test fails the run: a real component was missing."""
+    if os.environ.get("EDGEFERRY_NO_SKIPS") == "1" and _SKIPPED and session.exitstatus == 0:
+        print(f"\nEDGEFERRY_NO_SKIPS: {len(_SKIPPED)} skipped: {', '.join(_SKIPPED[:10])}")
+        session.exitstatus = 1

@@ -1,0 +1,77 @@
+# The same few words everywhere. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+TESTS ?= tests
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite system
+
+help: ## list every target, a line each
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+
+$(STAMP): pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.13 is needed, found " + sys.version.split()[0]) if not (3,11) <= sys.version_info[:2] < (3,14) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP) ## make .venv with everything a developer needs
+
+node_modules/.package-lock.json: package.json package-lock.json
+	@if command -v npm >/dev/null; then npm ci --no-audit --no-fund --loglevel=error; \
+	else echo 'npm is not here: install Node.js; the tests that need the Azurite blob server will say that they are skipped'; fi
+
+azurite: node_modules/.package-lock.json ## install the Azurite blob server for the tests (needs Node.js)
+
+azure-sdk: setup ## make the environment with Microsoft's SDKs for the tests
+	@$(BIN)/python scripts/make_sdk_env.py
+
+demo: setup ## the whole story on this machine in under three minutes, figures at the end
+	@$(BIN)/edgeferry demo --out out/demo --json out/demo/figures.json
+
+up: setup ## a hub and one device with the demo model, in the foreground
+	@$(BIN)/edgeferry demo --up --out out/up
+
+test: setup azurite azure-sdk ## every test but the long ones; under 15 minutes on two cores
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not soak and not soak_full' $(TESTS)
+
+soak: setup azurite azure-sdk ## seeded faults, kills and fuzzing, short form
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m soak $(TESTS)
+
+soak-full: setup azurite azure-sdk ## the same with the full counts (long)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'soak or soak_full' $(TESTS)
+
+check: setup ## format, lint, types, floors of the house, spelling, docs in step
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests docs models scripts README.md CHANGELOG.md CONTRIBUTING.md Makefile
+	$(BIN)/python scripts/make_cli_docs.py --check
+
+format: setup ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## measure downloads coded, metadata bytes and requests; writes docs/benchmarks.md
+	$(BIN)/python scripts/bench.py --write docs/benchmarks.md
+
+docs: setup ## write docs/cli.md and the state diagram from the code
+	$(BIN)/python scripts/make_cli_docs.py
+
+.venv-models/.setup-done: models/requirements.txt
+	$(PYTHON) -m venv .venv-models
+	.venv-models/bin/pip install --quiet --disable-pip-version-check -r models/requirements.txt
+	@touch $@
+
+models: .venv-models/.setup-done ## train the demo models anew (needs torch; about an hour)
+	.venv-models/bin/python -m models.build
+
+models-check: setup ## measure the committed demo models, without torch
+	$(BIN)/python -m models.build --check
+
+clean: ## remove environments and what was made
+	rm -rf .venv .venv-* node_modules out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
