@@ -1,0 +1,1 @@
+"""Words on a command line: one file per group of commands."""
