@@ -34,7 +34,7 @@ class WorkloadConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything `device run` can be told. Times in seconds, sizes in bytes, rates in bits per second (0: no limit)."""
+    """All that `device run` can be told. Times in seconds, sizes in bytes, rates in bits per second (0: no limit)."""
 
     storage: str = "/iotedge/storage"
     role: Role = "both"
@@ -59,7 +59,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def read_device_config(data: bytes | None, environment: Mapping[str, str], **overrides: object) -> DeviceConfig:
-    """The device's settings from file bytes (None: no file), environment and command line (`overrides`, None = not given).
+    """Device settings from file bytes (None: no file), environment and command line (`overrides`; None: not said).
 
     Raises:
         ConfigInvalid: broken TOML, an unknown key or a wrong type.
