@@ -83,3 +83,14 @@ def test_usage_errors_and_plain_exits_pass_through() -> None:
     assert _run(click.UsageError("no such thing")).exit_code == 2
     assert _run(SystemExit(5)).exit_code == 5
     assert _run(KeyboardInterrupt()).exit_code == 1
+
+
+def test_the_whole_command_line_ends_through_the_same_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def command() -> None:
+        raise errors.NoSpace("expected 10 bytes free, found 3")
+
+    monkeypatch.setattr("sys.argv", ["edgeferry"])
+    with pytest.raises(SystemExit) as exit_:
+        exit_codes.run_cli(command)
+    assert exit_.value.code == 1

@@ -6,7 +6,7 @@ Rules:
 - 0 ok, 1 our failure or the machine's, 2 usage or configuration, 3 link or the other end, 4 refused (trust, bad bundle,
   bad model), 5 nothing to do (only by commands where that matters).
 - The nearest class in EXIT_CODES decides: a leaf before its branch. Every branch of the tree has a row.
-- `ends_with_exit_code` is one of the three places where `except Exception` stands: the CLI edge.
+- `cli_edge` is one of the three places where `except Exception` stands: the CLI edge.
 - An error of ours is two lines on stderr, `error <code>: <message>` and the advice; a defect also shows its traceback.
 """
 
@@ -68,6 +68,12 @@ def ends_with_exit_code(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
 
     return run
+
+
+def run_cli(command: click.Command) -> None:
+    """Runs the whole command line as the `edgeferry` script does; never returns normally."""
+    with cli_edge():
+        command()
 
 
 @contextmanager
