@@ -156,7 +156,7 @@ class BundleTooLarge(BundleError):
 
 class BundleUnreadable(BundleError):
     code = "bundle_unreadable"
-    advice = "Build the bundle anew: it is not a readable ZIP."
+    advice = "Build the bundle anew: it, or the part of it that the message names, cannot be read."
 
 
 class BundleIncomplete(BundleError):
