@@ -68,3 +68,7 @@ def main() -> None:
     from edgeferry.cli.exit_codes import run_cli
 
     run_cli(cli)
+
+
+if __name__ == "__main__":
+    main()
