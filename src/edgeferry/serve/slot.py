@@ -1,0 +1,303 @@
+"""One slot: the model that answers under one name, the candidate that was proven, and the switch between them.
+
+What this file leaves to others: all slots and the queue (`slots.py`), starting workers (`engine.py`), HTTP (`api.py`).
+
+Rules:
+- What a request needs stands in one frozen Serving: version, worker and terms (labels, thresholds). A switch is one
+  reference assignment, so no request can meet the labels of another version.
+- The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`.
+- Versions with the same model files and preprocessing hold one worker together; only the golden truth runs again.
+- A worker that dies while serving is started again, with growing pauses while that fails. Requests in flight fail alone
+  with WorkerLost; new ones wait for the restart, but not longer than `restart_wait_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from edgeferry.errors import EdgeferryError, ModelError, ModelNotReady, WorkerLost
+from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.child import InferReply, Terms
+from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
+
+_log = structlog.get_logger(__name__)
+_RESTART_PAUSE_S = 0.5
+_RESTART_PAUSE_MAX_S = 60.0
+NOT_READY_MESSAGE = "PLEASE SET AI MODEL FIRST"
+"""The guide's own words: its clients look for them."""
+
+
+class HeldWorker:
+    """A worker and the number of Servings that hold it; it is closed with the last of them."""
+
+    def __init__(self, port: WorkerPort, share_key: str) -> None:
+        self.port = port
+        self.share_key = share_key
+        self._holders = 1
+
+    def hold(self) -> HeldWorker:
+        """Adds a holder."""
+        self._holders += 1
+        return self
+
+    async def release(self, drain_timeout_s: float) -> None:
+        """Takes a holder away."""
+        self._holders -= 1
+        if self._holders == 0:
+            await self.port.close(drain_timeout_s=drain_timeout_s)
+
+
+class LeaseCount:
+    """How many requests use a Serving, and a way to wait until none does."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+
+    async def wait_none(self, timeout_s: float) -> bool:
+        """Waits at most `timeout_s`; True when no lease is left."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A version with the worker and the terms it is served with. Never changed, only replaced."""
+
+    version: StoredVersion
+    worker: HeldWorker
+    terms: Terms
+    leases: LeaseCount = field(default_factory=LeaseCount)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One request's hold on one Serving."""
+
+    version: StoredVersion
+    terms: Terms
+    _worker: WorkerPort
+
+    async def infer(self, picture: bytes, *, timeout_s: float, draw: Drawn = "") -> InferReply:
+        """Answers `picture` with worker, labels and thresholds of this very version; raises as WorkerPort.infer."""
+        return await self._worker.infer(picture, terms=self.terms, timeout_s=timeout_s, draw=draw)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSettings:
+    """Waiting times of a slot, seconds."""
+
+    drain_timeout_s: float = 30.0
+    restart_wait_s: float = 10.0
+
+
+class Slot:
+    """See the module. `deaths` and `answered` count since the last switch."""
+
+    def __init__(self, model: str, engine: EnginePort, settings: SlotSettings) -> None:
+        self.model = model
+        self.serving: Serving | None = None
+        self.deaths = 0
+        self.answered = 0
+        self._candidate: Serving | None = None
+        self._engine = engine
+        self._settings = settings
+        self._moving = asyncio.Lock()
+        self._ready = asyncio.Event()
+        self._restart_error: EdgeferryError | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready(self) -> bool:
+        """True while a living worker serves."""
+        return self.serving is not None and self.serving.worker.port.alive
+
+    # --- the update's side: prove, switch, discard --------------------------------------------------------------------
+    async def prove(self, version: StoredVersion) -> None:
+        """Holds a proven worker for `version` as the candidate; raises as Activator.prove. What serves stays."""
+        async with self._moving:
+            await self._hold_candidate(version)
+
+    async def switch(self, version: StoredVersion) -> None:
+        """Serves `version` from now on, proving it first unless it is the living candidate; the old one drains."""
+        async with self._moving:
+            if self.ready and self.serving is not None and self.serving.version.identity == version.identity:
+                await self._drop_candidate()
+                return
+            new = await self._hold_candidate(version)
+            self._candidate = None
+            self._point_at(new)
+            self.deaths = self.answered = 0
+            _log.info("switched", model=self.model, version=version.version)
+
+    async def discard(self) -> None:
+        """Lets go of the candidate, if there is one."""
+        async with self._moving:
+            await self._drop_candidate()
+
+    async def close(self) -> None:
+        """Ends watching and restarting, lets running requests finish for at most the drain time, ends the workers."""
+        async with self._moving:
+            await self._drop_candidate()
+            old, self.serving = self.serving, None
+            self._ready.set()
+            if old is not None:
+                await self._retire(old)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- the request's side -------------------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[Lease]:
+        """Holds what serves now; `answered` counts the leases that end without an error.
+
+        Raises:
+            ModelNotReady: nothing is served.
+        """
+        serving = self._require_serving()
+        with serving.leases:
+            yield Lease(serving.version, serving.terms, serving.worker.port)
+        if self.serving is not None and self.serving.version.identity == serving.version.identity:
+            self.answered += 1
+
+    async def wait_ready(self) -> None:
+        """Waits for a restart under way.
+
+        Raises:
+            WorkerLost: the restart failed or takes too long.
+            ModelNotReady: nothing is served.
+        """
+        if self.ready:
+            return
+        self._require_serving()
+        self._ready.clear()
+        if self._restart_error is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.restart_wait_s):
+                    await self._ready.wait()
+        self._require_serving()
+        if not self.ready:
+            raise WorkerLost(f"the worker of {self.model} died and is not back yet", model=self.model)
+
+    def _require_serving(self) -> Serving:
+        if self.serving is None:
+            raise ModelNotReady(NOT_READY_MESSAGE, model=self.model)
+        return self.serving
+
+    # --- the candidate ------------------------------------------------------------------------------------------------
+    async def _hold_candidate(self, version: StoredVersion) -> Serving:
+        held = self._candidate
+        if held is not None and held.version.identity == version.identity and held.worker.port.alive:
+            return held
+        await self._drop_candidate()
+        self._candidate = await self._make_serving(version)
+        return self._candidate
+
+    async def _drop_candidate(self) -> None:
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            await candidate.worker.release(0.0)
+
+    async def _make_serving(self, version: StoredVersion) -> Serving:
+        share_key = await self._engine.read_share_key(version)
+        shared = await self._share_worker(version, share_key)
+        if shared is not None:
+            return shared
+        port = await self._engine.start(version)
+        return Serving(version, HeldWorker(port, share_key), port.terms)
+
+    async def _share_worker(self, version: StoredVersion, share_key: str) -> Serving | None:
+        """`version` on the worker that serves already, or None where its files differ or that worker is gone."""
+        current = self.serving
+        if current is None or current.worker.share_key != share_key or not current.worker.port.alive:
+            return None
+        worker = current.worker.hold()
+        try:
+            proven = await worker.port.reprove(version)
+        except ModelError:
+            alive = worker.port.alive
+            await worker.release(0.0)
+            if alive:
+                raise
+            return None  # it died, perhaps of a picture: a worker of its own gives the verdict on this version
+        except BaseException:
+            await worker.release(0.0)
+            raise
+        return Serving(version, worker, proven.terms)
+
+    # --- the switch, and what follows from it -------------------------------------------------------------------------
+    def _point_at(self, new: Serving) -> None:
+        old, self.serving = self.serving, new
+        self._restart_error = None
+        self._ready.set()
+        self._spawn(self._watch(new))
+        if old is not None:
+            self._spawn(self._retire(old))
+
+    async def _retire(self, old: Serving) -> None:
+        try:
+            if old.worker.port.alive and not await old.leases.wait_none(self._settings.drain_timeout_s):
+                _log.warning("drain_timed_out", model=self.model, version=old.version.version)
+        finally:  # also when the slot is closed while this drains
+            await old.worker.release(0.0)
+
+    async def _watch(self, serving: Serving) -> None:
+        """Waits for the worker's death; when it was still the one that serves, counts it and starts it again."""
+        exit_code = await serving.worker.port.wait_dead()
+        if self.serving is not serving:
+            return
+        self._ready.clear()
+        self.deaths += 1
+        _log.error("worker_died", model=self.model, version=serving.version.version, exit_code=exit_code)
+        await self._restart(serving)
+
+    async def _restart(self, dead: Serving) -> None:
+        pause_s = _RESTART_PAUSE_S
+        while self.serving is dead:
+            try:
+                port = await self._engine.start(dead.version)
+            except EdgeferryError as error:
+                _log.error("restart_failed", model=self.model, code=error.code, message=error.message)
+                self._restart_error = error
+                self._ready.set()
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RESTART_PAUSE_MAX_S)
+            else:
+                await self._take_restarted(dead, port)
+
+    async def _take_restarted(self, dead: Serving, port: WorkerPort) -> None:
+        if self.serving is dead:
+            self._point_at(Serving(dead.version, HeldWorker(port, dead.worker.share_key), port.terms))
+        else:
+            await port.close(drain_timeout_s=0.0)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("slot_task_failed", model=self.model, exc_info=error)

@@ -1,0 +1,114 @@
+"""All models that are served: one slot each, one gate in front of them.
+
+This is what the agent moves (it fulfils `agent/ports.py: Activator` by shape) and what requests take leases on.
+What this file leaves to others: one model's switch (`slot.py`), which model answers a request (`infer.py`).
+
+Rules:
+- The queue is bounded over all models; beyond it QueueFull at once.
+- A request waits for a core before it takes its lease: it is answered by the newest version and never delays a drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from edgeferry.errors import ModelNotReady
+from edgeferry.model.stored import StoredVersion
+from edgeferry.serve.gate import Gate
+from edgeferry.serve.ports import EnginePort
+from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsSettings:
+    """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away."""
+
+    concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
+    waiting: int = 32
+    slot: SlotSettings = field(default_factory=SlotSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One served model as the API shows it; counts are since the last switch."""
+
+    version: StoredVersion
+    ready: bool
+    deaths: int
+    answered: int
+
+
+class Slots:
+    """The models being served, by name. `default_model` answers where a request names none."""
+
+    def __init__(self, engine: EnginePort, settings: SlotsSettings | None = None, *, default_model: str = "") -> None:
+        settings = settings or SlotsSettings()
+        self.default_model = default_model
+        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting)
+        self._engine = engine
+        self._settings = settings.slot
+        self._slots: dict[str, Slot] = {}
+
+    # --- what the agent moves (Activator) -----------------------------------------------------------------------------
+    async def prove(self, version: StoredVersion) -> None:
+        """Holds a proven worker for `version`; see Activator.prove."""
+        await self._make_slot(version.model).prove(version)
+
+    async def switch(self, version: StoredVersion) -> None:
+        """Serves `version` under its model's name from now on; see Activator.switch."""
+        await self._make_slot(version.model).switch(version)
+
+    async def discard(self, model: str) -> None:
+        """Lets go of a proven worker that was never switched to."""
+        if model in self._slots:
+            await self._slots[model].discard()
+
+    def get_worker_deaths(self, model: str) -> int:
+        """How often the serving worker of `model` died since the last switch."""
+        return self._slots[model].deaths if model in self._slots else 0
+
+    def get_requests_answered(self, model: str) -> int:
+        """How many requests the serving version of `model` answered since the last switch."""
+        return self._slots[model].answered if model in self._slots else 0
+
+    async def close(self) -> None:
+        """Stops serving: running requests finish within the drain time, every worker ends."""
+        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+
+    # --- what requests use --------------------------------------------------------------------------------------------
+    def get_models(self) -> dict[str, ServedModel]:
+        """What is served now, by name."""
+        return {
+            name: ServedModel(slot.serving.version, slot.ready, slot.deaths, slot.answered)
+            for name, slot in sorted(self._slots.items())
+            if slot.serving is not None
+        }
+
+    @asynccontextmanager
+    async def lease(self, model: str) -> AsyncIterator[Lease]:
+        """A place in the queue, then a core, then a hold on the version of `model` that serves at that moment.
+
+        Raises:
+            QueueFull: too many requests run or wait.
+            ModelNotReady: nothing is served under that name.
+            WorkerLost: its worker died and is not back in time.
+        """
+        slot = self._slots.get(model)
+        if slot is None:
+            raise ModelNotReady(NOT_READY_MESSAGE, model=model)
+        with self.gate.queue():
+            while True:
+                await slot.wait_ready()
+                async with self.gate.run():
+                    if not slot.ready:  # it died while this request waited for a core: wait without holding one
+                        continue
+                    async with slot.lease() as lease:
+                        yield lease
+                    return
+
+    def _make_slot(self, model: str) -> Slot:
+        return self._slots.setdefault(model, Slot(model, self._engine, self._settings))
