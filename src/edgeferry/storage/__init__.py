@@ -1,0 +1,1 @@
+"""Disk and objects: atomic files, partial downloads, the model repository, the journal, blob stores and patching."""

@@ -1,0 +1,201 @@
+"""Journal: what this device was doing, counted and still has to say, in one SQLite file that survives a power cut.
+
+What a record means is the agent's; bodies are bytes here.
+
+Rules:
+- WAL, synchronous=FULL: a call that returned is on the disk.
+- One thread touches the database; every method is a coroutine that waits for it.
+- A journal that is damaged, or of a newer release, is moved aside and begun anew: refs tell what is true, records only
+  what we were doing, so that a device without a journal serves on. `damage` says that it happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgeferry.errors import NoSpace, StorageBusy, StorageError, StorageFailed
+from edgeferry.storage.files import fsync_folder, rename_durably, translate_disk_errors
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE record (key TEXT PRIMARY KEY, model TEXT NOT NULL, state TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE ledger (day TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (day, kind));
+CREATE TABLE outbox (
+    place INTEGER PRIMARY KEY AUTOINCREMENT, mid TEXT NOT NULL UNIQUE, output TEXT NOT NULL, body BLOB NOT NULL
+);
+CREATE TABLE value (key TEXT PRIMARY KEY, body BLOB NOT NULL);
+"""
+_BUSY_TIMEOUT_S = 5.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxMessage:
+    """A message that must reach the hub at least once; `mid` is the stable id by which a receiver knows it again."""
+
+    mid: str
+    output: str
+    body: bytes
+
+
+class Journal:
+    """An open journal; made by `open_journal`. All methods raise NoSpace, StorageBusy or StorageFailed."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, writer: ThreadPoolExecutor, damage: StorageFailed | None
+    ) -> None:
+        self._connection = connection
+        self._writer = writer
+        self.damage = damage
+        """Why the journal before this one was moved aside; None when it was not."""
+
+    # --- records ------------------------------------------------------------------------------------------------------
+    async def save_record(self, key: str, *, model: str, state: str, body: bytes) -> None:
+        """Writes the record of one update; when this returns, it is on the disk."""
+        sql = "INSERT OR REPLACE INTO record (key, model, state, body) VALUES (?, ?, ?, ?)"
+        await self._write(sql, key, model, state, body)
+
+    async def load_records(self) -> list[tuple[str, bytes]]:
+        """Key and body of every record."""
+        return [(key, body) for key, body in await self._read("SELECT key, body FROM record ORDER BY rowid")]
+
+    async def delete_record(self, key: str) -> None:
+        """Forgets a record; none there is fine."""
+        await self._write("DELETE FROM record WHERE key = ?", key)
+
+    # --- ledger -------------------------------------------------------------------------------------------------------
+    async def add_bytes(self, day: str, kind: str, size_bytes: int) -> None:
+        """Counts bytes of one kind (`http`, `mqtt`, ...) to one day (`2026-11-23`)."""
+        sql = "INSERT INTO ledger VALUES (?, ?, ?) ON CONFLICT (day, kind) DO UPDATE SET bytes = bytes + excluded.bytes"
+        await self._write(sql, day, kind, size_bytes)
+
+    async def get_ledger(self) -> dict[str, dict[str, int]]:
+        """Bytes by day and kind."""
+        ledger: dict[str, dict[str, int]] = {}
+        for day, kind, size in await self._read("SELECT day, kind, bytes FROM ledger ORDER BY day, kind"):
+            ledger.setdefault(day, {})[kind] = size
+        return ledger
+
+    # --- outbox -------------------------------------------------------------------------------------------------------
+    async def put_message(self, mid: str, *, output: str, body: bytes) -> None:
+        """Keeps a message until `drop_message`; the same `mid` again changes nothing."""
+        await self._write("INSERT OR IGNORE INTO outbox (mid, output, body) VALUES (?, ?, ?)", mid, output, body)
+
+    async def list_messages(self) -> list[OutboxMessage]:
+        """Messages not yet dropped, oldest first."""
+        return [OutboxMessage(*row) for row in await self._read("SELECT mid, output, body FROM outbox ORDER BY place")]
+
+    async def drop_message(self, mid: str) -> None:
+        """The hub has it."""
+        await self._write("DELETE FROM outbox WHERE mid = ?", mid)
+
+    # --- single values ------------------------------------------------------------------------------------------------
+    async def get_value(self, key: str) -> bytes | None:
+        """A value kept under `key`, or None."""
+        rows = await self._read("SELECT body FROM value WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    async def set_value(self, key: str, body: bytes) -> None:
+        """Keeps `body` under `key`."""
+        await self._write("INSERT OR REPLACE INTO value VALUES (?, ?)", key, body)
+
+    # --- the one thread -----------------------------------------------------------------------------------------------
+    async def _write(self, sql: str, *values: str | int | bytes) -> None:
+        await self._run(lambda: self._connection.execute(sql, values).close())
+
+    async def _read(self, sql: str, *values: str) -> list[tuple[Any, ...]]:
+        return await self._run(lambda: self._connection.execute(sql, values).fetchall())
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        return await _run_in(self._writer, work)
+
+
+@asynccontextmanager
+async def open_journal(path: Path) -> AsyncIterator[Journal]:
+    """Opens the journal at `path`, made where missing, replaced where damaged.
+
+    Raises:
+        NoSpace, StorageBusy, StorageFailed: the disk does not do as asked.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="journal") as writer:
+        connection, damage = await _run_in(writer, lambda: _open_or_replace(path))
+        try:
+            yield Journal(connection, writer, damage)
+        finally:
+            await asyncio.shield(_run_in(writer, connection.close))
+
+
+async def _run_in(writer: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+    with _translate_database_errors():
+        return await asyncio.get_running_loop().run_in_executor(writer, work)
+
+
+@contextmanager
+def _translate_database_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        kinds: dict[str, type[StorageError]] = {"SQLITE_FULL": NoSpace, "SQLITE_BUSY": StorageBusy}
+        raise kinds.get(name, StorageFailed)(f"the journal cannot be used: {error}", reason=name) from error
+
+
+class _Damaged(Exception):
+    """The file at hand is not a journal that this release can go on with."""
+
+
+def _open_or_replace(path: Path) -> tuple[sqlite3.Connection, StorageFailed | None]:
+    try:
+        return _open(path), None
+    except _Damaged as reason:
+        aside = _move_aside(path)
+        damage = StorageFailed(f"the journal was not usable ({reason}); it lies at {aside.name}, a new one was begun")
+        return _open(path), damage
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    with translate_disk_errors(path):
+        path.touch(0o600)
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        _set_up(connection)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if getattr(error, "sqlite_errorname", "") in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+            raise _Damaged(str(error)) from error
+        raise
+    except _Damaged:
+        connection.close()
+        raise
+    fsync_folder(path.parent)
+    return connection
+
+
+def _set_up(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").close()
+    connection.execute("PRAGMA synchronous = FULL").close()
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if verdict != "ok":
+        raise _Damaged(str(verdict)[:200])
+    if version not in (0, SCHEMA_VERSION):
+        raise _Damaged(f"schema {version}, expected {SCHEMA_VERSION}")
+    if version == 0:
+        connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _move_aside(path: Path) -> Path:
+    """One damaged journal is kept for people to look at; an older one gives way."""
+    aside = path.with_name(path.name + ".damaged")
+    rename_durably(path, aside)
+    for tail in ("-wal", "-shm"):
+        with translate_disk_errors(path), suppress(FileNotFoundError):
+            path.with_name(path.name + tail).unlink()
+    return aside

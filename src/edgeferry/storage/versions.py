@@ -1,0 +1,88 @@
+"""A version's folder on disk, read: what is not whole is not a version.
+
+Making folders is `repository.py`'s.
+
+Rules:
+- A folder counts when its manifest parses, names this model and version, and every file is there with its size.
+  Content is not hashed here: it was when it came.
+- A link or a device in place of a file makes the version not whole.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeferry.errors import ManifestInvalid, StorageError
+from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES, Manifest, read_manifest_bytes
+from edgeferry.model.stored import GoldenFile, StoredVersion
+from edgeferry.storage.files import TEMP_PREFIX, read_bounded, translate_disk_errors
+
+MANIFEST_FILE = "manifest.json"
+IDENTITY_FILE = "identity:"
+"""Holds a version's identity; a colon, so that no file of a bundle can be called like it."""
+OTHER_SIGN = "~"
+"""Joins version and identity in the folder name of a second content; no version may hold this sign."""
+_IDENTITY_MAX_BYTES = 4096
+
+
+def read_version(model: str, folder: Path, blob_path: Callable[[Digest], Path]) -> StoredVersion | None:
+    """The version in `folder`, or None when it is not a whole version of `model`; golden inputs lie at `blob_path`."""
+    manifest = _find_manifest(folder)
+    identity = _find_identity(folder)
+    if manifest is None or not identity or (manifest.model, manifest.version) != (model, _get_named(folder)):
+        return None
+    golden = tuple(GoldenFile(one, blob_path(Digest.from_str(one.input))) for one in manifest.golden)
+    sizes = [(folder / entry.path, entry.size) for entry in manifest.files]
+    sizes += [(one.path, one.golden.size) for one in golden]
+    if not all(_has_size(path, size) for path, size in sizes):
+        return None
+    return StoredVersion(model, manifest.version, identity, folder, manifest.spec, golden)
+
+
+def list_digests(folder: Path) -> set[Digest]:
+    """All content that the version in `folder` refers to; a manifest that cannot be read refers to nothing."""
+    manifest = _find_manifest(folder)
+    if manifest is None:
+        return set()
+    texts = [entry.sha256 for entry in manifest.files] + [one.input for one in manifest.golden]
+    return {Digest.from_str(text) for text in texts}
+
+
+def iterate_folder(folder: Path, prefix: str = "") -> list[Path]:
+    """Entries of `folder` that start with `prefix`, none when it is no folder; things in the making only on demand."""
+    if not folder.is_dir():
+        return []
+    with translate_disk_errors(folder):
+        entries = list(folder.iterdir())
+    return [
+        path for path in entries if path.name.startswith(prefix) and (prefix or not path.name.startswith(TEMP_PREFIX))
+    ]
+
+
+def _find_manifest(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest_bytes(read_bounded(folder / MANIFEST_FILE, MANIFEST_MAX_BYTES))
+    except (StorageError, ManifestInvalid):
+        return None
+
+
+def _find_identity(folder: Path) -> str | None:
+    try:
+        return read_bounded(folder / IDENTITY_FILE, _IDENTITY_MAX_BYTES).decode()
+    except (StorageError, UnicodeDecodeError):
+        return None
+
+
+def _get_named(folder: Path) -> str:
+    return folder.name.partition(OTHER_SIGN)[0]
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:  # gone or unreadable: either way not whole
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size_bytes
