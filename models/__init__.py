@@ -1,0 +1,1 @@
+"""The demo models: committed files, and the scripts that made them (`python -m models.build`)."""
