@@ -316,6 +316,16 @@ class RequestTimeout(RequestError):
     advice = "Send the request again; if it happens often, send fewer at a time."
 
 
+class BodyTimeout(RequestError):
+    code = "body_timeout"
+    advice = "Send the whole body faster, or a smaller one."
+
+
+class MethodRefused(RequestError):
+    code = "method_refused"
+    advice = "Use one of the methods that the Allow header names."
+
+
 class WorkerLost(RequestError):
     code = "worker_lost"
     advice = "Send the request again: the process that served it died and is being restarted."
