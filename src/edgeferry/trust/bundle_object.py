@@ -1,7 +1,7 @@
-"""The bundle object `metadata/<model>.bundle.zst`: all that a device needs to trust one model's newest version, in one GET.
+"""The bundle object `metadata/<model>.bundle.zst`: what a device needs to trust a model's newest version, in one GET.
 
-It is a convenience, never an authority: every file in it is verified as if it had been fetched by itself, and a bundle that
-is missing, stale or damaged costs only the GETs it would have saved. The format stands in docs/formats/repository.md.
+It is a convenience, never an authority: every file in it is verified as if it had been fetched by itself, and a bundle
+that is missing, stale or damaged costs only the GETs it would have saved. Format: docs/formats/repository.md.
 
 Rules:
 - Bounded before it is decompressed: the frame states its content size, and the window is limited.

@@ -1,8 +1,8 @@
 """The device's side of trust: a manifest is believed only when the pinned root says so, by way of signed metadata.
 
-python-tuf's Updater walks root -> timestamp -> snapshot -> targets -> the model's role, over a fetch function that `app/`
-gives; this file feeds it from the model's bundle object first, and puts its verdicts into our words. Blobs are not its
-business: they are fetched by the digests that a verified manifest names.
+python-tuf's Updater walks root -> timestamp -> snapshot -> targets -> the model's role over a fetch function that
+`app/` gives; this file feeds it from the model's bundle object first, and puts its verdicts into our words. Blobs are
+not its business: they are fetched by the digests that a verified manifest names.
 
 Rules:
 - The root is pinned (its bytes, or their SHA-256); it is never taken on first use.
@@ -149,7 +149,8 @@ class Verifier:
 
     def _read_root(self) -> bytes:
         """The pinned root's bytes: given, kept from an earlier run, or fetched and compared with the pinned digest."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with _translate_tuf_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self._root_pin, bytes):
             return self._root_pin
         history = self._folder / "root_history"
