@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeferry.errors import BundleTooLarge, BundleUnreadable, NameInvalid
@@ -21,6 +22,7 @@ from edgeferry.names import get_stem, require_file_name
 from edgeferry.storage.files import (
     FOLDER_NAME,
     TEMP_PREFIX,
+    copy_file,
     fsync_folder,
     make_temp_folder,
     remove_tree,
@@ -72,6 +74,27 @@ def unpack_classic(storage_root: Path, zip_path: Path, stem: str, *, limits: Bun
     temp = make_temp_folder(storage_root)
     try:
         _unpack(zip_path, temp, limits)
+        with translate_disk_errors(temp):
+            temp.chmod(0o755)
+        fsync_folder(temp)
+        _replace_folder(temp, target)
+    finally:
+        remove_tree(temp)
+    return target
+
+
+def publish_folder(storage_root: Path, stem: str, files: Mapping[str, Path]) -> Path:
+    """Makes `<storage>/<stem>` of copies of `files` (name -> path), whole at once; returns that path.
+
+    Raises:
+        NameInvalid: a name is not plain.
+        NoSpace, StorageFailed: an older folder of that name stands.
+    """
+    target = storage_root / _require_shared_name(stem)
+    temp = make_temp_folder(storage_root)
+    try:
+        for name, path in files.items():
+            copy_file(path, temp / require_file_name(name), mode=0o644)
         with translate_disk_errors(temp):
             temp.chmod(0o755)
         fsync_folder(temp)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import tempfile
@@ -78,6 +79,15 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise StorageFailed(f"expected at most {max_bytes} bytes in {path.name!r}, found more", path=str(path))
     return data
+
+
+@contextmanager
+def open_mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
+    """The file's bytes, mapped: readers that look at a few places do not hold all of it. An empty file is `b""`."""
+    with translate_disk_errors(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    yield mapped  # closed when nobody looks at it any more: a view may outlive the block
 
 
 def copy_file(source: Path, target: Path, *, mode: int) -> None:
