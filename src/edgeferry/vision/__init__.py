@@ -1,1 +1,1 @@
-"""Pixels in, answers out: pure functions from picture bytes to typed answers. Importing this room loads no heavy library."""
+"""Pixels in, answers out: pure functions from picture bytes to typed answers. Importing it loads no heavy library."""

@@ -1,6 +1,6 @@
 """Answer: what a model says about one picture, as typed values that travel between processes and become JSON.
 
-What this file leaves to others: making answers (`answers/`), judging them (`golden.py`), drawing them (`draw.py`), wire formats (`serve/`).
+Left to others: making answers (`answers/`), judging (`golden.py`), drawing (`draw.py`), wire formats (`serve/`).
 
 Rules:
 - No numpy here: the device's main process reads answers and never loads numpy.

@@ -1,0 +1,44 @@
+"""Table: every answer family by its name in a spec, and the one function that decodes.
+
+Rules:
+- A family that is not here is ModelUnsupported: there is no default.
+- What a family's outputs must look like stands in its own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgeferry.errors import ModelUnsupported
+from edgeferry.model.spec import Stage
+from edgeferry.vision.answer import Answer
+from edgeferry.vision.answers.classification import decode_classification
+from edgeferry.vision.answers.ef_detector import decode_ef_detector
+from edgeferry.vision.answers.objects import Outputs
+from edgeferry.vision.answers.ssd import decode_ssd
+from edgeferry.vision.answers.tiny_yolov3 import decode_tiny_yolov3
+from edgeferry.vision.preprocess import Placement
+
+Family = Callable[[Stage, Outputs, Placement, tuple[str, ...]], Answer]
+
+FAMILIES: dict[str, Family] = {
+    "classification": decode_classification,
+    "ssd": decode_ssd,
+    "tiny_yolov3": decode_tiny_yolov3,
+    "ef_detector": decode_ef_detector,
+}
+
+
+def require_family(stage: Stage) -> Family:
+    """The decoder of a stage's answer family; raises ModelUnsupported when there is none."""
+    family = FAMILIES.get(stage.answer.family)
+    if family is None:
+        raise ModelUnsupported(
+            f"expected an answer family among {', '.join(FAMILIES)}, found {stage.answer.family!r:.60}"
+        )
+    return family
+
+
+def decode(stage: Stage, outputs: Outputs, placement: Placement, labels: tuple[str, ...]) -> Answer:
+    """Output tensors by name (already dequantised) -> the answer; raises ModelUnsupported."""
+    return require_family(stage)(stage, outputs, placement, labels)

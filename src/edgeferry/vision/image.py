@@ -1,0 +1,231 @@
+"""Image: bytes of a picture in, upright RGB pixels out; and the resize that preprocessing uses.
+
+What this file leaves to others: what a model wants to see (`preprocess.py`), drawing (`draw.py`).
+
+Rules:
+- Bounded before decoding: bytes, then the pixels that the header claims. Pillow's global limit is never relied on.
+- JPEG goes through simplejpeg (libjpeg-turbo, with DCT scaling), everything else and CMYK JPEG through Pillow.
+- EXIF orientation is applied. Transparency is laid on white (BACKGROUND). Animations give their first picture.
+- More than 8 bits: 16-bit samples keep their high byte; 32-bit and float samples are taken as 0..1, 0..255 or
+  0..65535, whichever is the smallest range that holds them, else stretched from their least to their greatest value.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from edgeferry.errors import MediaTypeRefused, PictureTooLarge, PictureUnreadable
+from edgeferry.model.spec import Resample
+
+Pixels = NDArray[np.uint8]
+"""[height, width, 3], RGB, upright."""
+
+BACKGROUND = (255, 255, 255)
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+
+_JPEG_SCANS_MAX = 200
+"""A progressive JPEG can ask for a pass over all pixels with each few bytes; encoders write about ten of them."""
+
+_ORIENTATION_TAG = 0x0112
+_TURNED = (5, 6, 7, 8)
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF 2.32, section 4.6.4, tag 274
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: pixels.transpose(1, 0, 2)[:, ::-1],
+    7: lambda pixels: pixels.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda pixels: pixels.transpose(1, 0, 2)[::-1],
+}
+
+_DECODER_ERRORS = (  # what Pillow's and libjpeg's readers were seen to raise on damaged bytes
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+    EOFError, AttributeError, NotImplementedError, RuntimeError, AssertionError, zlib.error,
+)  # fmt: skip
+
+_OTHER_MEDIA = (
+    (b"%PDF", 0, "a PDF document"),
+    (b"PK\x03\x04", 0, "a ZIP file"),
+    (b"\x1f\x8b", 0, "a gzip file"),
+    (b"ftyp", 4, "an HEIC, AVIF or MP4 file"),
+    (b"<svg", 0, "an SVG drawing"),
+    (b"<?xml", 0, "an XML document"),
+    (b"<html", 0, "an HTML page"),
+    (b"<!DOCTYPE", 0, "an HTML page"),
+    (b"--", 0, "a multipart form"),
+    (b"{", 0, "a JSON document"),
+    (b"data:", 0, "a data URL"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """The most bytes and the most pixels (width x height) that are decoded."""
+
+    max_bytes: int = 32 << 20
+    max_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture. `width`, `height`: the upright original in pixels; `pixels` may be smaller (DCT scaling)."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+def read_picture(
+    data: bytes | bytearray, limits: PictureLimits = PictureLimits(), *, enough: tuple[int, int] | None = None
+) -> Picture:
+    """Decodes a picture.
+
+    Args:
+        data: the whole file.
+        limits: refused beyond these, before anything is decoded.
+        enough: (width, height) that the caller needs; a JPEG over twice as large is decoded to a smaller picture that
+            still has it. None: always all pixels.
+
+    Raises:
+        PictureTooLarge: more bytes or pixels than `limits`.
+        MediaTypeRefused: a document of another kind.
+        PictureUnreadable: empty, cut short, damaged, or of an unknown kind.
+    """
+    if len(data) > limits.max_bytes:
+        raise PictureTooLarge(f"expected a picture of at most {limits.max_bytes} bytes, found {len(data)}")
+    if not data:
+        raise PictureUnreadable("expected a picture, found 0 bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(image, limits)
+        return _decode(image, data, enough)
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise PictureTooLarge(f"expected a picture of at most {limits.max_pixels} pixels: {error}") from error
+    except _DECODER_ERRORS as error:
+        _refuse_other_media(data)
+        raise PictureUnreadable(f"expected a whole, undamaged picture: {_shorten(error)}") from error
+
+
+def resize(
+    pixels: Pixels,
+    width: int,
+    height: int,
+    *,
+    resample: Resample = "bilinear",
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
+    """Pixels [h, w, 3] -> [height, width, 3], filtered over all source pixels (Pillow's area-aware kernels).
+
+    `box` is the source region (left, top, right, bottom) in pixels, fractions allowed; None means all.
+    """
+    kernel = Image.Resampling.BICUBIC if resample == "bicubic" else Image.Resampling.BILINEAR
+    if box is None and pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), kernel, box=box))
+
+
+def _check_size(image: Image.Image, limits: PictureLimits) -> None:
+    pixels = image.width * image.height
+    if pixels > limits.max_pixels:
+        raise PictureTooLarge(
+            f"expected a picture of at most {limits.max_pixels} pixels, found {image.width}x{image.height}",
+            width=image.width,
+            height=image.height,
+        )
+    if image.format == "TIFF":
+        _check_tiff_tile(image, limits)
+
+
+def _check_tiff_tile(image: Image.Image, limits: PictureLimits) -> None:
+    """A small TIFF may name tiles of any size (tags 322, 323); libtiff would allocate them."""
+    tags = getattr(image, "tag_v2", {})
+    sides = [tags.get(tag, 1) for tag in (322, 323)]
+    if not all(isinstance(side, int) and side > 0 for side in sides) or sides[0] * sides[1] > limits.max_pixels:
+        raise PictureTooLarge(f"expected TIFF tiles of at most {limits.max_pixels} pixels, found {sides!r:.60}")
+
+
+def _decode(image: Image.Image, data: bytes | bytearray, enough: tuple[int, int] | None) -> Picture:
+    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+        width, height = image.size
+        orientation = _read_orientation(image)
+        pixels = _decode_jpeg(data, image.size, enough if orientation not in _TURNED or not enough else enough[::-1])
+    else:
+        image.load()
+        width, height = image.size
+        orientation = _read_orientation(image)  # after load(): the TIFF reader turns the picture itself
+        pixels = _make_rgb(image)
+    if orientation in _TURNED:
+        width, height = height, width
+    upright = _UPRIGHT.get(orientation)
+    return Picture(upright(pixels) if upright else pixels, width, height)
+
+
+def _decode_jpeg(data: bytes | bytearray, size: tuple[int, int], enough: tuple[int, int] | None) -> Pixels:
+    if data.count(b"\xff\xda") > _JPEG_SCANS_MAX:
+        raise PictureUnreadable(f"expected a JPEG of at most {_JPEG_SCANS_MAX} scans")
+    smaller = enough is not None and size[0] >= 2 * enough[0] and size[1] >= 2 * enough[1]
+    min_width, min_height = enough if enough is not None and smaller else (0, 0)
+    pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
+    return pixels
+
+
+def _read_orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODER_ERRORS:
+        return 1  # damaged EXIF is no reason to refuse the pixels
+    return value if isinstance(value, int) else 1
+
+
+def _make_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16"):
+        return _spread_grey(_read_16_bit(image))
+    if image.mode in ("I", "F"):
+        return _spread_grey(_to_bytes(np.asarray(image, dtype=np.float64)))
+    if image.has_transparency_data:
+        return _lay_on_background(image.convert("RGBA"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _read_16_bit(image: Image.Image) -> Pixels:
+    return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+
+
+def _to_bytes(samples: NDArray[np.float64]) -> Pixels:
+    """32-bit or float samples [h, w] -> 0..255, by the smallest usual range that holds them."""
+    samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+    low, high = float(samples.min()), float(samples.max())
+    top = next((top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top), None)
+    if top is None:
+        samples, top = samples - low, high - low
+    return np.rint(samples * (255.0 / top)).astype(np.uint8)
+
+
+def _spread_grey(grey: Pixels) -> Pixels:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _lay_on_background(image: Image.Image) -> Pixels:
+    ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+    return np.asarray(Image.alpha_composite(ground, image).convert("RGB"))
+
+
+def _refuse_other_media(data: bytes | bytearray) -> None:
+    for magic, offset, name in _OTHER_MEDIA:
+        if data[offset : offset + len(magic)] == magic:
+            raise MediaTypeRefused(f"expected the bytes of a picture, found {name}")
+
+
+def _shorten(error: Exception) -> str:
+    text = str(error)
+    if "BytesIO" in text:  # Pillow names the stream object, which tells nobody anything
+        return "the bytes are of no known picture format"
+    return f"{text or type(error).__name__:.200}"
