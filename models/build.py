@@ -24,7 +24,8 @@ def main() -> int:
     print(f"\n{make_detector_table(detectors)}\n\n{make_gauge_table(gauges)}\n")
     if not arguments.check:
         write_card(detectors, gauges)
-    misses = [miss for report in [*detectors, *gauges] for miss in report.misses()]
+    misses = [miss for report in detectors for miss in report.misses()]
+    misses += [miss for report in gauges for miss in report.misses()]
     print("\n".join(f"MISSED: {miss}" for miss in misses) or "every target is met")
     return 1 if misses else 0
 

@@ -3,13 +3,22 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import nn
-
 from models.spec import Card, make_detector_card, make_gauge_card
 from models.train import gauge, gauge_pictures, onnx_writer, tflite_models
 from models.train.dataset import make_scene_set
 from models.train.fit import to_tensor
-from models.train.layers import INPUT, Add, Layer, Upsample, calibrate, fold_block, fold_plain, fold_residual, fold_stage
+from models.train.layers import (
+    INPUT,
+    Add,
+    Layer,
+    Upsample,
+    calibrate,
+    fold_block,
+    fold_plain,
+    fold_residual,
+    fold_stage,
+    get_chain,
+)
 from models.train.net import Detector
 
 CALIBRATION_PICTURES = 60
@@ -39,25 +48,19 @@ def fold_detector(net: Detector) -> Iterator[Layer]:
     """Yields the detector as layers; the answers are `cls` [1, classes, 32, 32] and `box` [1, 4, 32, 32]."""
     source = INPUT
     for name in ("stage1", "stage2", "stage3", "stage4", "stage5"):
-        yield from fold_stage(name, source, _chain(net, name))
+        yield from fold_stage(name, source, get_chain(net, name))
         source = name
-    yield fold_block("lateral5", "stage5", _chain(net, "lateral5"))
+    yield fold_block("lateral5", "stage5", get_chain(net, "lateral5"))
     yield Upsample("lateral5.up", "lateral5")
     yield Add("sum4", "stage4", "lateral5.up")
     yield from fold_residual("merge4", "sum4", net.merge4)
-    yield fold_block("lateral4", "merge4", _chain(net, "lateral4"))
+    yield fold_block("lateral4", "merge4", get_chain(net, "lateral4"))
     yield Upsample("lateral4.up", "lateral4")
     yield Add("sum3", "stage3", "lateral4.up")
     yield from fold_residual("merge3", "sum3", net.merge3)
-    yield from fold_stage("head", "merge3", net.head, first_is_conv=False)
+    yield from fold_stage("head", "merge3", net.head)
     yield fold_plain("cls", "head", net.cls)
     yield fold_plain("box", "head", net.box)
-
-
-def _chain(net: nn.Module, name: str) -> nn.Sequential:
-    chain = net.get_submodule(name)
-    assert isinstance(chain, nn.Sequential)
-    return chain
 
 
 def _write_labels(folder: Path, card: Card) -> None:

@@ -74,7 +74,10 @@ def fit(net: Detector, scenes: SceneSet, recipe: Recipe, *, validate: SceneSet, 
             torch.save(average.state_dict(), part)
             score = evaluate(average, validate).mean
             elapsed_s = time.monotonic() - started
-            print(f"  {step + 1:5d}/{recipe.iterations} loss {loss.item():.3f} mAP {score:.3f} {elapsed_s:.0f} s", flush=True)
+            print(
+                f"  {step + 1:5d}/{recipe.iterations} loss {loss.item():.3f} mAP {score:.3f} {elapsed_s:.0f} s",
+                flush=True,
+            )
     return copy_frozen(average, parent) if recipe.head_only else average
 
 

@@ -14,7 +14,7 @@ from models.spec import GAUGE_LABELS
 from models.train.dataset import CACHE
 from models.train.fit import schedule, to_tensor
 from models.train.gauge_pictures import GaugeSet, make_gauge_set
-from models.train.layers import INPUT, Conv, Layer, Mean, fold_stage
+from models.train.layers import INPUT, Conv, Layer, Mean, fold_stage, get_chain
 from models.train.net import stage
 
 CHANNELS = (16, 24, 40, 64)
@@ -74,7 +74,7 @@ def fold_gauge(net: GaugeNet) -> list[Layer]:
 def _fold(net: GaugeNet) -> Iterator[Layer]:
     source = INPUT
     for name in ("stage1", "stage2", "stage3", "stage4"):
-        yield from fold_stage(name, source, net.get_submodule(name))  # type: ignore[arg-type]
+        yield from fold_stage(name, source, get_chain(net, name))
         source = name
     yield Mean("mean", source)
     assert net.state.bias is not None

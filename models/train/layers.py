@@ -60,9 +60,18 @@ class Mean:
 Layer = Conv | Add | Upsample | Mean
 
 
+def get_chain(net: nn.Module, name: str) -> nn.Sequential:
+    """Returns the named part of a network."""
+    chain = net.get_submodule(name)
+    assert isinstance(chain, nn.Sequential)
+    return chain
+
+
 def fold_block(name: str, source: str, block: nn.Sequential) -> Conv:
     """Folds convolution, batch norm and ReLU6 into one layer."""
     conv, norm = block[0], block[1]
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    assert norm.running_mean is not None
     gain = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = (conv.weight.detach().double() * gain[:, None, None, None]).float().numpy()
     bias = (norm.bias.detach().double() - norm.running_mean.double() * gain).float().numpy()
@@ -71,18 +80,18 @@ def fold_block(name: str, source: str, block: nn.Sequential) -> Conv:
 
 def fold_residual(name: str, source: str, block: nn.Module) -> Iterator[Layer]:
     """Yields depthwise, pointwise, sum; the sum bears `name`."""
-    yield fold_block(f"{name}.depthwise", source, block.get_submodule("depthwise"))  # type: ignore[arg-type]
-    yield fold_block(f"{name}.pointwise", f"{name}.depthwise", block.get_submodule("pointwise"))  # type: ignore[arg-type]
+    yield fold_block(f"{name}.depthwise", source, get_chain(block, "depthwise"))
+    yield fold_block(f"{name}.pointwise", f"{name}.depthwise", get_chain(block, "pointwise"))
     yield Add(name, source, f"{name}.pointwise")
 
 
-def fold_stage(name: str, source: str, blocks: nn.Sequential, *, first_is_conv: bool = True) -> Iterator[Layer]:
+def fold_stage(name: str, source: str, blocks: nn.Sequential) -> Iterator[Layer]:
     """Yields the layers of a chain; the last one bears `name`."""
     last = len(blocks) - 1
     for i, block in enumerate(blocks):
         target = name if i == last else f"{name}.{i}"
-        if i == 0 and first_is_conv:
-            yield fold_block(target, source, block)  # type: ignore[arg-type]
+        if isinstance(block, nn.Sequential):
+            yield fold_block(target, source, block)
         else:
             yield from fold_residual(target, source, block)
         source = target

@@ -43,7 +43,7 @@ def draw_person(pen: ImageDraw, rng: Generator, x: float, y: float, height: floa
     for side in (-1, 1):
         pen.line([centre + side * 0.05 * height, hip, x + side * stride, y], fill=trousers, width=leg_width)
     body = height * rng.uniform(0.10, 0.13)
-    hands = _draw_arms(pen, rng, (centre, shoulder + 0.04 * height), height, body, (coat, skin))
+    hands = _draw_arms(pen, rng, (centre, shoulder + 0.04 * height), (height, body), (coat, skin))
     radius = max(1, int(height * 0.04))
     pen.rounded_rectangle([centre - body, shoulder, centre + body, hip + 0.05 * height], radius=radius, fill=coat)
     if rng.random() < 0.7:
@@ -57,10 +57,14 @@ def draw_person(pen: ImageDraw, rng: Generator, x: float, y: float, height: floa
 
 
 def _draw_arms(
-    pen: ImageDraw, rng: Generator, neck: tuple[float, float], height: float, body: float, colours: tuple[Colour, Colour]
+    pen: ImageDraw,
+    rng: Generator,
+    neck: tuple[float, float],
+    sizes: tuple[float, float],
+    colours: tuple[Colour, Colour],
 ) -> tuple[float, float]:
-    """Draws both arms; returns the leftmost and rightmost pixel of the hands."""
-    centre, start = neck
+    """Draws both arms of a person of (height, body width); returns the leftmost and rightmost pixel of the hands."""
+    (centre, start), (height, body) = neck, sizes
     width, ends = max(2, int(height * 0.06)), []
     for side in (-1, 1):
         angle = rng.uniform(0.1, 1.3)
@@ -132,9 +136,7 @@ def draw_vessel(pen: ImageDraw, rng: Generator, x: float, y: float, width: float
     return x - width / 2, y - mast_top, x + width / 2, y
 
 
-def draw_gauge(
-    pen: ImageDraw, rng: Generator, x: float, y: float, size: float, *, value: float | None = None
-) -> Box:
+def draw_gauge(pen: ImageDraw, rng: Generator, x: float, y: float, size: float, *, value: float | None = None) -> Box:
     """Draws a pressure gauge centred on (x, y); `value` in 0..1 is where its needle points (random if None)."""
     radius, reading = size / 2, rng.random() if value is None else value
 

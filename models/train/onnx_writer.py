@@ -8,10 +8,11 @@ Rules:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 from models.spec import CELLS, NMS_IOU, PRIOR, SCORE_FLOOR, Card, make_priors, make_properties
@@ -27,12 +28,12 @@ class OnnxGraph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
-    def constant(self, name: str, value: NDArray[np.generic] | float | int) -> str:
+    def constant(self, name: str, value: ArrayLike) -> str:
         # numpy.ascontiguousarray would turn scalars into vectors and change the rank of Gather's answer.
         self.constants.setdefault(name, numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
-    def node(self, kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 

@@ -6,7 +6,7 @@ Rules:
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,7 @@ def _write_scene(path: Path, scene: Scene) -> None:
     _write(path, scene.pixels, {"objects": objects})
 
 
-def _write(path: Path, pixels: NDArray[np.uint8], truth: dict[str, object]) -> None:
+def _write(path: Path, pixels: NDArray[np.uint8], truth: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path.with_name(path.name + ".jpg"), quality=JPEG_QUALITY)
     path.with_name(path.name + ".json").write_text(json.dumps(truth) + "\n")

@@ -37,7 +37,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 [size, size, 3] RGB, with boxes float32 [n, 4] (top, left, bottom, right) and labels int64 [n]."""
+    """A picture, uint8 [size, size, 3] RGB, with boxes float32 [n, 4] (as above) and labels int64 [n]."""
 
     pixels: NDArray[np.uint8]
     boxes: NDArray[np.float32]
@@ -181,9 +181,11 @@ def _draw_wall(rng: Generator, side: int, wall: Colour) -> Image.Image:
     for _ in range(int(rng.integers(0, 4))):
         _draw_pipe(pen, rng, side, edge)
     for _ in range(int(rng.integers(0, 4))):
-        x, y = rng.uniform(0, side), rng.uniform(edge * 0.8, side)
+        left, foot = rng.uniform(0, side), rng.uniform(edge * 0.8, side)
         width, height = rng.uniform(20, 120) * unit, rng.uniform(20, 120) * unit
-        pen.rectangle([x, y - height, x + width, y], fill=_any_colour(rng, 50, 210), outline=_any_colour(rng, 20, 90))
+        pen.rectangle(
+            [left, foot - height, left + width, foot], fill=_any_colour(rng, 50, 210), outline=_any_colour(rng, 20, 90)
+        )
     return canvas
 
 

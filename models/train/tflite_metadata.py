@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import flatbuffers
 
-FEATURE, IMAGE, BOXES = 1, 2, 3  # ContentProperties
+IMAGE, BOXES = 2, 3  # ContentProperties
 NORMALIZATION = 1  # ProcessUnitOptions
-RGB, AXIS_LABELS_PER_VALUE, VALUE_LABELS, BOUNDARIES = 1, 2, 3, 1
+RGB, BOUNDARIES = 1, 1  # ColorSpaceType, BoundingBoxType
+AXIS_LABELS, VALUE_LABELS = 2, 3  # AssociatedFileType
 LABELS_FILE = "labels.txt"
 PIXEL_MEAN, PIXEL_STD = 0.0, 255.0
 
@@ -109,5 +110,5 @@ def make_classifier_metadata(name: str, version: str, side_px: int) -> bytes:
     """Metadata of a classifier with one output of probabilities."""
     builder = MetadataBuilder()
     image = builder.input_image(side_px)
-    labels = builder.labels_file(AXIS_LABELS_PER_VALUE)
+    labels = builder.labels_file(AXIS_LABELS)
     return builder.finish(name, version, image, [builder.output("probability", labels=labels)])

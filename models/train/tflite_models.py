@@ -10,6 +10,7 @@ from models.train.tflite_metadata import LABELS_FILE, make_classifier_metadata, 
 from models.train.tflite_writer import OP, OPTIONS, TYPE, Mode, TfliteGraph, pack_files
 
 MOST_DETECTIONS = 25
+DESCRIPTION = "edgeferry demo model"
 
 
 def write_detector(path: Path, layers: list[Layer], card: Card, *, mode: Mode, ranges: Ranges) -> None:
@@ -24,7 +25,8 @@ def write_detector(path: Path, layers: list[Layer], card: Card, *, mode: Mode, r
     answers = graph.postprocess(inputs, _make_settings(classes))
     outputs = dict(zip(["boxes", "classes", "scores", "num"], answers, strict=True))
     metadata = make_detector_metadata(card.name, card.version, card.side_px)
-    _write(path, graph, source, outputs, card, metadata)
+    flat = graph.finish({"image": source}, outputs, metadata=metadata, description=DESCRIPTION)
+    _write(path, flat, card)
 
 
 def write_classifier(path: Path, layers: list[Layer], card: Card, *, mode: Mode, ranges: Ranges) -> None:
@@ -33,7 +35,8 @@ def write_classifier(path: Path, layers: list[Layer], card: Card, *, mode: Mode,
     logits = graph.reshape("logits", graph.index[layers[-1].name], [1, len(card.labels)])
     answer = graph.dequantize("probabilities", graph.softmax("softmax", logits))
     metadata = make_classifier_metadata(card.name, card.version, card.side_px)
-    _write(path, graph, source, {"probabilities": answer}, card, metadata)
+    flat = graph.finish({"image": source}, {"probabilities": answer}, metadata=metadata, description=DESCRIPTION)
+    _write(path, flat, card)
 
 
 def _start(layers: list[Layer], card: Card, mode: Mode, ranges: Ranges) -> tuple[TfliteGraph, int]:
@@ -67,9 +70,7 @@ def _make_settings(classes: int) -> dict[str, int | float | bool]:
     }
 
 
-def _write(
-    path: Path, graph: TfliteGraph, source: int, outputs: dict[str, int], card: Card, metadata: bytes
-) -> None:
-    flat = graph.finish({"image": source}, outputs, metadata=metadata, description=f"edgeferry {card.name}")
+def _write(path: Path, model: bytes, card: Card) -> None:
+    """Writes the flatbuffer with its labels packed behind it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pack_files(flat, {LABELS_FILE: "".join(f"{label}\n" for label in card.labels).encode()}))
+    path.write_bytes(pack_files(model, {LABELS_FILE: "".join(f"{label}\n" for label in card.labels).encode()}))

@@ -229,9 +229,7 @@ class TfliteGraph:
 
     # The file
 
-    def finish(
-        self, inputs: dict[str, int], outputs: dict[str, int], *, metadata: bytes, description: str
-    ) -> bytes:
+    def finish(self, inputs: dict[str, int], outputs: dict[str, int], *, metadata: bytes, description: str) -> bytes:
         """Returns the flatbuffer; the keys of `inputs` and `outputs` are the names in its signature."""
         model = schema.ModelT()
         model.version, model.description = 3, description
