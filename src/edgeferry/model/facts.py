@@ -23,6 +23,8 @@ class TensorFacts:
     shape: tuple[int | None, ...]
     quant_scale: float = 0.0
     quant_zero: int = 0
+    described_as: str = ""
+    """Its name in TFLite metadata."""
     made_by: str = ""
     """For outputs: the operator whose values these are, looking through reshapes, casts and (de)quantisation."""
 

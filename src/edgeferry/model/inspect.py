@@ -1,11 +1,11 @@
 """What a model file tells of itself, and the ModelSpec made from it.
 
-The two parsers (`inspect_onnx`, `inspect_litert`) say what stands in the file; `families.py` recognises what that means;
-this file puts both together with the operator's labels and overrides.
+The two parsers (`inspect_onnx`, `inspect_litert`) say what stands in the file; `families.py` recognises what that
+means; this file puts both together with the operator's labels and overrides.
 
 Rules:
-- No guess is silent: what the file does not say is either a field the operator must add (SpecIncomplete names it and the
-  way to add it), or a convention of a recognised family that stands in `Inspection.notes`.
+- No guess is silent: what the file does not say is either a field the operator must add (SpecIncomplete names it and
+  the way to add it), or a convention of a recognised family that stands in `Inspection.notes`.
 - Overrides win over what was found, field by field; unknown fields are refused.
 - Any bytes may come in: errors are ModelUnreadable, memory and time stay bounded by the file's size.
 """
@@ -13,11 +13,24 @@ Rules:
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from edgeferry.errors import BundleError, ConfigInvalid, ManifestInvalid, ModelUnreadable, SpecIncomplete
+from edgeferry.model.bundle import SPEC_FILE, find_label_file, find_model_file
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.spec import ModelSpec, Stage
+from edgeferry.model.families import LABELS_KEY, draft_stage
+from edgeferry.model.inspect_litert import inspect_litert, read_packed
+from edgeferry.model.inspect_onnx import inspect_onnx
+from edgeferry.model.labels import read_labels
+from edgeferry.model.spec import ModelSpec, Stage, check_spec, read_spec_toml
+
+_PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
+
+_TASKS_WITH_LABELS = ("classification", "detection")
+_SPEC_MAX_BYTES = 1 << 20
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
 
@@ -51,7 +64,16 @@ def inspect_model(file_name: str, data: ModelBytes) -> Inspection:
     Raises:
         ModelUnreadable: another extension, or bytes that are no such model.
     """
-    raise NotImplementedError
+    parse = next((parse for suffix, parse in _PARSERS.items() if file_name.lower().endswith(suffix)), None)
+    if parse is None:
+        raise ModelUnreadable(f"expected a model file {' or '.join(_PARSERS)}, found {file_name!r:.80}")
+    with memoryview(data) as view:
+        facts = parse(view)
+        source = _find_packed_labels(facts)
+        labels = _read_packed_labels(facts, view, source) if source else ()
+    draft = draft_stage(facts, labels)
+    found = {"file": file_name, **draft.to_stage()}
+    return Inspection(file_name, facts, labels, source, found, tuple(draft.notes), draft.missing)
 
 
 def make_spec(
@@ -67,13 +89,52 @@ def make_spec(
         inspection: of the model file.
         labels: lines of the label file, when there is one; they count before packed labels.
         labels_file: its name in the bundle.
-        overrides: fields of one Stage, or `stages`: a list of them.
+        overrides: fields of one Stage, or `stages`: a list of them, of which the one that names this file is filled.
 
     Raises:
         SpecIncomplete: fields that cannot be known; the message names each and says how to add it.
         ConfigInvalid: an override that is no field of a spec, or has a value that it cannot have.
     """
-    raise NotImplementedError
+    stages = _list_stages(inspection.file_name, overrides or {})
+    made = tuple(
+        _make_stage(inspection, stage, labels, labels_file)
+        if stage.get("file", inspection.file_name) == inspection.file_name
+        else _convert_stage(stage)
+        for stage in stages
+    )
+    try:
+        return check_spec(ModelSpec(stages=made))
+    except ManifestInvalid as error:
+        raise ConfigInvalid(f"{inspection.file_name}: {error.message}") from error
+
+
+def make_bundle_spec(names: Iterable[str], folder_read: Callable[[str], ModelBytes]) -> ModelSpec:
+    """Makes the spec of a bundle of loose files, as a classic ZIP holds them: model, labels, and a spec.toml if needed.
+
+    Args:
+        names: of the files.
+        folder_read: bytes of a file of the bundle, by name.
+
+    Raises:
+        BundleIncomplete: no model, several models, or several label files that may be meant.
+        BundleUnreadable, BundleTooLarge: the label file is no text, or far too long.
+        ModelUnreadable, SpecIncomplete, ConfigInvalid: as inspect_model and make_spec.
+    """
+    names = sorted(names)
+    model_file = find_model_file(names)
+    overrides = _read_spec_file(folder_read(SPEC_FILE)) if SPEC_FILE in names else {}
+    said = overrides.get("labels")
+    wanted = said.get("file") if isinstance(said, Mapping) else None
+    labels_file = wanted if isinstance(wanted, str) and wanted in names else find_label_file(names)
+    labels = read_labels(bytes(folder_read(labels_file))) if labels_file else None
+    inspection = inspect_model(model_file, folder_read(model_file))
+    return make_spec(inspection, labels=labels, labels_file=labels_file or "", overrides=overrides)
+
+
+def _read_spec_file(data: ModelBytes) -> dict[str, object]:
+    if len(data) > _SPEC_MAX_BYTES:
+        raise ConfigInvalid(f"expected a {SPEC_FILE} of at most {_SPEC_MAX_BYTES} bytes, found {len(data)}")
+    return read_spec_toml(bytes(data).decode("utf-8", "replace"))
 
 
 def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str, ...]:
@@ -87,4 +148,114 @@ def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str,
         BundleUnreadable, BundleTooLarge: the label file is no text, or far too long.
         ModelUnreadable: the model file holds no such labels.
     """
-    raise NotImplementedError
+    if stage.labels.names:
+        return stage.labels.names
+    if stage.labels.file:
+        return read_labels(folder_read(stage.labels.file))
+    if not stage.labels.packed:
+        return ()
+    with memoryview(folder_read(stage.file)) as view:
+        facts = inspect_onnx(view) if stage.labels.packed == LABELS_KEY else None
+        return _read_packed_labels(facts, view, stage.labels.packed)
+
+
+# --- packed labels ----------------------------------------------------------------------------------------------------
+def _find_packed_labels(facts: ModelFacts) -> str:
+    """Where labels are packed: a metadata key, or the one packed file that holds labels; "" without any."""
+    if LABELS_KEY in facts.metadata:
+        return LABELS_KEY
+    declared = [each.name for each in facts.packed if each.holds_labels]
+    if len(declared) == 1:
+        return declared[0]
+    try:
+        return find_label_file(declared or [each.name for each in facts.packed]) or ""
+    except BundleError:
+        return ""
+
+
+def _read_packed_labels(facts: ModelFacts | None, view: memoryview, source: str) -> tuple[str, ...]:
+    try:
+        if facts is not None and LABELS_KEY in facts.metadata:
+            return read_labels(facts.metadata[LABELS_KEY].encode())
+        return read_labels(read_packed(view, source))
+    except BundleError as error:
+        raise ModelUnreadable(f"expected labels packed in the model: {error.message}") from error
+
+
+# --- found, labels and overrides --------------------------------------------------------------------------------------
+def _list_stages(file_name: str, overrides: Mapping[str, object]) -> Sequence[Mapping[str, object]]:
+    """The stages that the overrides speak of; without `stages` they are the fields of the only one."""
+    stages = overrides.get("stages", [overrides])
+    if "stages" in overrides and len(overrides) > 1:
+        raise ConfigInvalid("expected either [[stages]] or the fields of one stage in the spec file, found both")
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, Mapping) for stage in stages):
+        raise ConfigInvalid("expected [[stages]] as a list of tables in the spec file")
+    if not any(stage.get("file", file_name) == file_name for stage in stages):
+        raise ConfigInvalid(f"expected a stage for {file_name!r:.80} in the spec file, found none")
+    return stages
+
+
+def _make_stage(
+    inspection: Inspection, override: Mapping[str, object], labels: tuple[str, ...] | None, labels_file: str
+) -> Stage:
+    said = override.get("labels")
+    names = said.get("names") if isinstance(said, Mapping) else None
+    wanted = said.get("file", labels_file) if isinstance(said, Mapping) else labels_file
+    lines, where = inspection.labels, {"packed": inspection.labels_source} if inspection.labels_source else {}
+    if wanted != labels_file:
+        raise ConfigInvalid(f"expected the label file {wanted!r:.80}, which the spec names, among the files given")
+    if isinstance(names, list):
+        lines, where = tuple(str(name) for name in names), {}
+    elif labels is not None:
+        lines, where = labels, {"file": labels_file}
+    draft = draft_stage(inspection.facts, lines)
+    found = {"file": inspection.file_name, **draft.to_stage(), "labels": {**where, "offset": draft.offset}}
+    merged = _merge(found, override)
+    missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}
+    if merged.get("task") not in _TASKS_WITH_LABELS and "task" not in missing:
+        missing.pop("labels", None)
+    if missing:
+        raise _make_refusal(inspection.file_name, missing)
+    return _convert_stage(merged)
+
+
+def _merge(found: Mapping[str, object], override: Mapping[str, object]) -> dict[str, object]:
+    """Field by field; a table is merged with a table, anything else replaced."""
+    merged = dict(found)
+    for key, value in override.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]  # both are mappings
+    return merged
+
+
+def _is_said(override: Mapping[str, object], path: str) -> bool:
+    """Whether the overrides hold `table.field`; `labels` as a whole is said when they tell where labels come from."""
+    if path == "labels":
+        return any(_is_said(override, f"labels.{name}") for name in ("names", "file", "packed"))
+    value: object = override
+    for name in path.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return False
+        value = value[name]
+    return True
+
+
+def _make_refusal(file_name: str, missing: Mapping[str, str]) -> SpecIncomplete:
+    paths_by_reason: dict[str, list[str]] = {}
+    for path, why in missing.items():
+        paths_by_reason.setdefault(why, []).append(path)
+    reasons = "; ".join(f"{', '.join(paths)} ({why})" for why, paths in paths_by_reason.items())
+    return SpecIncomplete(
+        f"expected a full spec for {file_name}, missing {reasons}. "
+        f"Add it with --spec FILE (TOML; docs/formats/spec.md), or as {SPEC_FILE} in a classic bundle",
+        file=file_name,
+        missing=", ".join(missing),
+    )
+
+
+def _convert_stage(stage: Mapping[str, object]) -> Stage:
+    try:
+        return msgspec.convert(stage, Stage)
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(f"the spec does not fit: {error}") from error
