@@ -69,6 +69,11 @@ class PartialFile:
                 hasher.update(block)
         return hasher
 
+    def read_head(self, max_bytes: int = 512) -> bytes:
+        """The first bytes: enough to tell a web page from a model."""
+        with translate_disk_errors(self.path):
+            return os.pread(self._handle, max_bytes, 0)
+
     def discard(self) -> None:
         """Removes the file; the open handle stays harmless until the context ends."""
         remove_tree(self.path)

@@ -314,7 +314,7 @@ class Repository:
         try:
             copy = temp_folder / "copy"
             copy_file(source, copy, mode=0o600)
-            hasher = _hash_file(copy)
+            hasher = hash_file(copy)
             digest = hasher.get_digest()
             self.adopt_blob(digest, copy)
         finally:
@@ -362,7 +362,8 @@ def _is_blob_name(path: Path) -> bool:
     return len(name) == 64 and path.parent.name == name[:2] and not name.strip("0123456789abcdef")
 
 
-def _hash_file(path: Path) -> Hasher:
+def hash_file(path: Path) -> Hasher:
+    """SHA-256, MD5 and length of a file's bytes."""
     hasher = Hasher()
     with translate_disk_errors(path), path.open("rb") as file:
         while block := file.read(1 << 20):
