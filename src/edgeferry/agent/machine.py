@@ -97,6 +97,7 @@ _ROWS: Final = (
     (S.STORING,       E.STORED,          S.PROVING),
     (S.STORING,       E.HANDED_OVER,     S.ACTIVE),        # loader role
     (S.PROVING,       E.PROVEN,          S.SWITCHING),
+    (S.PROVING,       E.DAMAGED,         S.RESOLVING),     # the stored version is not whole any more
     (S.SWITCHING,     E.SWITCHED,        S.PROBATION),
     (S.PROBATION,     E.HEALTHY,         S.ACTIVE),
     (S.PROBATION,     E.UNHEALTHY,       S.ROLLING_BACK),
@@ -216,7 +217,7 @@ def get_next(state: State, event: Event, resume: State | None = None) -> State:
 
 
 def get_restart(state: State, *, ref_is_target: bool) -> State:
-    """The state in which an update goes on after a restart; the refs say what is true, the record what we were doing."""
+    """Where an update goes on after a restart: the refs say what is true, the record what we were doing."""
     return S.PROBATION if state is S.SWITCHING and ref_is_target else RESTART[state]
 
 

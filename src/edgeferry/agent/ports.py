@@ -2,6 +2,7 @@
 
 Rules:
 - The agent moves serving only through Activator; it never sees a worker, an engine or a slot.
+- It takes a manifest only through ManifestSource, which has verified it.
 - Errors cross as leaves of `errors.py`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from edgeferry.model.digest import Digest
 from edgeferry.model.stored import StoredVersion
 
 
@@ -34,3 +36,16 @@ class Activator(Protocol):
 
     def get_requests_answered(self, model: str) -> int:
         """How many requests the serving version of this model answered since the last switch."""
+
+
+class ManifestSource(Protocol):
+    """Signed metadata, as far as an update needs it."""
+
+    async def fetch_manifest(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> bytes:
+        """The bytes of the version's manifest: signed by the repository whose root is pinned here, and of this digest.
+
+        Raises:
+            LinkError, AccessError: it cannot be had now.
+            MetadataUntrusted, MetadataExpired: it does not verify.
+            DigestMismatch, ManifestInvalid: it verifies and is not what the twin names.
+        """

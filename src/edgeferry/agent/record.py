@@ -51,7 +51,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One download: `size` bytes of `blob` that become the `target_size` bytes of `target`. Classic: neither is known."""
+    """One download: `size` bytes of `blob` that become `target_size` bytes of `target`. Classic: nothing is known."""
 
     kind: Literal["full", "patch", "classic"] = "full"
     blob: str = ""
@@ -134,6 +134,11 @@ def make_local_version(file_name: str, identity: Digest) -> str:
     """A version for what names none: the stem made harmless, and a piece of the identity so that no two share it."""
     stem = _STRANGE.sub("-", get_stem(file_name)).strip(".-_+")[:48]
     return f"{stem or 'model'}-{identity.hex[:8]}"
+
+
+def change(record: UpdateRecord, **fields: object) -> UpdateRecord:
+    """The record with some fields changed."""
+    return msgspec.structs.replace(record, **fields)
 
 
 _DECODER = msgspec.json.Decoder(UpdateRecord)

@@ -1,0 +1,126 @@
+"""Bytes from the network into a partial file, and small signed files for the verifier.
+
+What this file leaves to others: what to fetch and from where (`steps.py`), whether it is right (the digest), when to
+try again (`lane.py`).
+
+Rules:
+- A download goes on from the partial file's own length, whatever URL it comes from today.
+- Bytes are kept as they arrive, even when the transfer then breaks; a server that starts over makes us start over.
+- An object that changed under us starts over; with a known size a server that speaks of another is refused.
+- The rate cap holds for payload bytes; waiting is left to TCP's own flow control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+from edgeferry.errors import LinkBroken, LinkTimeout, ObjectChanged
+from edgeferry.link.rate import TokenBucket, make_bucket
+from edgeferry.storage.partial import PartialFile
+from edgeferry.transport.http import HttpClient, RangeReply, require_ok
+
+_SYNC_EVERY_BYTES = 4 << 20
+_SMALL_FETCH_TIMEOUT_S = 600.0  # a whole bundle object over the thinnest link that is supported
+
+Progress = Callable[[int], None]
+"""Is told how many bytes of the artifact are here."""
+NoteTag = Callable[[str | None], Awaitable[None]]
+"""Is told the object's entity tag before a byte of it is kept."""
+
+
+class Fetcher:
+    """One road for payload bytes; `rate_bps` in bits per second, 0 for no cap."""
+
+    def __init__(self, http: HttpClient, *, rate_bps: int = 0) -> None:
+        self._http = http
+        self._bucket: TokenBucket | None = None
+        self.set_rate(rate_bps)
+
+    def set_rate(self, rate_bps: int) -> None:
+        """Changes the cap, also of a download that runs."""
+        self._bucket = make_bucket(rate_bps / 8, now_s=time.monotonic()) if rate_bps > 0 else None
+
+    async def download(
+        self,
+        url: str,
+        partial: PartialFile,
+        *,
+        size_bytes: int | None,
+        progress: Progress,
+        etag: str | None = None,
+        note_tag: NoteTag | None = None,
+    ) -> None:
+        """Fetches the rest of an object into `partial`.
+
+        Args:
+            url: http or https, query included.
+            partial: what is here already.
+            size_bytes: the object's length as the manifest says it; None for classic updates.
+            progress: is told the partial file's length after each block.
+            etag: of the object that the partial bytes came from, where the digest of the whole is not the name.
+            note_tag: is told the tag of the object that is being fetched.
+
+        Raises:
+            LinkError, AccessError: the transfer ended early; what came is in `partial`.
+            ObjectChanged: the object is another one now; `partial` is empty again.
+            NoSpace: the disk is full; what fitted is in `partial`.
+        """
+        if size_bytes is not None and partial.length_bytes == size_bytes:
+            return
+        start = partial.length_bytes
+        try:
+            async with self._http.open_range(url, start=start, if_match=etag, total_bytes=size_bytes) as reply:
+                if reply.start == 0:
+                    partial.truncate(0)
+                if note_tag is not None:
+                    await note_tag(reply.etag)
+                await self._take(reply, partial, progress)
+        except ObjectChanged:
+            partial.truncate(0)
+            raise
+
+    async def _take(self, reply: RangeReply, partial: PartialFile, progress: Progress) -> None:
+        synced = partial.length_bytes
+        async for block in reply.blocks:
+            partial.append(block)
+            progress(partial.length_bytes)
+            if partial.length_bytes - synced >= _SYNC_EVERY_BYTES:
+                await asyncio.to_thread(partial.sync)
+                synced = partial.length_bytes
+            await self._pace(len(block))
+        await asyncio.to_thread(partial.sync)
+        if reply.total_bytes is not None and partial.length_bytes != reply.total_bytes:
+            raise LinkBroken(f"expected {reply.total_bytes} bytes, the answer ended after {partial.length_bytes}")
+
+    async def _pace(self, size_bytes: int) -> None:
+        if self._bucket is not None:
+            self._bucket, wait_s = self._bucket.take(size_bytes, time.monotonic())
+            await asyncio.sleep(wait_s)
+
+
+def make_url(repo: str, path: str, sas: str) -> str:
+    """Where an object of the published repository is to be had."""
+    return f"{repo.rstrip('/')}/{quote(path)}" + (f"?{sas}" if sas else "")
+
+
+def make_small_fetch(
+    http: HttpClient, loop: asyncio.AbstractEventLoop, *, repo: str, sas: str
+) -> Callable[[str, int], bytes]:
+    """A blocking `fetch(path, max_bytes)` for a thread that is not the loop's: the verifier's only way to the network.
+
+    Raises (when called):
+        LinkError, AccessError: as the answer's status says; ObjectMissing for 404.
+    """
+
+    def fetch(path: str, max_bytes: int) -> bytes:
+        running = asyncio.run_coroutine_threadsafe(http.fetch(make_url(repo, path, sas), max_bytes=max_bytes), loop)
+        try:
+            return require_ok(running.result(_SMALL_FETCH_TIMEOUT_S)).body
+        except TimeoutError as error:
+            running.cancel()
+            raise LinkTimeout(f"no whole answer for {path!r:.80} in time") from error
+
+    return fetch

@@ -1,0 +1,160 @@
+"""Where the parts of an update lie on disk, and the moves between those places.
+
+What this file leaves to others: when to move what (`steps.py`), what a folder of loose files means (`loose.py`), how a
+file survives a crash (`storage/`).
+
+Rules:
+- Blocking: called through a thread.
+- Every move looks at what is there first, so that running it again after a crash is harmless.
+- A download is named by what it is, not by where it comes from: the blob's digest, or the record's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from edgeferry.agent.loose import list_files, store_loose
+from edgeferry.agent.record import Artifact, Target, UpdateRecord
+from edgeferry.errors import StorageFailed
+from edgeferry.model.bundle import BundleLimits
+from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES
+from edgeferry.model.stored import StoredVersion
+from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
+from edgeferry.storage.files import read_bounded, remove_tree, write_atomically
+from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
+from edgeferry.storage.repository import Repository, hash_file
+
+
+# --- one artifact -----------------------------------------------------------------------------------------------------
+def get_download_key(record: UpdateRecord, artifact: Artifact) -> str:
+    """The name of the partial file."""
+    return Digest.from_str(record.identity if artifact.kind == "classic" else artifact.blob).hex
+
+
+def get_download_path(repository: Repository, record: UpdateRecord) -> Path:
+    """Where the bytes of the record's artifact arrive."""
+    return get_partial_path(repository.partial_folder, get_download_key(record, record.artifact))
+
+
+def get_decoded_path(repository: Repository, artifact: Artifact) -> Path:
+    """Where the file that a coded artifact stands for appears before it is adopted."""
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.target).hex}-decoded")
+
+
+def open_download(
+    repository: Repository, record: UpdateRecord, limit_bytes: int
+) -> AbstractContextManager[PartialFile]:
+    """Opens the partial file of the record's artifact; `limit_bytes` bounds one whose size nobody announced."""
+    artifact = record.artifact
+    max_bytes = limit_bytes if artifact.kind == "classic" else artifact.size
+    return open_partial(repository.partial_folder, get_download_key(record, artifact), max_bytes=max_bytes)
+
+
+def has_target(repository: Repository, artifact: Artifact) -> bool:
+    """Whether the file that the artifact stands for lies here, verified, already."""
+    return bool(artifact.target) and repository.has_blob(Digest.from_str(artifact.target))
+
+
+def adopt(repository: Repository, record: UpdateRecord) -> bool:
+    """Moves the verified file to its place among the blobs; False when it is not there any more."""
+    artifact = record.artifact
+    partial = get_download_path(repository, record)
+    source = partial if artifact.codec == "none" else get_decoded_path(repository, artifact)
+    if not has_target(repository, artifact):
+        if not source.is_file():
+            return False
+        repository.adopt_blob(Digest.from_str(artifact.target), source)
+    remove_tree(source)
+    remove_tree(partial)
+    return True
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------------
+def keep_manifest(repository: Repository, digest: Digest, data: bytes) -> None:
+    """Keeps a verified manifest as a blob, so that storing needs no network."""
+    temp = get_partial_path(repository.partial_folder, f"{digest.hex}-manifest")
+    write_atomically(temp, data)
+    repository.adopt_blob(digest, temp)
+
+
+def read_kept_manifest(repository: Repository, record: UpdateRecord) -> bytes:
+    """The bytes that `keep_manifest` kept."""
+    return read_bounded(repository.blob_path(Digest.from_str(record.identity)), MANIFEST_MAX_BYTES)
+
+
+# --- classic bundles --------------------------------------------------------------------------------------------------
+def take_zip(repository: Repository, record: UpdateRecord, md5: str) -> bool:
+    """The verified ZIP to `<storage>/<FileName>`; after a crash it lies there already and is verified once more.
+
+    Returns:
+        False when it has to be fetched again.
+    """
+    partial = get_download_path(repository, record)
+    if partial.is_file():
+        place_zip(repository.storage_root, record.file_name, partial)
+        return True
+    path = get_zip_path(repository.storage_root, record.file_name)
+    return path.is_file() and bool(md5) and hash_file(path).get_md5_base64() == md5
+
+
+def unpack_and_store(repository: Repository, record: UpdateRecord, limits: BundleLimits) -> StoredVersion:
+    """Unpacks out of sight: other modules see the folder only when its model is proven (a loader: stored)."""
+    hidden = f"{Digest.from_str(record.identity).hex}-unpacked"
+    zip_path = get_zip_path(repository.storage_root, record.file_name)
+    folder = unpack_classic(repository.partial_folder, zip_path, hidden, limits=limits)
+    try:
+        return store_loose(repository, record, list_files(folder))
+    finally:
+        remove_tree(folder)
+
+
+def store_local(repository: Repository, record: UpdateRecord, target: Target, shared_root: Path) -> StoredVersion:
+    """Makes a version of the files that another module announced."""
+    paths = [shared_root / name for name in (target.model_path, target.label_path) if name]
+    return store_loose(repository, record, {path.name: path for path in paths})
+
+
+# --- versions and refs ------------------------------------------------------------------------------------------------
+def find_stored(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version as it lies here, whole, or None."""
+    return repository.find_version(record.model, record.version, record.identity)
+
+
+def require_stored(repository: Repository, record: UpdateRecord) -> StoredVersion:
+    """The record's version; raises StorageFailed when it is not here or not whole."""
+    stored = find_stored(repository, record)
+    if stored is None:
+        raise StorageFailed(f"{record.model}@{record.version} is not whole on the disk any more")
+    return stored
+
+
+def point_refs(repository: Repository, stored: StoredVersion) -> None:
+    """Ref `active` to `stored`, and `previous` to what was active."""
+    active = repository.read_ref(stored.model, "active")
+    if active is not None and active.identity != stored.identity:
+        repository.write_ref(stored.model, "previous", active)
+    if active is None or active.identity != stored.identity:
+        repository.write_ref(stored.model, "active", stored)
+
+
+# --- tidying ----------------------------------------------------------------------------------------------------------
+def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
+    """Names in the partial folder that belong to updates under way."""
+    return [key for record in records for key in _list_keys(record)]
+
+
+def _list_keys(record: UpdateRecord) -> list[str]:
+    downloads = [get_download_key(record, one) for one in record.artifacts]
+    decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in record.artifacts if one.target]
+    return [*downloads, *decoded]
+
+
+def remove_traces(repository: Repository, record: UpdateRecord) -> None:
+    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `Repository.gc`'s."""
+    for key in _list_keys(record):
+        remove_tree(get_partial_path(repository.partial_folder, key))
+    if record.kind == "classic":
+        remove_zip(repository.storage_root, record.file_name)

@@ -1,0 +1,343 @@
+"""What each state does, one function per state, in the order of the flow. Read this file to know how an update goes.
+
+What this file leaves to others: which state follows (`machine.py`), writing the record, retrying, being interrupted
+(`lane.py`); how bytes come (`fetch.py`), how versions lie on disk (`storage/`), what serving means (`Activator`).
+
+Rules:
+- A step may be cut off at any line and run again from its start: it looks at what is there before it acts.
+- A step returns an Outcome or raises a leaf of `errors.py`; `machine.ERROR_EVENTS` says what a leaf means.
+- Nothing is used before it is verified; nothing is shown to other modules before it is proven (a loader: stored).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+
+from edgeferry.agent.announce import announce
+from edgeferry.agent.fetch import Progress, make_url
+from edgeferry.agent.machine import Event, State
+from edgeferry.agent.places import (
+    adopt,
+    find_stored,
+    get_decoded_path,
+    get_download_path,
+    has_target,
+    keep_manifest,
+    open_download,
+    point_refs,
+    read_kept_manifest,
+    require_stored,
+    store_local,
+    take_zip,
+    unpack_and_store,
+)
+from edgeferry.agent.plan import plan_artifacts
+from edgeferry.agent.record import Artifact, Target, UpdateRecord, change
+from edgeferry.agent.tools import Outcome, Tools, in_thread
+from edgeferry.errors import (
+    CaptivePortal,
+    ClassicRefused,
+    DeltaDamaged,
+    DeltaError,
+    DigestMismatch,
+    LinkError,
+    ManifestInvalid,
+    ModelCrashed,
+    StorageFailed,
+)
+from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import Manifest, read_manifest_bytes
+from edgeferry.model.stored import StoredVersion
+from edgeferry.storage.files import remove_tree
+from edgeferry.storage.partial import PartialFile
+from edgeferry.storage.patching import decode_in_child
+
+Step = Callable[[Tools, UpdateRecord, Target], Awaitable[Outcome]]
+
+_DAMAGES_MAX = 1
+"""Bytes that did not have their digest are fetched once more; damaged again, they are what was published."""
+_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
+
+
+# --- RESOLVING --------------------------------------------------------------------------------------------------------
+async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Finds out what is to be fetched: nothing, a ZIP, or the artifacts of a signed manifest."""
+    stored = await in_thread(find_stored, tools.repository, record)
+    active = await in_thread(tools.repository.read_ref, record.model, "active")
+    if stored is not None and active is not None and active.identity == record.identity and tools.is_served(record):
+        return Outcome(Event.ALREADY_ACTIVE, record)
+    if stored is not None:
+        return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
+    if record.kind == "classic":
+        if tools.settings.require_md5 and not target.md5:
+            raise ClassicRefused("this device takes classic updates only with ContentMD5")
+        return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
+    manifest = await _fetch_manifest(tools, record, target)
+    artifacts = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs))
+    event = Event.PLANNED if artifacts else Event.NOTHING_MISSING
+    return Outcome(event, change(record, artifacts=artifacts, index=0, damages=0))
+
+
+async def _fetch_manifest(tools: Tools, record: UpdateRecord, target: Target) -> Manifest:
+    """The verified manifest, kept as a blob under its digest so that STORING needs no network."""
+    digest = Digest.from_str(record.identity)
+    data = await tools.manifests.fetch_manifest(record.model, record.version, digest, repo=target.repo, sas=target.sas)
+    if Digest.of(data) != digest:
+        raise DigestMismatch(f"the repository's manifest of {record.model}@{record.version} is not the one of the twin")
+    manifest = read_manifest_bytes(data)
+    if (manifest.model, manifest.version) != (record.model, record.version):
+        raise ManifestInvalid(f"expected the manifest of {record.model}@{record.version}, found another's")
+    await in_thread(keep_manifest, tools.repository, digest, data)
+    return manifest
+
+
+# --- DOWNLOADING ------------------------------------------------------------------------------------------------------
+async def download(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Brings the bytes of one artifact into its partial file, from where it stands."""
+    artifact = record.artifact
+    if has_target(tools.repository, artifact):
+        return Outcome(Event.DOWNLOADED, record)
+    with open_download(tools.repository, record, tools.settings.bundle_max_bytes) as partial:
+        before = partial.length_bytes
+        try:
+            await _require_space(tools, artifact, before)
+            await _transfer(tools, record, target, partial)
+        except LinkError as error:
+            gained = partial.length_bytes > before
+            return Outcome(Event.TRY_LATER, change(record, retries=0) if gained else record, error)
+    return Outcome(Event.DOWNLOADED, record)
+
+
+async def _transfer(tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile) -> None:
+    def progress(length_bytes: int) -> None:
+        tools.progress(record.key, length_bytes)
+
+    if record.kind == "classic":
+        await _transfer_classic(tools, record, target, partial, progress)
+        return
+    artifact = record.artifact
+    url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
+    await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress)
+
+
+async def _transfer_classic(
+    tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile, progress: Progress
+) -> None:
+    """A URL names no content: what came before goes on only for the same entity tag, or where an MD5 will tell."""
+    key, own = f"etag:{record.model}", record.identity.encode()
+    noted, _, tag = (await tools.journal.get_value(key) or b"").partition(b" ")
+    etag = tag.decode("utf-8", "replace") if noted == own else ""
+
+    async def note_tag(tag: str | None) -> None:
+        await tools.journal.set_value(key, own + b" " + (tag or "").encode())
+
+    if not etag and not target.md5:
+        partial.truncate(0)
+    await tools.fetcher.download(
+        target.url, partial, size_bytes=None, progress=progress, etag=etag or None, note_tag=note_tag
+    )
+
+
+async def _require_space(tools: Tools, artifact: Artifact, here_bytes: int) -> None:
+    decoded = 0 if artifact.codec == "none" else artifact.target_size
+    await in_thread(tools.repository.require_space, max(0, artifact.size - here_bytes) + decoded)
+
+
+# --- VERIFYING --------------------------------------------------------------------------------------------------------
+async def verify(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Compares length and digest with what was announced, before anything reads the bytes."""
+    artifact = record.artifact
+    if has_target(tools.repository, artifact):
+        return Outcome(Event.UNCODED, record)
+    with open_download(tools.repository, record, tools.settings.bundle_max_bytes) as partial:
+        hasher = await in_thread(partial.hash_whole)
+        if record.kind == "classic":
+            sound = not target.md5 or hasher.get_md5_base64() == target.md5
+        else:
+            sound = hasher.size_bytes == artifact.size and str(hasher.get_digest()) == artifact.blob
+        if not sound:
+            return await _refetch(record, partial)
+    return Outcome(Event.UNCODED if artifact.codec == "none" else Event.CODED, record)
+
+
+async def _refetch(record: UpdateRecord, partial: PartialFile) -> Outcome:
+    head = await in_thread(partial.read_head)
+    await in_thread(partial.discard)
+    if head.lstrip().lower().startswith(_PAGE_STARTS):
+        raise CaptivePortal("expected a model, the network answered with a page")
+    if record.damages >= _DAMAGES_MAX:
+        what = "ContentMD5" if record.kind == "classic" else "digest"
+        raise DigestMismatch(f"the bytes fetched twice do not have the {what} that was announced")
+    return Outcome(Event.DAMAGED, change(record, damages=record.damages + 1))
+
+
+# --- PATCHING ---------------------------------------------------------------------------------------------------------
+async def patch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Turns a coded artifact into the file it stands for, in a bounded child, and checks that file's digest."""
+    artifact = record.artifact
+    if has_target(tools.repository, artifact):
+        return Outcome(Event.PATCHED, record)
+    source = get_download_path(tools.repository, record)
+    if not source.is_file():
+        return Outcome(Event.DAMAGED, record)
+    try:
+        decoded = await decode_in_child(
+            source,
+            artifact.codec,
+            target_path=get_decoded_path(tools.repository, artifact),
+            size_bytes=artifact.target_size,
+            memory_bytes=artifact.memory,
+        )
+        if str(decoded.digest) != artifact.target:
+            raise DeltaDamaged("the decoded file does not have the digest of the manifest")
+    except DeltaError as error:
+        await in_thread(remove_tree, get_decoded_path(tools.repository, artifact))
+        event = Event.DELTA_FAILED if artifact.kind == "patch" else Event.GIVE_UP
+        return Outcome(event, await _plan_full(tools, record) if event is Event.DELTA_FAILED else record, error)
+    return Outcome(Event.PATCHED, record)
+
+
+async def _plan_full(tools: Tools, record: UpdateRecord) -> UpdateRecord:
+    """The same plan with the full download in place of the patch that failed."""
+    manifest = read_manifest_bytes(await in_thread(read_kept_manifest, tools.repository, record))
+    wanted = record.artifact.target
+    full = next(one for one in plan_artifacts(manifest, frozenset()) if one.target == wanted)
+    artifacts = (*record.artifacts[: record.index], full, *record.artifacts[record.index + 1 :])
+    return change(record, artifacts=artifacts, damages=0)
+
+
+# --- STORING ----------------------------------------------------------------------------------------------------------
+async def store(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Moves the verified file to its place; after the last one, makes the version."""
+    if record.kind == "classic":
+        return await _store_classic(tools, record, target)
+    if record.index < len(record.artifacts):
+        artifact = record.artifact
+        if not await in_thread(adopt, tools.repository, record):
+            return Outcome(Event.DAMAGED, record)
+        if record.index + 1 < len(record.artifacts):
+            return Outcome(Event.MORE_ARTIFACTS, change(record, index=record.index + 1, damages=0))
+    data = await in_thread(read_kept_manifest, tools.repository, record)
+    stored = await in_thread(tools.repository.store_version, read_manifest_bytes(data), data, record.identity)
+    return await _finish_storing(tools, record, stored, Event.STORED)
+
+
+async def _store_classic(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    stored = await in_thread(find_stored, tools.repository, record)
+    if stored is None:
+        if not await in_thread(take_zip, tools.repository, record, target.md5):
+            return Outcome(Event.DAMAGED, record)
+        stored = await in_thread(unpack_and_store, tools.repository, record, tools.settings.bundle_limits)
+    return await _finish_storing(tools, record, stored, Event.STORED)
+
+
+async def _finish_storing(tools: Tools, record: UpdateRecord, stored: StoredVersion, event: Event) -> Outcome:
+    """A loader has done its part here: refs, message, done. Everybody else goes on to prove."""
+    if tools.serves:
+        return Outcome(event, record)
+    await in_thread(point_refs, tools.repository, stored)
+    await announce(tools, record, stored)
+    return Outcome(Event.HANDED_OVER, record)
+
+
+# --- PROVING ----------------------------------------------------------------------------------------------------------
+async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """A worker loads the version, answers its golden truth and warms up; what serves is not touched."""
+    stored = await in_thread(find_stored, tools.repository, record)
+    if stored is None and record.kind == "local":
+        stored = await in_thread(store_local, tools.repository, record, target, tools.settings.shared_root)
+    if stored is None:
+        return Outcome(Event.DAMAGED, record)
+    await tools.activator.prove(stored)
+    return Outcome(Event.PROVEN, record)
+
+
+# --- SWITCHING --------------------------------------------------------------------------------------------------------
+async def switch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Writes ref `active`, then points the slot: a crash in between restarts with the new version."""
+    stored = await in_thread(require_stored, tools.repository, record)
+    await in_thread(point_refs, tools.repository, stored)
+    await tools.activator.switch(stored)
+    tools.served[record.model] = stored.identity
+    return Outcome(Event.SWITCHED, change(record, switched_at=tools.now(), boot=tools.boot, unclean_boots=0))
+
+
+# --- PROBATION --------------------------------------------------------------------------------------------------------
+async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Serves and watches: enough answers or enough time without repeated deaths, and the version stays."""
+    settings = tools.settings
+    stored = await in_thread(require_stored, tools.repository, record)
+    await announce(tools, record, stored)
+    if record.unclean_boots >= settings.unclean_boots:
+        error = ModelCrashed(f"this device died {record.unclean_boots} times while {stored} was on probation")
+        return Outcome(Event.UNHEALTHY, record, error)
+    ends_at = time.monotonic() + settings.probation_s
+    while True:
+        deaths = tools.activator.get_worker_deaths(record.model)
+        if deaths >= settings.probation_deaths:
+            return Outcome(Event.UNHEALTHY, record, ModelCrashed(f"the worker of {stored} died {deaths} times"))
+        answered = tools.activator.get_requests_answered(record.model)
+        if answered >= settings.probation_requests or time.monotonic() >= ends_at:
+            return Outcome(Event.HEALTHY, record)
+        await asyncio.sleep(settings.poll_s)
+
+
+# --- ACTIVE -----------------------------------------------------------------------------------------------------------
+async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Serves for as long as nothing newer comes and its worker does not die again and again."""
+    while True:
+        await asyncio.sleep(1.0)
+        deaths = tools.activator.get_worker_deaths(record.model)
+        if tools.serves and deaths >= tools.settings.active_deaths and tools.is_served(record):
+            previous = await in_thread(tools.repository.read_ref, record.model, "previous")
+            if previous is not None:
+                error = ModelCrashed(f"the worker of {record.model}@{record.version} died {deaths} times")
+                return Outcome(Event.UNHEALTHY, record, error)
+
+
+# --- ROLLING_BACK -----------------------------------------------------------------------------------------------------
+async def roll_back(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Ref and slot back to `previous`: the bytes are all here."""
+    repository = tools.repository
+    active = await in_thread(repository.read_ref, record.model, "active")
+    if active is None or active.identity == record.identity:
+        active = await in_thread(repository.read_ref, record.model, "previous")
+        if active is None:
+            raise StorageFailed(f"there is no previous version of {record.model} to go back to")
+        await in_thread(repository.write_ref, record.model, "active", active)
+        await in_thread(repository.write_ref, record.model, "previous", None)
+    if tools.serves:
+        await tools.activator.discard(record.model)
+        if tools.served.get(record.model) != active.identity:
+            await tools.activator.switch(active)
+    tools.served[record.model] = active.identity
+    return Outcome(Event.ROLLED, record)
+
+
+# --- WAITING ----------------------------------------------------------------------------------------------------------
+async def wait_for_retry(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
+    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than one step of the back-off."""
+    longest = max(tools.settings.retry_max_s, tools.settings.access_retry_s) * 2
+    await asyncio.sleep(min(max(0.0, record.retry_at - tools.now()), longest))
+    return Outcome(Event.RETRY_DUE, record)
+
+
+STEPS: Mapping[State, Step] = MappingProxyType(
+    {
+        State.RESOLVING: resolve,
+        State.DOWNLOADING: download,
+        State.VERIFYING: verify,
+        State.PATCHING: patch,
+        State.STORING: store,
+        State.PROVING: prove,
+        State.SWITCHING: switch,
+        State.PROBATION: watch_probation,
+        State.ACTIVE: watch_active,
+        State.ROLLING_BACK: roll_back,
+        State.WAITING: wait_for_retry,
+    }
+)
+"""Terminal states do nothing."""
