@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -131,7 +132,9 @@ def _write_member(archive: zipfile.ZipFile, member: Member, folder: Path) -> Non
                     f"{member.name!r:.80} unpacks to more than the {member.size_bytes} bytes it claims"
                 )
             writer.write(block)
+        os.fchmod(writer.fileno(), 0o644)
         writer.flush()
+        os.fsync(writer.fileno())
 
 
 def _replace_folder(temp: Path, target: Path) -> None:

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgeferry.errors import NoSpace, StorageBusy, StorageFailed
+from edgeferry.model.digest import Hasher
 
 FOLDER_NAME = "edgeferry"
 """Our own folder in the storage root, which is shared with other modules."""
@@ -103,6 +104,15 @@ def copy_file(source: Path, target: Path, *, mode: int) -> None:
         os.fchmod(writer.fileno(), mode)
         writer.flush()
         os.fsync(writer.fileno())
+
+
+def hash_file(path: Path) -> Hasher:
+    """SHA-256, MD5 and length of the file."""
+    hasher = Hasher()
+    with translate_disk_errors(path), path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher
 
 
 def get_free_bytes(path: Path) -> int:

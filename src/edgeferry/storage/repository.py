@@ -29,7 +29,7 @@ import msgspec
 
 from edgeferry.errors import InvariantBroken, NameInvalid, NoSpace
 from edgeferry.model.bundle import BundleLimits
-from edgeferry.model.digest import Digest, Hasher
+from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import FileEntry, Manifest, check_manifest, make_manifest_bytes
 from edgeferry.model.spec import ModelSpec
 from edgeferry.model.stored import StoredVersion
@@ -41,6 +41,7 @@ from edgeferry.storage.files import (
     copy_file,
     fsync_folder,
     get_free_bytes,
+    hash_file,
     make_folder,
     make_temp_folder,
     read_bounded,
@@ -360,15 +361,6 @@ def _is_model_name(name: str) -> bool:
 def _is_blob_name(path: Path) -> bool:
     name = path.name
     return len(name) == 64 and path.parent.name == name[:2] and not name.strip("0123456789abcdef")
-
-
-def hash_file(path: Path) -> Hasher:
-    """SHA-256, MD5 and length of a file's bytes."""
-    hasher = Hasher()
-    with translate_disk_errors(path), path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    return hasher
 
 
 def _remove_counted(path: Path) -> int:
