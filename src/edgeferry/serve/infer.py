@@ -1,0 +1,78 @@
+"""From a request's picture to its answer: which model answers, for how long it may take, how long it took.
+
+What this file leaves to others: HTTP (`api.py`), shapes of answers (`formats/`), queue and workers (`slots.py`).
+
+Rules:
+- A request that names no model is answered by the default model, else by the only active one, else it is ambiguous.
+- `name@version` is answered by that very version or not at all.
+- `timeout_s` spans queue and inference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from edgeferry.errors import ModelAmbiguous, ModelNotFound, ModelNotReady, RequestTimeout
+from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.child import InferReply
+from edgeferry.serve.ports import Drawn
+from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease
+from edgeferry.serve.slots import Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An answer, the version that gave it, and milliseconds: in the queue, and in all."""
+
+    version: StoredVersion
+    reply: InferReply
+    queue_ms: float
+    total_ms: float
+
+
+async def infer(slots: Slots, picture: bytes, *, wanted: str = "", timeout_s: float, draw: Drawn = "") -> Inference:
+    """Answers `picture` with the model `wanted` (`name`, `name@version`, or empty for the one that is meant).
+
+    Raises:
+        ModelNotReady: nothing is active.
+        ModelAmbiguous: none is named and several are active.
+        ModelNotFound: no such model, or another version of it is active.
+        QueueFull, RequestTimeout, WorkerLost: not now.
+        PictureUnreadable, PictureTooLarge: the picture is at fault.
+        ModelUnsupported: the model's outputs are not what its spec says.
+    """
+    started = time.monotonic()
+    name, _, version = pick_model(wanted, list(slots.get_models()), slots.default_model).partition("@")
+    try:
+        async with asyncio.timeout(timeout_s), slots.lease(name) as lease:
+            _require_version(lease, version)
+            waited_s = time.monotonic() - started
+            reply = await lease.infer(picture, timeout_s=timeout_s - waited_s, draw=draw)
+    except TimeoutError as error:
+        raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
+    return Inference(lease.version, reply, 1000 * waited_s, 1000 * (time.monotonic() - started))
+
+
+def pick_model(wanted: str, active: Iterable[str], default: str) -> str:
+    """The model that answers, with its `@version` where one is wanted; raises as `infer`."""
+    names = sorted(active)
+    if not names:
+        raise ModelNotReady(NOT_READY_MESSAGE)
+    chosen = wanted or default
+    if chosen and chosen.partition("@")[0] in names:
+        return chosen
+    if wanted:
+        raise ModelNotFound(f"no model {wanted!r:.80} is active here; active: {', '.join(names)}")
+    if default:
+        raise ModelNotReady(NOT_READY_MESSAGE, model=default)
+    if len(names) > 1:
+        raise ModelAmbiguous(f"several models are active: {', '.join(names)}")
+    return names[0]
+
+
+def _require_version(lease: Lease, version: str) -> None:
+    if version and version != lease.version.version:
+        raise ModelNotFound(f"version {version!r:.80} is not active here; active: {lease.version}")
