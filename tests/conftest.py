@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["fixtures_azurite"]
+
 ROOT = Path(__file__).resolve().parent.parent
 _SKIPPED: list[str] = []
 SHARED = Path(os.environ.get("EDGEFERRY_SHARED", ROOT.parent / "shared"))
