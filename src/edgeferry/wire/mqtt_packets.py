@@ -3,8 +3,8 @@
 Order of packets, packet ids, sessions and keep-alive stand in mqtt_session.py; topics of IoT Hub in iothub_topics.py.
 
 Rules:
-- A decoder never holds more than one unfinished packet of at most `limit_bytes` beside what was just fed to it; a longer
-  one is refused when its header arrives, before its body does.
+- A decoder never holds more than one unfinished packet of at most `limit_bytes` beside what was just fed to it; a
+  longer one is refused when its header arrives, before its body does.
 - Whatever arrives becomes packets or raises ProtocolViolated or LimitExceeded; then the connection is to be closed.
 - QoS 2 has no packets here: IoT Hub closes the connection on it.
 

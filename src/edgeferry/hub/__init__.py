@@ -1,0 +1,1 @@
+"""The embedded hub: registry, twins, methods, routes, and the fronts that speak MQTT and HTTP."""

@@ -1,0 +1,133 @@
+"""Who may connect: identities with their keys, and the answer to a CONNECT.
+
+SQL stands in storage/hub_tables.py, tokens in wire/iothub_auth.py, the service REST in http_front.py.
+
+Rules:
+- A refusal does not tell whether the identity exists: unknown, disabled and wrongly signed look alike from outside.
+- Every write of an identity changes its etag; a new identity of an old name has another generation id.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from edgeferry.errors import Conflict, HubRefused
+from edgeferry.storage.hub_db import HubDb
+from edgeferry.storage.hub_tables import HubTables
+from edgeferry.twin.document import make_twin
+from edgeferry.wire.file_signatures import SERVICE_POLICY
+from edgeferry.wire.iothub_auth import make_client_id, parse_sas_token, parse_user_name, verify_sas_token
+from edgeferry.wire.mqtt_packets import Connect
+from edgeferry.wire.service_api import Identity, IdentityRecord
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """An identity that may stay connected until its token expires (Unix seconds)."""
+
+    record: IdentityRecord
+    expires_at: int
+
+
+class Registry:
+    """Identities of the hub. `clock` gives Unix seconds."""
+
+    def __init__(self, db: HubDb, clock: Callable[[], float]) -> None:
+        self._db = db
+        self._clock = clock
+
+    async def admit(self, connect: Connect) -> Admission:
+        """Checks user name, client id and password of a CONNECT.
+
+        Raises:
+            HubRefused: unknown, disabled, expired, or not signed with a key of this identity.
+        """
+        user = parse_user_name(connect.user_name or "")
+        if connect.client_id != make_client_id(user.device_id, user.module_id):
+            raise HubRefused("the client id is not that of the user name")
+        token = parse_sas_token((connect.password or b"").decode("utf-8", "replace"))
+        identity = Identity(user.device_id, user.module_id)
+        record = await self._db.read(lambda tables: _find_enabled(tables, identity))
+        if record is None:
+            raise HubRefused("no such identity is registered and enabled", identity=str(identity))
+        verify_sas_token(token, resource=user.resource, keys=record.keys, now=self._clock())
+        return Admission(record, token.expires_at)
+
+    async def read(self, identity: Identity) -> IdentityRecord:
+        """The record; raises NotFound."""
+        return await self._db.read(lambda tables: tables.require_identity(identity))
+
+    async def add(self, record: IdentityRecord) -> IdentityRecord:
+        """Registers a new identity; raises Conflict, or NotFound for a module without its device."""
+        now = self._clock()
+        await self._db.write(lambda tables: tables.add_identity(record, make_twin(now)))
+        return record
+
+    async def change(
+        self, identity: Identity, if_match: str | None, change: Callable[[IdentityRecord], IdentityRecord]
+    ) -> IdentityRecord:
+        """Writes a changed record under a new etag; raises NotFound, or Conflict when `if_match` is stale."""
+
+        def work(tables: HubTables) -> IdentityRecord:
+            changed = replace(change(_require_match(tables, identity, if_match)), etag=make_etag())
+            tables.write_identity(changed)
+            return changed
+
+        return await self._db.write(work)
+
+    async def delete(self, identity: Identity, if_match: str | None) -> None:
+        """Deletes an identity and all of it; raises NotFound, or Conflict when `if_match` is stale."""
+
+        def work(tables: HubTables) -> None:
+            _require_match(tables, identity, if_match)
+            tables.delete_identity(identity)
+
+        await self._db.write(work)
+
+
+def make_record(
+    identity: Identity, now: float, *, keys: tuple[str, str] | None = None, managed_by: str | None = None
+) -> IdentityRecord:
+    """A new identity with the keys given or random ones, and a generation id of its own."""
+    primary, secondary = keys or (make_key(), make_key())
+    generation_id = f"{int(now * 1000)}{secrets.randbelow(1000):03d}"
+    return IdentityRecord(identity, generation_id, primary, secondary, make_etag(), True, managed_by, now)
+
+
+def make_key() -> str:
+    """32 random bytes as base64."""
+    return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii")
+
+
+def make_etag() -> str:
+    """A random etag in the look of Azure's."""
+    return base64.b64encode(secrets.token_bytes(8)).decode("ascii")
+
+
+def ensure_service_key(tables: HubTables) -> str:
+    """The key of the `service` policy, made at first use. Runs inside a writing transaction."""
+    name = f"policy.{SERVICE_POLICY}"
+    key = tables.find_setting(name)
+    if key is None:
+        key = make_key()
+        tables.write_setting(name, key)
+    return key
+
+
+def _find_enabled(tables: HubTables, identity: Identity) -> IdentityRecord | None:
+    """The record when it and, for a module, its device are enabled."""
+    device = tables.find_identity(Identity(identity.device_id))
+    record = device if identity.module_id is None else tables.find_identity(identity)
+    return record if record and record.is_enabled and device and device.is_enabled else None
+
+
+def _require_match(tables: HubTables, identity: Identity, if_match: str | None) -> IdentityRecord:
+    record = tables.require_identity(identity)
+    if if_match is not None and if_match != record.etag:
+        raise Conflict(f"{identity} has changed since it was read", service_code="PreconditionFailed")
+    return record
