@@ -1,0 +1,149 @@
+"""A hub and devices as real processes, for the stories told in this folder."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from edgeferry.app.processes import Process, Processes, open_processes, wait_for_json
+
+SDK_SCRIPT = Path(__file__).parent / "sdk" / "operator_of_the_guide.py"
+DEVICE = "turbine-3"
+
+
+@dataclass
+class Device:
+    """A running device process."""
+
+    process: Process
+    api: str
+    storage: Path
+
+    async def wait_ready(self, timeout_s: float = 90) -> None:
+        async with asyncio.timeout(timeout_s), aiohttp.ClientSession() as http:
+            while True:
+                assert self.process.running, self.process.read_log_tail()
+                try:
+                    async with http.get(f"{self.api}/readyz") as reply:
+                        if reply.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass  # not listening yet
+                await asyncio.sleep(0.1)
+
+    async def score(self, picture: bytes, query: str = "") -> Any:
+        async with aiohttp.ClientSession() as http, http.post(f"{self.api}/score{query}", data=picture) as reply:
+            assert reply.status == 200, await reply.text()
+            return await reply.json()
+
+
+@dataclass
+class Site:
+    """A running hub with its folder; `service` is the service connection string."""
+
+    folder: Path
+    processes: Processes
+    ready: dict[str, Any]
+    service: str
+
+    @property
+    def hub_data(self) -> list[str]:
+        return ["--data", str(self.folder / "hub")]
+
+    async def add_module(self, module: str) -> None:
+        await self.processes.run(["hub", "device", "add", DEVICE, "--module", module, *self.hub_data])
+
+    async def get_connection(self, module: str) -> str:
+        words = ["hub", "device", "connection-string", DEVICE, "--module", module, *self.hub_data]
+        return (await self.processes.run(words)).strip()
+
+    async def start_device(self, module: str, *extra: str, storage: Path | None = None, **environment: str) -> Device:
+        """Starts a device process as `module`, that authenticates with its connection string unless told otherwise."""
+        storage = storage or self.folder / f"storage-{module}"
+        storage.mkdir(exist_ok=True)
+        port = find_free_port()
+        words = ["device", "run", "--storage", str(storage), "--port", str(port), *extra]
+        words += ["--mqtt-port", str(self.ready["mqtt_port"]), "--ca-file", self.ready["ca_path"]]
+        if "IOTEDGE_WORKLOADURI" not in environment:
+            environment["EDGEFERRY_CONNECTION_STRING"] = await self.get_connection(module)
+        process = await self.processes.start(f"device-{module}", words, **environment)
+        return Device(process, f"http://127.0.0.1:{port}", storage)
+
+    async def run_sdk(self, python: Path, *words: str) -> dict[str, Any]:
+        """Runs the guide's operator script with Microsoft's SDK."""
+        environment = {
+            **os.environ,
+            "SERVICE_CONNECTION_STRING": self.service,
+            "REQUESTS_CA_BUNDLE": self.ready["ca_path"],
+        }
+        child = await asyncio.create_subprocess_exec(
+            str(python),
+            str(SDK_SCRIPT),
+            *words,
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        printed, complained = await child.communicate()
+        assert child.returncode == 0, complained.decode()[-2000:]
+        return dict(json.loads(printed))
+
+    async def read_messages(self) -> list[dict[str, Any]]:
+        """What reached `$upstream`."""
+        printed = await self.processes.run(["hub", "messages", "--json", *self.hub_data])
+        return [json.loads(line) for line in printed.splitlines() if line.strip()]
+
+
+@asynccontextmanager
+async def open_site(folder: Path, *hub_words: str) -> AsyncIterator[Site]:
+    async with open_processes(folder / "logs") as processes:
+        ready = folder / "ready.json"
+        words = ["hub", "run", "--data", str(folder / "hub"), "--mqtt-port", "0", "--https-port", "0"]
+        words += ["--ready-file", str(ready), *hub_words]
+        hub = await processes.start("hub", words)
+        found = await wait_for_json(ready, hub, timeout_s=60)
+        words = ["hub", "device", "connection-string", "--service", "--data", str(folder / "hub")]
+        yield Site(folder, processes, found, (await processes.run(words)).strip())
+
+
+@asynccontextmanager
+async def open_plain_server(folder: Path) -> AsyncIterator[str]:
+    """`python -m http.server`: no ranges, no etag."""
+    port = find_free_port()
+    words = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+    child = await asyncio.create_subprocess_exec(
+        *words, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        await wait_for_port(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.terminate()
+        await child.wait()
+
+
+async def wait_for_port(port: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            except OSError:
+                await asyncio.sleep(0.05)
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
