@@ -1,4 +1,4 @@
-"""The guide's own story with real parts: Azurite, Microsoft's SDK, the guide's bundle, a hub and a device as processes."""
+"""The guide's own story with real parts: Azurite, Microsoft's SDK, the guide's bundle, hub and device as processes."""
 
 from __future__ import annotations
 

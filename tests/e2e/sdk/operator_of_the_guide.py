@@ -35,7 +35,7 @@ def main():
     registry = IoTHubRegistryManager(os.environ["SERVICE_CONNECTION_STRING"])
     what, device, module, *rest = sys.argv[1:]
     if what == "set":
-        fields = dict(zip(("FileName", "DownloadUrl", "ContentMD5"), rest))
+        fields = dict(zip(("FileName", "DownloadUrl", "ContentMD5"), rest, strict=False))
         print(json.dumps(set_fields(registry, device, module, fields)))
     else:
         print(json.dumps(wait_reported(registry, device, module, rest[0])))
