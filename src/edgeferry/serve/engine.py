@@ -1,0 +1,46 @@
+"""Workers in processes of their own (`runtime/child.py`), as an EnginePort.
+
+Rules:
+- Two versions may share a worker when their model files are the same files and all that shapes the tensors and reads
+  the outputs is equal; label lists and thresholds may differ, since they travel with each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from edgeferry.model.spec import LabelSpec, Stage, Thresholds
+from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.child import WorkerSettings, start_worker
+from edgeferry.serve.ports import WorkerPort
+from edgeferry.storage.identity import read_file_identity
+
+
+class ChildEngine:
+    """Starts worker processes with `settings`."""
+
+    def __init__(self, settings: WorkerSettings | None = None) -> None:
+        self._settings = settings or WorkerSettings()
+
+    async def start(self, version: StoredVersion) -> WorkerPort:
+        """Starts a worker that has loaded and proven `version`; raises as `runtime.child.start_worker`."""
+        return await start_worker(version, self._settings)
+
+    async def read_share_key(self, version: StoredVersion) -> str:
+        """Identity of the model files, and the spec without labels and thresholds."""
+        return await asyncio.to_thread(_read_share_key, version)
+
+
+def _read_share_key(version: StoredVersion) -> str:
+    stages = version.spec.stages
+    files = [read_file_identity(version.folder / stage.file) for stage in stages]
+    shapes = [msgspec.json.encode(_without_terms(stage), order="sorted").decode() for stage in stages]
+    return "\n".join([*files, *shapes])
+
+
+def _without_terms(stage: Stage) -> Stage:
+    """The stage as far as it binds the worker: the label's offset does, since it does not travel with requests."""
+    labels = LabelSpec(offset=stage.labels.offset)
+    return msgspec.structs.replace(stage, file="", labels=labels, thresholds=Thresholds())

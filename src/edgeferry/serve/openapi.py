@@ -1,0 +1,140 @@
+"""The API's description, made from the same table that makes its routes.
+
+Rules:
+- What stands in `/openapi.json` is what the table says; nothing is written twice. Schemas come from the types that are
+  encoded, statuses from the error table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from edgeferry import __version__
+from edgeferry.errors import EdgeferryError, Forbidden, Unauthorised
+from edgeferry.serve.edge import Handler
+from edgeferry.serve.statuses import ErrorBody, get_status
+
+_REF_TEMPLATE = "#/components/schemas/{name}"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiAnswer:
+    """One good answer of a route. `body`: the type that is encoded, None where there is nothing or no schema."""
+
+    text: str
+    status: int = 200
+    media_types: tuple[str, ...] = (JSON,)
+    body: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiParameter:
+    """A query parameter or header that the route reads; `choices` empty: any text."""
+
+    name: str
+    text: str
+    choices: tuple[str, ...] = ()
+    place: Literal["query", "header"] = "query"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRoute:
+    """One row of the table of routes. `open`: answered without token; `takes_picture`: the body is a picture."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    text: str
+    answers: tuple[ApiAnswer, ...]
+    errors: tuple[type[EdgeferryError], ...] = ()
+    parameters: tuple[ApiParameter, ...] = ()
+    takes_picture: bool = False
+    open: bool = False
+
+
+def make_openapi(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of `routes`."""
+    types = [answer.body for route in routes for answer in route.answers if answer.body is not None]
+    _, components = msgspec.json.schema_components([*types, ErrorBody], ref_template=_REF_TEMPLATE)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _make_operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "edgeferry inference API", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": _SECURITY_SCHEMES},
+    }
+
+
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "subscriptionKey": {"type": "apiKey", "in": "header", "name": "Ocp-Apim-Subscription-Key"},
+    "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "api_key"},
+    "apiKeyQuery": {"type": "apiKey", "in": "query", "name": "api_key"},
+}
+
+
+def _make_operation(route: ApiRoute) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.text,
+        "operationId": route.handler.__name__.strip("_"),
+        "parameters": [*_make_path_parameters(route.path), *(_make_parameter(item) for item in route.parameters)],
+        "responses": {**_make_error_responses(route), **_make_good_responses(route)},
+    }
+    if route.takes_picture:
+        picture = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+        content = {"application/octet-stream": picture, "image/*": picture}
+        operation["requestBody"] = {"required": True, "content": content}
+    if not route.open:
+        operation["security"] = [{}, *({scheme: []} for scheme in _SECURITY_SCHEMES)]
+    return operation
+
+
+def _make_path_parameters(path: str) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+
+
+def _make_parameter(parameter: ApiParameter) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    if parameter.choices:
+        schema["enum"] = list(parameter.choices)
+    return {"name": parameter.name, "in": parameter.place, "description": parameter.text, "schema": schema}
+
+
+def _make_good_responses(route: ApiRoute) -> dict[str, Any]:
+    responses: dict[str, Any] = {}
+    for answer in route.answers:
+        response = responses.setdefault(str(answer.status), {"description": answer.text})
+        for media_type in answer.media_types if answer.status != 204 else ():
+            response.setdefault("content", {})[media_type] = {"schema": _make_schema(answer, media_type)}
+    return responses
+
+
+def _make_schema(answer: ApiAnswer, media_type: str) -> dict[str, Any]:
+    if media_type != JSON:
+        return {"type": "string"}
+    if answer.body is None:
+        return {"type": "object"}
+    (schema,), _ = msgspec.json.schema_components([answer.body], ref_template=_REF_TEMPLATE)
+    return schema
+
+
+def _make_error_responses(route: ApiRoute) -> dict[str, Any]:
+    guards: tuple[type[EdgeferryError], ...] = () if route.open else (Unauthorised, Forbidden)
+    codes: dict[int, list[str]] = {}
+    for error in (*route.errors, *guards):
+        codes.setdefault(get_status(error), []).append(error.code)
+    schema = {"$ref": _REF_TEMPLATE.format(name="ErrorBody")}
+    return {
+        str(status): {"description": ", ".join(found), "content": {JSON: {"schema": schema}}}
+        for status, found in sorted(codes.items())
+    }
