@@ -63,6 +63,7 @@ async def open_http_server(app: Starlette, sock: socket.socket, tls: ssl.SSLCont
     config = uvicorn.Config(
         app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         lifespan="off",
         ws="none",

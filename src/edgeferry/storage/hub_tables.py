@@ -127,9 +127,13 @@ class HubTables:
 
     def write_backup(self, target: Path) -> None:
         """A consistent copy of the whole database, taken while others write."""
-        with translated(), sqlite3.connect(target) as copy:
-            self._db.backup(copy)
-        copy.close()
+        with translated():
+            target.touch(mode=0o600)
+            copy = sqlite3.connect(target)
+            try:
+                self._db.backup(copy)
+            finally:
+                copy.close()
 
     # --- identities ---------------------------------------------------------------------------------------------------
     def add_identity(self, record: IdentityRecord, twin: TwinDocument) -> None:

@@ -1,0 +1,237 @@
+"""`edgeferry hub ...`: run the embedded hub, look after its devices, read its messages.
+
+What this file leaves to others: the hub itself (app/hub.py), what the commands do to its folder (app/hub_admin.py).
+
+Rules:
+- Every command takes `--json`. Keys are printed by `device connection-string` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from edgeferry.app import hub_admin
+from edgeferry.app.hub import DEFAULT_HTTPS_PORT, DEFAULT_MQTT_PORT, DEFAULT_ROUTES, HubSettings, RunningHub, open_hub
+from edgeferry.app.logging import configure_logging
+from edgeferry.cli.exit_codes import ends_with_exit_code
+from edgeferry.errors import ConfigInvalid
+from edgeferry.storage.files import write_atomically
+from edgeferry.storage.hub_tables import DB_NAME, open_tables
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_PORT = click.IntRange(0, 65535)
+
+
+def _data_option(command: Command) -> Command:
+    return click.option(
+        "--data",
+        type=_FOLDER,
+        required=True,
+        envvar="EDGEFERRY_HUB_DATA",
+        help="Folder that holds everything the hub keeps (or EDGEFERRY_HUB_DATA).",
+    )(command)
+
+
+def _json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+@click.group("hub")
+def hub_group() -> None:
+    """Runs the embedded hub, which speaks IoT Hub's protocols, and looks after its devices."""
+
+
+@hub_group.command("run")
+@_data_option
+@click.option("--listen", default="127.0.0.1", show_default=True, help="Address of all doors.")
+@click.option("--mqtt-port", type=_PORT, default=DEFAULT_MQTT_PORT, show_default=True, help="0: any free one.")
+@click.option("--https-port", type=_PORT, default=DEFAULT_HTTPS_PORT, show_default=True, help="0: any free one.")
+@click.option(
+    "--host-name", "host_names", multiple=True, help="Name or address for the certificate; the first is the hub's."
+)
+@click.option(
+    "--files", type=click.Path(file_okay=False, exists=True, path_type=Path), help="Publish this folder at /files/."
+)
+@click.option("--http-files-port", type=_PORT, help="Serve /files/ without TLS too, on loopback.")
+@click.option(
+    "--route", "routes", multiple=True, help="As in a deployment manifest. Default: all messages into $upstream."
+)
+@click.option(
+    "--time-to-live", "time_to_live_s", type=click.FloatRange(1), default=7200.0, show_default=True, help="Seconds."
+)
+@click.option(
+    "--workload-socket", type=click.Path(path_type=Path), help="Serve the IoT Edge workload API at this path."
+)
+@click.option("--workload-device", help="The device that the workload API stands for.")
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path), help="Write addresses and process id here once listening."
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True)
+@_json_option
+@ends_with_exit_code
+def run(ready_file: Path | None, log_level: str, as_json: bool, **options: Any) -> None:
+    """Runs the hub in the foreground until it is told to end."""
+    configure_logging(as_json=as_json, level=log_level)
+    if (options["workload_socket"] is None) != (options["workload_device"] is None):
+        raise ConfigInvalid("--workload-socket and --workload-device go together")
+    options["routes"] = options["routes"] or DEFAULT_ROUTES
+    asyncio.run(_run_hub(HubSettings(**options), ready_file, as_json=as_json))
+
+
+async def _run_hub(settings: HubSettings, ready_file: Path | None, *, as_json: bool) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_hub(settings) as hub:
+        facts = _get_facts(hub)
+        if ready_file is not None:
+            await asyncio.to_thread(write_atomically, ready_file, msgspec.json.encode(facts))
+        _print(facts, as_json=as_json)
+        await stop.wait()
+
+
+def _get_facts(hub: RunningHub) -> dict[str, Any]:
+    socket_path = hub.settings.workload_socket
+    return {
+        "pid": os.getpid(),
+        "host_name": hub.settings.host_name,
+        "mqtt_port": hub.mqtt_port,
+        "https_port": hub.https_port,
+        "http_files_port": hub.http_files_port,
+        "service_url": hub.service_url,
+        "ca_path": str(hub.ca_pem_path.absolute()),
+        "workload_socket": str(socket_path.absolute()) if socket_path else None,
+    }
+
+
+@hub_group.group("device")
+def device_group() -> None:
+    """Devices and modules that may connect. Works beside a running hub and without one."""
+
+
+@device_group.command("add")
+@click.argument("device_id", metavar="ID")
+@click.option("--module", "modules", multiple=True, help="Also register this module; may be given again.")
+@_data_option
+@_json_option
+@ends_with_exit_code
+def add(device_id: str, modules: tuple[str, ...], data: Path, as_json: bool) -> None:
+    """Registers a device, or modules of one that exists."""
+    with open_tables(data) as tables:
+        added = hub_admin.add_device(tables, device_id, modules)
+    _print({"added": [str(identity) for identity in added]}, as_json=as_json)
+
+
+@device_group.command("list")
+@_data_option
+@_json_option
+@ends_with_exit_code
+def list_devices(data: Path, as_json: bool) -> None:
+    """Lists devices and their modules."""
+    with open_tables(_require_hub(data)) as tables:
+        devices = hub_admin.list_devices(tables)
+    if as_json:
+        _print(devices, as_json=True)
+        return
+    for device in devices:
+        click.echo(f"{device['device']}  {device['status']}  {', '.join(device['modules']) or '-'}")
+
+
+@device_group.command("show")
+@click.argument("device_id", metavar="ID")
+@_data_option
+@_json_option
+@ends_with_exit_code
+def show(device_id: str, data: Path, as_json: bool) -> None:
+    """Shows a device and its modules with their twins."""
+    with open_tables(_require_hub(data)) as tables:
+        found = hub_admin.show_device(tables, device_id)
+    if as_json:
+        _print(found, as_json=True)
+    else:
+        click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
+
+
+@device_group.command("delete")
+@click.argument("device_id", metavar="ID")
+@click.option("--module", "modules", multiple=True, help="Delete only this module; may be given again.")
+@_data_option
+@_json_option
+@ends_with_exit_code
+def delete(device_id: str, modules: tuple[str, ...], data: Path, as_json: bool) -> None:
+    """Deletes a device with its modules, or modules of it; who is connected is dropped."""
+    with open_tables(_require_hub(data)) as tables:
+        gone = hub_admin.delete_device(tables, device_id, modules)
+    _print({"deleted": [str(identity) for identity in gone]}, as_json=as_json)
+
+
+@device_group.command("connection-string")
+@click.argument("device_id", metavar="[ID]", required=False)
+@click.option("--module", "module_id", help="Of this module.")
+@click.option("--service", is_flag=True, help="Of the service policy, for deploy and for service SDKs.")
+@_data_option
+@_json_option
+@ends_with_exit_code
+def connection_string(device_id: str | None, module_id: str | None, service: bool, data: Path, as_json: bool) -> None:
+    """Prints a connection string. It holds a key: whoever has it may connect."""
+    if service == (device_id is not None):
+        raise ConfigInvalid("name a device, or say --service")
+    with open_tables(_require_hub(data)) as tables:
+        if device_id is None:
+            text = hub_admin.get_service_connection_string(tables)
+        else:
+            text = hub_admin.get_connection_string(tables, device_id, module_id)
+    click.echo(msgspec.json.encode({"connection_string": text}).decode() if as_json else text)
+
+
+@hub_group.command("messages")
+@click.option("--follow", is_flag=True, help="Wait for more, until interrupted.")
+@click.option("--after", type=click.IntRange(0), default=0, help="Only messages with a higher id.")
+@_data_option
+@_json_option
+@ends_with_exit_code
+def messages(follow: bool, after: int, data: Path, as_json: bool) -> None:
+    """Prints the messages that routes sent $upstream, one a line."""
+    with open_tables(_require_hub(data)) as tables:
+        for message in hub_admin.read_messages(tables, after=after, follow=follow):
+            if as_json:
+                _print(message, as_json=True)
+                continue
+            sender = "/".join(filter(None, (message["device"], message["module"], message["output"])))
+            body = message.get("body", message.get("body_base64"))
+            click.echo(f"{message['id']}  {message['received_at']}  {sender}  {msgspec.json.encode(body).decode()}")
+
+
+@hub_group.command("backup")
+@click.argument("target", type=_FOLDER)
+@_data_option
+@_json_option
+@ends_with_exit_code
+def backup(target: Path, data: Path, as_json: bool) -> None:
+    """Copies the hub's state, keys and certificates into the new folder TARGET, also while the hub runs."""
+    hub_admin.write_backup(data, target)
+    _print({"backup": str(target.absolute())}, as_json=as_json)
+
+
+def _require_hub(data: Path) -> Path:
+    if not (data / DB_NAME).is_file():
+        raise ConfigInvalid(f"there is no hub in {data}: start one with 'edgeferry hub run' or add a device")
+    return data
+
+
+def _print(facts: Any, *, as_json: bool) -> None:
+    """One JSON line, or a line for each fact."""
+    if as_json:
+        click.echo(msgspec.json.encode(facts).decode())
+        return
+    for name, value in facts.items():
+        click.echo(f"{name}: {', '.join(value) if isinstance(value, list) else '-' if value is None else value}")
