@@ -1,0 +1,141 @@
+"""The journal is on the disk when a call returns, and a device without a readable one serves on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeferry.errors import StorageBusy, StorageFailed
+from edgeferry.storage.journal import OutboxMessage, open_journal
+
+
+async def test_records_are_kept_replaced_and_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        await journal.save_record("a", model="detector", state="RESOLVING", body=b"1")
+        await journal.save_record("b", model="default", state="WAITING", body=b"2")
+        await journal.save_record("a", model="detector", state="DOWNLOADING", body=b"3")
+    async with open_journal(path) as journal:
+        assert sorted(await journal.load_records()) == [("a", b"3"), ("b", b"2")]
+        await journal.delete_record("a")
+        await journal.delete_record("never-there")
+        assert await journal.load_records() == [("b", b"2")]
+        assert journal.damage is None
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_ledger_adds_up_by_day_and_kind(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        await asyncio.gather(*(journal.add_bytes("2026-11-23", "http", 10) for _ in range(20)))
+        await journal.add_bytes("2026-11-23", "mqtt", 5)
+        await journal.add_bytes("2026-11-24", "http", 1 << 40)
+        assert await journal.get_ledger() == {"2026-11-23": {"http": 200, "mqtt": 5}, "2026-11-24": {"http": 1 << 40}}
+
+
+async def test_messages_wait_in_order_until_they_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        await journal.put_message("z", output="DLModelOutput", body=b"1")
+        await journal.put_message("a", output="DLModelOutput", body=b"2")
+        await journal.put_message("z", output="other", body=b"again")
+    async with open_journal(path) as journal:
+        assert await journal.list_messages() == [
+            OutboxMessage("z", "DLModelOutput", b"1"),
+            OutboxMessage("a", "DLModelOutput", b"2"),
+        ]
+        await journal.drop_message("z")
+        assert [message.mid for message in await journal.list_messages()] == ["a"]
+
+
+async def test_values_are_kept_by_key(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        assert await journal.get_value("boot") is None
+        await journal.set_value("boot", b"1")
+        await journal.set_value("boot", b"2")
+        assert await journal.get_value("boot") == b"2"
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 2000, b"SQLite format 3\0" + b"\xff" * 5000])
+async def test_a_journal_that_is_no_database_is_moved_aside_and_said(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "journal.db"
+    path.write_bytes(content)
+    async with open_journal(path) as journal:
+        assert journal.damage is not None and "journal.db.damaged" in journal.damage.message
+        await journal.save_record("a", model="m", state="s", body=b"1")
+    assert (tmp_path / "journal.db.damaged").read_bytes() == content
+    async with open_journal(path) as journal:
+        assert journal.damage is None
+        assert await journal.load_records() == [("a", b"1")]
+
+
+async def test_a_damaged_page_is_found_at_start(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        for number in range(200):
+            await journal.save_record(str(number), model="m", state="s", body=os.urandom(200))
+    with path.open("r+b") as file:
+        file.seek(4096 * 3)
+        file.write(b"\xff" * 4096 * 4)
+    async with open_journal(path) as journal:
+        assert journal.damage is not None
+        assert await journal.load_records() == []
+
+
+async def test_a_journal_of_a_newer_release_is_moved_aside(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    async with open_journal(path) as journal:
+        assert journal.damage is not None and "schema 99" in journal.damage.message
+
+
+async def test_a_journal_that_another_process_writes_is_busy_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        journal._connection.execute("PRAGMA busy_timeout = 10")
+        with pytest.raises(StorageBusy):
+            await journal.set_value("a", b"1")
+        other.execute("ROLLBACK")
+        other.close()
+        await journal.set_value("a", b"1")
+
+
+async def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed):
+        async with open_journal(tmp_path / "none" / "journal.db"):
+            raise AssertionError("opened")
+
+
+_WRITER = """
+import asyncio, pathlib, sys
+from edgeferry.storage.journal import open_journal
+async def main():
+    async with open_journal(pathlib.Path(sys.argv[1])) as journal:
+        for number in range(1 << 20):
+            await journal.save_record("key", model="m", state="s", body=str(number).encode())
+            print(number, flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_after_a_kill_the_last_record_that_was_said_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    said = [int(writer.stdout.readline()) for _ in range(30)][-1]
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    async with open_journal(path) as journal:
+        assert journal.damage is None
+        assert int((await journal.load_records())[0][1]) >= said
