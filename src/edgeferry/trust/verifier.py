@@ -204,11 +204,11 @@ def _require_same_digest(target: TargetFile, digest: Digest) -> None:
 
 
 def _read_signed_time(path: Path) -> float:
-    """`signed_at` of the timestamp last trusted, at most its expiry; 0 when there is none."""
+    """`signed_at` of the timestamp last trusted, before its expiry in any case; 0 when there is none."""
     try:
         signed = json.loads(path.read_bytes())["signed"]
         expires = dt.datetime.fromisoformat(signed["expires"]).timestamp()
-        return min(float(signed["signed_at"]), expires)
+        return min(float(signed["signed_at"]), expires - 1)
     except (OSError, ValueError, TypeError, KeyError):
         return 0.0
 

@@ -1,0 +1,173 @@
+"""A repository's metadata in the operator's hands: read from the store, verified, changed in memory.
+
+Signing and writing it back are `signer.py`'s. The repository's format stands in docs/formats/repository.md.
+
+Rules:
+- What is read back from the store is verified against the root in the key folder before anything is signed on top of
+  it: whoever can write to the store must not get a signature by way of us.
+- Expiry does not matter here: an expired repository is refreshed with these very functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+
+from edgeferry.errors import ConfigInvalid, MetadataUntrusted
+from edgeferry.model.digest import Digest
+from edgeferry.trust.keys import KeyFolder
+from edgeferry.trust.verifier import MAX_ROOTS
+
+METADATA_MAX_BYTES = 2 << 20
+
+
+class ObjectStore(Protocol):
+    """What signing needs of `storage/blob_store.py`."""
+
+    def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
+        """The object's bytes and tag."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Writes over."""
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Creates only; tells whether it did."""
+
+    def put_if(self, path: str, data: bytes, etag: str) -> None:
+        """Replaces what has this tag; raises Conflict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One version as the signed metadata lists it; `created` in Unix seconds."""
+
+    model: str
+    version: str
+    digest: Digest
+    size_bytes: int
+    created: int
+
+
+@dataclass(slots=True)
+class Draft:
+    """The metadata as it was read, verified, and since changed in memory; `commit` publishes it."""
+
+    root: Metadata[Root]
+    targets: Metadata[Targets]
+    snapshot: Metadata[Snapshot]
+    timestamp: Metadata[Timestamp]
+    timestamp_etag: str
+    roots: dict[str, bytes]
+    """Every root after the first, by path: what a bundle brings along."""
+    roles: dict[str, Metadata[Targets]] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    manifests: dict[str, bytes] = field(default_factory=dict)
+    """Manifests added by this draft, by path."""
+
+    def list_versions(self, model: str) -> tuple[Listed, ...]:
+        """What is listed of `model`, oldest first."""
+        role = self.roles.get(model)
+        found = (_read_listed(target) for target in role.signed.targets.values()) if role else ()
+        return tuple(sorted(found, key=lambda one: (one.created, one.version)))
+
+    def find_version(self, model: str, version: str) -> Listed | None:
+        """The version as listed, or None."""
+        return next((one for one in self.list_versions(model) if one.version == version), None)
+
+
+def open_draft(store: ObjectStore, keys: KeyFolder) -> Draft:
+    """Reads the metadata from timestamp down to every model's role, each verified; expiry does not matter here.
+
+    Raises:
+        ConfigInvalid: there is no repository, or no root in the key folder.
+        MetadataUntrusted: something in the store is not signed as the root says.
+    """
+    with _translate_tuf_errors():
+        root, roots = _read_roots(store, keys)
+        found = store.find("metadata/timestamp.json", METADATA_MAX_BYTES)
+        if found is None:
+            raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
+        timestamp: Metadata[Timestamp] = _load(Timestamp, found[0])
+        _verify(root, "timestamp", timestamp)
+        snapshot_version = timestamp.signed.snapshot_meta.version
+        snapshot: Metadata[Snapshot] = _load(
+            Snapshot, require_object(store, f"metadata/{snapshot_version}.snapshot.json")
+        )
+        _verify(root, "snapshot", snapshot)
+        targets = _read_role(store, root, snapshot, "targets")
+        draft = Draft(root, targets, snapshot, timestamp, found[1], roots)
+        for model in _get_models(targets):
+            draft.roles[model] = _read_role(store, targets, snapshot, model)
+    return draft
+
+
+def _read_roots(store: ObjectStore, keys: KeyFolder) -> tuple[Metadata[Root], dict[str, bytes]]:
+    """The newest root that the key folder's root leads to, and all roots after the first."""
+    root: Metadata[Root] = _load(Root, keys.read_root())
+    _verify(root, "root", root)
+    for version in range(root.signed.version + 1, MAX_ROOTS):
+        found = store.find(f"metadata/{version}.root.json", METADATA_MAX_BYTES)
+        if found is None:
+            break
+        newer: Metadata[Root] = _load(Root, found[0])
+        _verify(root, "root", newer)
+        _verify(newer, "root", newer)
+        root = newer
+    later = (f"metadata/{version}.root.json" for version in range(2, root.signed.version + 1))
+    return root, {path: require_object(store, path) for path in later}
+
+
+def _read_role(
+    store: ObjectStore, delegator: Metadata[Any], snapshot: Metadata[Snapshot], role: str
+) -> Metadata[Targets]:
+    meta = snapshot.signed.meta.get(f"{role}.json")
+    if meta is None:
+        raise MetadataUntrusted(f"the snapshot does not list the role {role}")
+    metadata: Metadata[Targets] = _load(Targets, require_object(store, f"metadata/{meta.version}.{role}.json"))
+    _verify(delegator, role, metadata)
+    if metadata.signed.version != meta.version:
+        raise MetadataUntrusted(f"expected version {meta.version} of role {role}, found {metadata.signed.version}")
+    return metadata
+
+
+def _verify(delegator: Metadata[Any], role: str, metadata: Metadata[Any]) -> None:
+    delegator.signed.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+
+
+def _load(kind: type[Any], data: bytes) -> Metadata[Any]:
+    metadata: Metadata[Any] = Metadata.from_bytes(data)
+    if not isinstance(metadata.signed, kind):
+        raise MetadataUntrusted(f"expected {kind.__name__} metadata, found {metadata.signed.type}")
+    return metadata
+
+
+def require_object(store: ObjectStore, path: str) -> bytes:
+    """An object that the metadata names; raises MetadataUntrusted where it is missing."""
+    found = store.find(path, METADATA_MAX_BYTES)
+    if found is None:
+        raise MetadataUntrusted(f"the repository lacks {path}, which its metadata names")
+    return found[0]
+
+
+def _get_models(targets: Metadata[Targets]) -> tuple[str, ...]:
+    delegations = targets.signed.delegations
+    return tuple(delegations.roles or ()) if delegations else ()
+
+
+def _read_listed(target: TargetFile) -> Listed:
+    model, version, _ = target.path.split("/")
+    created = (target.custom or {}).get("created", 0)
+    return Listed(model, version, Digest(target.hashes["sha256"]), target.length, int(created))
+
+
+@contextmanager
+def _translate_tuf_errors() -> Iterator[None]:
+    try:
+        yield
+    except RepositoryError as error:
+        raise MetadataUntrusted(f"the repository's metadata does not verify: {error!s:.300}") from error
