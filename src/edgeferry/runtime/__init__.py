@@ -1,1 +1,1 @@
-"""Engines: sessions over ONNX Runtime and LiteRT, the worker process that serves one version, and the side that speaks to it."""
+"""Engines: sessions over ONNX Runtime and LiteRT, the worker process that serves a version, and how it is spoken to."""

@@ -1,45 +1,81 @@
 """child: how the device's main process starts a worker, waits for its proof, asks it, and ends it.
 
-Public signatures are final; the bodies follow.
+What this file leaves to others: the process (`spawn.py`, `worker.py`), the frames (`line.py`, `wire/worker_frames.py`),
+which worker serves which model (`serve/slots.py`).
+
+Rules:
+- Neither an engine nor numpy is imported here.
+- Whose fault a death is: before the worker says `Started` it is ours (WorkerStartFailed), while it loads and proves it
+  is the model's (any signal, non-zero exit or time-out), after that nobody's: what was asked fails with WorkerLost.
+- Whatever goes wrong in `start_worker`, also cancellation, the process is gone when it raises.
+- A request that nobody waits for any more is taken from the worker's queue. A worker that owes answers and gives none
+  for `hang_timeout_s` is killed.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
+import signal
 from dataclasses import dataclass, field
-from typing import Literal
 
-import msgspec
-
-from edgeferry.model.spec import Thresholds
+from edgeferry.errors import (
+    EdgeferryError,
+    ModelCrashed,
+    ModelTimeout,
+    PictureTooLarge,
+    ProtocolViolated,
+    RequestTimeout,
+    WorkerLost,
+    WorkerStartFailed,
+)
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.line import Line
+from edgeferry.runtime.spawn import Spawned, spawn_worker
 from edgeferry.vision.answer import Answer
+from edgeferry.wire.worker_frames import (
+    Answered,
+    Ask,
+    Begin,
+    Cancel,
+    Draw,
+    GoldenInput,
+    ProofReport,
+    Prove,
+    Proved,
+    Reply,
+    Stop,
+    Terms,
+)
+
+__all__ = ["InferReply", "ProofReport", "Proven", "Terms", "Worker", "WorkerSettings", "start_worker"]
+
+_PRINTED_MAX_CHARS = 300
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """What may differ between versions that share one worker, per stage: label lines and thresholds. Travels with each request."""
-
-    labels: tuple[tuple[str, ...], ...]
-    thresholds: tuple[Thresholds, ...]
-
-
-class ProofReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How the proof went: truths found of all, how many were needed, and what it took (milliseconds)."""
-
-    found: int = 0
-    total: int = 0
-    needed: float = 0.0
-    load_ms: float = 0.0
-    prove_ms: float = 0.0
-    warm_ms: float = 0.0
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Limits of a worker. `threads` is engine threads per inference; `concurrency` inferences at once."""
+    """Limits of a worker.
+
+    Attributes:
+        threads: engine threads per inference.
+        concurrency: inferences at once.
+        start_timeout_s: until the process runs and has imported its engine.
+        load_timeout_s: until the version is loaded, proven and warm; and for each later proof.
+        hang_timeout_s: a worker that owes answers and gives none for so long is killed.
+        memory_headroom_bytes, memory_factor: while loading, address space may grow by the larger of the headroom and
+            factor x model file.
+        picture_max_bytes, picture_max_pixels: larger pictures are refused before they are decoded.
+        scale_jpeg: decode JPEGs over twice as large as needed at a smaller scale.
+    """
 
     threads: int = 1
-    concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
+    concurrency: int = field(default_factory=_count_cores)
     start_timeout_s: float = 60.0
     load_timeout_s: float = 120.0
     hang_timeout_s: float = 60.0
@@ -52,7 +88,14 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True)
 class InferReply:
-    """The answer to one picture. `width`, `height`: the upright picture, pixels. `drawn`: the picture with the answer drawn on it, if asked for."""
+    """The answer to one picture.
+
+    Attributes:
+        answer: what was seen.
+        width, height: the upright picture in pixels.
+        timings_ms: milliseconds of each step: decode, prepare, infer, answer, and draw if asked for.
+        drawn: the picture with the answer drawn on it; empty unless asked for.
+    """
 
     answer: Answer
     width: int
@@ -70,20 +113,36 @@ class Proven:
 
 
 class Worker:
-    """A running worker process that has proven one version (or several that share its model files)."""
+    """A running worker process that has proven one version (or several that share its model files).
 
-    pid: int
-    version: StoredVersion
-    report: ProofReport
-    terms: Terms
+    Attributes:
+        version: what it was started with.
+        report, terms: of the proof at its start.
+    """
+
+    def __init__(self, version: StoredVersion, settings: WorkerSettings, spawned: Spawned) -> None:
+        self.version = version
+        self.report = ProofReport()
+        self.terms = Terms((), ())
+        self._settings = settings
+        self._spawned = spawned
+        self._line = Line(spawned)
+        self._last_terms: Terms | None = None
+        self._closing = False
+        self._life = asyncio.create_task(self._live())
+
+    @property
+    def pid(self) -> int:
+        """The process id, also after its death."""
+        return self._spawned.process.pid
 
     @property
     def alive(self) -> bool:
-        """True until the process has died or was closed."""
-        raise NotImplementedError
+        """True until the process has died or is being closed."""
+        return not self._closing and self._line.is_open
 
     async def infer(
-        self, picture: bytes, *, terms: Terms | None = None, timeout_s: float, draw: Literal["", "png", "jpeg"] = ""
+        self, picture: bytes, *, terms: Terms | None = None, timeout_s: float, draw: Draw = ""
     ) -> InferReply:
         """Asks the worker about one picture (`terms`: the worker's own when None).
 
@@ -91,25 +150,105 @@ class Worker:
             PictureUnreadable, PictureTooLarge, MediaTypeRefused: the picture is at fault.
             RequestTimeout: no answer within `timeout_s` seconds.
             WorkerLost: the process died, or died before.
-            ModelUnsupported: the outputs do not fit the answer family.
+            ModelUnsupported: the engine fails on it, or the outputs do not fit the answer family.
         """
-        raise NotImplementedError
+        if len(picture) > self._settings.picture_max_bytes:
+            limit = self._settings.picture_max_bytes
+            raise PictureTooLarge(f"expected a picture of at most {limit} bytes, found {len(picture)}")
+        wanted = terms or self.terms
+        told = None if wanted is self._last_terms else wanted
+        id_ = self._line.make_id()
+        future = self._line.ask(Ask(id=id_, terms=told, draw=draw), picture)
+        self._last_terms = wanted  # only now: had it not been sent, the worker would not know them
+        reply, drawn = await self._wait_answer(future, id_, timeout_s)
+        if not isinstance(reply, Answered):
+            raise ProtocolViolated(f"expected an answer of the worker, found {type(reply).__name__}")
+        return InferReply(reply.answer, reply.width, reply.height, reply.timings_ms, drawn)
 
     async def reprove(self, version: StoredVersion) -> Proven:
         """Runs the golden truth again with the labels and thresholds of `version`, whose model files are the same.
 
         Raises:
             GoldenMismatch, ModelTimeout, ModelCrashed: it does not hold; the worker, if alive, still serves.
+            WorkerLost: the process had died before.
         """
-        raise NotImplementedError
+        request = Prove(
+            id=self._line.make_id(), folder=str(version.folder), spec=version.spec, golden=_make_golden(version)
+        )
+        future = self._line.ask(request)
+        try:
+            async with asyncio.timeout(self._settings.load_timeout_s):
+                return _require_proven((await future)[0])
+        except TimeoutError as error:
+            raise ModelTimeout(f"{version} did not answer its golden truth in time") from error
+        except WorkerLost as error:
+            raise ModelCrashed(f"the worker died while {version} was being proven") from error
 
     async def wait_dead(self) -> int:
         """Waits until the process has exited; returns its exit code (negative: the signal)."""
-        raise NotImplementedError
+        return await asyncio.shield(self._life)
 
     async def close(self, *, drain_timeout_s: float = 10.0) -> None:
         """Lets running requests finish for at most `drain_timeout_s`, then ends the process. Safe to call twice."""
-        raise NotImplementedError
+        if not self._closing:
+            self._closing = True
+            self._line.tell(Stop())
+        await asyncio.wait((self._life,), timeout=drain_timeout_s)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Ends the process at once; what was asked gets WorkerLost."""
+        self._closing = True
+        self._spawned.kill()
+        await asyncio.wait((self._life,))
+
+    async def load(self) -> None:
+        """Sends the version and waits until it is proven; raises as `start_worker` does."""
+        future = self._line.ask(_make_begin(self.version, self._settings))
+        start_timeout_s, load_timeout_s = self._settings.start_timeout_s, self._settings.load_timeout_s
+        await asyncio.wait((self._line.started, future), timeout=start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not self._line.started.done() and not future.done():
+            future.cancel()
+            raise WorkerStartFailed(f"expected a worker to be ready within {start_timeout_s:g} s, found it was not")
+        try:
+            async with asyncio.timeout(load_timeout_s):
+                proven = _require_proven((await future)[0])
+        except TimeoutError as error:
+            raise ModelTimeout(f"{self.version} was not loaded and proven within {load_timeout_s:g} s") from error
+        except WorkerLost as error:
+            raise self._explain_death(await self.wait_dead()) from error
+        self.report, self.terms = proven.report, proven.terms
+
+    async def _live(self) -> int:
+        """Listens as long as there is a process; whoever breaks the line is ended."""
+        try:
+            await self._line.listen()
+        finally:
+            self._spawned.kill()
+        return await self._spawned.wait()
+
+    async def _wait_answer(
+        self, future: asyncio.Future[tuple[Reply, bytes]], id_: int, timeout_s: float
+    ) -> tuple[Reply, bytes]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError as error:
+            if self._line.get_silence_s() > self._settings.hang_timeout_s:
+                self._spawned.kill()
+            raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
+        finally:
+            if future.cancelled():
+                self._line.tell(Cancel(id_))
+
+    def _explain_death(self, exit_code: int) -> EdgeferryError:
+        how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+        said = self._spawned.get_printed()[-_PRINTED_MAX_CHARS:]
+        if not self._line.started.done():
+            return WorkerStartFailed(f"the worker ended with {how} before it was ready: {said}")
+        if exit_code == -signal.SIGXCPU:
+            return ModelTimeout(f"{self.version} used more CPU time than it may while being loaded and proven")
+        return ModelCrashed(f"the worker ended with {how} while {self.version} was loaded and proven: {said}")
 
 
 async def start_worker(version: StoredVersion, settings: WorkerSettings) -> Worker:
@@ -117,6 +256,39 @@ async def start_worker(version: StoredVersion, settings: WorkerSettings) -> Work
 
     Raises:
         ModelUnreadable, ModelUnsupported, ModelCrashed, ModelTimeout, GoldenMismatch: the model's fault.
+        BundleUnreadable, BundleTooLarge: its label file is none.
         WorkerStartFailed, ToolMissing: the process or its engine could not be started.
     """
-    raise NotImplementedError
+    worker = Worker(version, settings, await spawn_worker())
+    try:
+        await worker.load()
+    except BaseException:
+        await worker.kill()
+        raise
+    return worker
+
+
+def _make_begin(version: StoredVersion, settings: WorkerSettings) -> Begin:
+    return Begin(
+        folder=str(version.folder),
+        spec=version.spec,
+        golden=_make_golden(version),
+        threads=settings.threads,
+        concurrency=settings.concurrency,
+        memory_headroom_bytes=settings.memory_headroom_bytes,
+        memory_factor=settings.memory_factor,
+        cpu_limit_s=math.ceil(settings.load_timeout_s * settings.threads),
+        picture_max_bytes=settings.picture_max_bytes,
+        picture_max_pixels=settings.picture_max_pixels,
+        scale_jpeg=settings.scale_jpeg,
+    )
+
+
+def _make_golden(version: StoredVersion) -> tuple[GoldenInput, ...]:
+    return tuple(GoldenInput(sample.golden, str(sample.path)) for sample in version.golden)
+
+
+def _require_proven(reply: Reply) -> Proven:
+    if not isinstance(reply, Proved):
+        raise ProtocolViolated(f"expected a proof of the worker, found {type(reply).__name__}")
+    return Proven(reply.report, reply.terms)

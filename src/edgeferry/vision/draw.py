@@ -16,7 +16,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from edgeferry.vision.answer import Answer, ClassificationAnswer, FoundObject
-from edgeferry.vision.image import PictureLimits, read_picture
+from edgeferry.vision.image import DEFAULT_LIMITS, PictureLimits, read_picture
 
 SIDE_MAX_PX = 1600
 CLASSES_MAX = 5
@@ -32,7 +32,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_answer(
-    data: bytes | bytearray, answer: Answer, *, media: Media = "png", limits: PictureLimits = PictureLimits()
+    data: bytes | bytearray, answer: Answer, *, media: Media = "png", limits: PictureLimits = DEFAULT_LIMITS
 ) -> bytes:
     """Draws boxes and labels on the upright picture and encodes it.
 

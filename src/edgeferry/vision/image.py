@@ -20,7 +20,16 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import (  # the readers of FORMATS register themselves; imported here, not within the first request
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    UnidentifiedImageError,
+    WebPImagePlugin,  # noqa: F401
+)
 
 from edgeferry.errors import MediaTypeRefused, PictureTooLarge, PictureUnreadable
 from edgeferry.model.spec import Resample
@@ -74,6 +83,9 @@ class PictureLimits:
     max_pixels: int = 50_000_000
 
 
+DEFAULT_LIMITS = PictureLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A decoded picture. `width`, `height`: the upright original in pixels; `pixels` may be smaller (DCT scaling)."""
@@ -84,7 +96,7 @@ class Picture:
 
 
 def read_picture(
-    data: bytes | bytearray, limits: PictureLimits = PictureLimits(), *, enough: tuple[int, int] | None = None
+    data: bytes | bytearray, limits: PictureLimits = DEFAULT_LIMITS, *, enough: tuple[int, int] | None = None
 ) -> Picture:
     """Decodes a picture.
 

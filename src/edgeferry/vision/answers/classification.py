@@ -1,8 +1,8 @@
 """Classification: one row of scores -> classes, best first.
 
 Rules:
-- The output is the one named in `answer.outputs["scores"]`, else the only one: [1, classes] (or more leading ones).
-- `answer.parameters["activation"]`: "none" (scores are probabilities), "softmax" or "sigmoid" (to be applied to logits).
+- The output is the one that `answer.outputs["scores"]` names, else the only one: [1, classes] or [1, 1, 1, classes].
+- `answer.parameters["activation"]`: "none" (scores are probabilities), "softmax" or "sigmoid" (to apply to logits).
   Where it is not declared, a row within 0..1 that adds up to 1 is taken as it is and any other through softmax.
 - Classes at or above the threshold are answered; at most `max_results`.
 """

@@ -1,0 +1,133 @@
+"""line: the main process's end of the socket to a worker: frames out, replies in, each to the request that waits.
+
+What this file leaves to others: the process at the other end (`spawn.py`), what its replies mean (`child.py`).
+
+Rules:
+- A request is written at once and in whole, so frames keep the order of the calls.
+- A `Failed` reply becomes the leaf of `errors.py` that its code names.
+- When the line ends, for whatever reason, all that wait get WorkerLost. Replies that break the protocol end it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from edgeferry.errors import EdgeferryError, InvariantBroken, ProtocolError, ProtocolViolated, WorkerLost, find_leaves
+from edgeferry.runtime.spawn import Spawned
+from edgeferry.wire.worker_frames import (
+    PREFIX_BYTES,
+    Ask,
+    Begin,
+    Cancel,
+    Failed,
+    Prove,
+    Reply,
+    Started,
+    Stop,
+    make_frame,
+    read_prefix,
+    read_reply,
+)
+
+_LEAVES = {leaf.code: leaf for leaf in find_leaves()}
+
+Answer = tuple[Reply, bytes]
+
+
+class Line:
+    """Speaks to one worker."""
+
+    def __init__(self, spawned: Spawned) -> None:
+        self._reader, self._writer = spawned.reader, spawned.writer
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._last_id = 0
+        self._heard_at = self._loop.time()
+        self._lost: WorkerLost | None = None
+        self.started: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """False once the other end is gone."""
+        return self._lost is None
+
+    def get_silence_s(self) -> float:
+        """Seconds for which the worker has owed replies and given none; 0 when it owes none."""
+        return self._loop.time() - self._heard_at if self._waiting else 0.0
+
+    def make_id(self) -> int:
+        """The next request id; 0 is that of `Begin`."""
+        self._last_id += 1
+        return self._last_id
+
+    def ask(self, request: Begin | Prove | Ask, body: bytes = b"") -> asyncio.Future[Answer]:
+        """Sends a request now; the future holds its reply and the reply's body.
+
+        Raises:
+            WorkerLost: the line has ended.
+            LimitExceeded: the frame would be too large; nothing was sent.
+        """
+        if self._lost is not None:
+            raise WorkerLost(self._lost.message)
+        frame = make_frame(request, len(body))
+        if not self._waiting:
+            self._heard_at = self._loop.time()
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[0 if isinstance(request, Begin) else request.id] = future
+        self._writer.write(frame)
+        if body:
+            self._writer.write(body)
+        return future
+
+    def tell(self, message: Cancel | Stop) -> None:
+        """Sends what has no reply; nothing happens when the line has ended."""
+        if self._lost is None:
+            self._writer.write(make_frame(message))
+
+    async def listen(self) -> None:
+        """Takes replies until the line ends, then lets go of all who wait."""
+        reason = "the worker process ended"
+        try:
+            while True:
+                self._take(*await self._read_frame())
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except ProtocolError as error:
+            reason = f"the worker broke the protocol: {error.message}"
+        finally:
+            self._end(reason)
+
+    async def _read_frame(self) -> Answer:
+        size = read_prefix(await self._reader.readexactly(PREFIX_BYTES))
+        reply = read_reply(await self._reader.readexactly(size.header_bytes))
+        return reply, await self._reader.readexactly(size.body_bytes) if size.body_bytes else b""
+
+    def _take(self, reply: Reply, body: bytes) -> None:
+        self._heard_at = self._loop.time()
+        if isinstance(reply, Started):
+            if not self.started.done():
+                self.started.set_result(None)
+            return
+        future = self._waiting.pop(reply.id, None)
+        if future is None:
+            raise ProtocolViolated(f"expected a reply to a request, found one with id {reply.id}")
+        if future.done():  # nobody waits any more
+            return
+        if isinstance(reply, Failed):
+            future.set_exception(_make_error(reply))
+        else:
+            future.set_result((reply, body))
+
+    def _end(self, reason: str) -> None:
+        self._lost = WorkerLost(reason)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(WorkerLost(reason))
+        self._waiting.clear()
+
+
+def _make_error(reply: Failed) -> EdgeferryError:
+    leaf = _LEAVES.get(reply.code)
+    if leaf is None:
+        return InvariantBroken(f"a worker replied with the unknown code {reply.code!r:.60}: {reply.message:.300}")
+    return leaf(reply.message, **reply.values)

@@ -1,0 +1,101 @@
+"""spawn: starts the worker's process, and holds what it says on stderr.
+
+What this file leaves to others: what is said over the socket (`child.py`), what the process does (`worker.py`).
+
+Rules:
+- `python -m`, never fork; in a session of its own, so that a terminal's Ctrl-C reaches only us.
+- The environment is a short list of names: connection strings and keys of this device are not among them.
+- Of stdout and stderr the last STDERR_MAX_BYTES are kept, for diagnosis; the rest is read and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+
+from edgeferry.errors import WorkerStartFailed
+
+STDERR_MAX_BYTES = 4096
+_BLOCK_BYTES = 4096
+_LAST_WORDS_TIMEOUT_S = 1.0
+
+_PASSED_ON = (
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV",
+    "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONUTF8",
+)  # fmt: skip
+
+_SET = {
+    "MALLOC_ARENA_MAX": "2",  # each further arena takes 64 MB of address space, which RLIMIT_AS counts
+    "OMP_NUM_THREADS": "1",  # numpy's BLAS would start a thread per core when imported
+    "OPENBLAS_NUM_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A started process, its socket as streams, and the tail of what it prints (grows in place)."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    printed: bytearray
+    printing: asyncio.Task[None]
+
+    def kill(self) -> None:
+        """Ends the process at once, if it has not ended yet."""
+        if self.process.returncode is None:
+            # Not process.kill(): Popen polls first, and would take the exit code from asyncio's own waiting thread.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Waits until the process has ended and all it printed is here; returns its exit code."""
+        code = await self.process.wait()
+        await asyncio.wait((self.printing,), timeout=_LAST_WORDS_TIMEOUT_S)
+        self.writer.close()
+        return code
+
+    def get_printed(self) -> str:
+        """What it said last, as one line."""
+        return " ".join(self.printed.decode("utf-8", "replace").split())
+
+
+async def spawn_worker() -> Spawned:
+    """Starts `python -m edgeferry.runtime.worker`; raises WorkerStartFailed."""
+    ours, theirs = socket.socketpair()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker", str(theirs.fileno())),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            pass_fds=[theirs.fileno()],
+            env=_make_environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        raise WorkerStartFailed(f"cannot start a worker process: {error.strerror}") from error
+    finally:
+        theirs.close()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    printed = bytearray()
+    return Spawned(process, reader, writer, printed, asyncio.create_task(_keep_tail(process, printed)))
+
+
+def _make_environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _SET
+
+
+async def _keep_tail(process: asyncio.subprocess.Process, tail: bytearray) -> None:
+    if process.stdout is None:
+        return
+    while block := await process.stdout.read(_BLOCK_BYTES):
+        tail += block
+        del tail[:-STDERR_MAX_BYTES]

@@ -1,0 +1,308 @@
+"""worker: the process that loads, proves and then serves one version. `python -m edgeferry.runtime.worker FD`.
+
+The device's main process starts it (`child.py`) with one end of a socket pair. Frames are `wire/worker_frames.py`'s.
+
+Rules:
+- The main thread reads frames and nothing else; each proof has a thread of its own at nice 10; `concurrency` threads
+  serve, started before anything is niced.
+- Until the version is proven, soft RLIMIT_AS and RLIMIT_CPU hold: a model that wants too much fails in here.
+- Engine and numpy are imported on the proving thread, so that not even the import competes with what serves elsewhere.
+- It ends when its parent does: end of file on the socket, and PR_SET_PDEATHSIG where an engine holds the interpreter.
+- Errors of ours travel as `Failed`. What nobody foresaw ends the process while proving (that is the model's fault), and
+  becomes `invariant_broken` while serving.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgeferry.errors import (
+    EdgeferryError,
+    GoldenMismatch,
+    InvariantBroken,
+    ModelNotReady,
+    ModelUnreadable,
+    RequestTimeout,
+)
+from edgeferry.runtime import limits
+from edgeferry.wire.worker_frames import (
+    PREFIX_BYTES,
+    Answered,
+    Ask,
+    Begin,
+    Cancel,
+    Failed,
+    GoldenInput,
+    ProofReport,
+    Prove,
+    Proved,
+    Reply,
+    Request,
+    Started,
+    Stop,
+    Terms,
+    make_frame,
+    read_prefix,
+    read_request,
+)
+
+if TYPE_CHECKING:
+    from edgeferry.runtime.served import PictureSettings, ServedModel
+    from edgeferry.runtime.session import EngineSettings
+
+_NICE = 10
+_LOAD_ID = 0
+_UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    ask: Ask
+    terms: Terms
+    picture: bytearray
+
+
+class Line:
+    """The worker's end of the socket pair. One thread receives; any thread sends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+
+    def receive(self) -> tuple[Request, bytearray] | None:
+        """The next frame, or None when the parent is gone."""
+        prefix = self._receive_exactly(PREFIX_BYTES)
+        if prefix is None:
+            return None
+        size = read_prefix(prefix)
+        header = self._receive_exactly(size.header_bytes)
+        body = self._receive_exactly(size.body_bytes)
+        return None if header is None or body is None else (read_request(header), body)
+
+    def send(self, reply: Reply, body: bytes = b"") -> None:
+        """Sends a frame whole. A parent that is gone ends this process."""
+        frame = make_frame(reply, len(body))
+        try:
+            with self._sending:
+                self._sock.sendall(frame)
+                if body:
+                    self._sock.sendall(body)
+        except OSError:
+            os._exit(0)
+
+    def _receive_exactly(self, size_bytes: int) -> bytearray | None:
+        data = bytearray(size_bytes)
+        view, have = memoryview(data), 0
+        while have < size_bytes:
+            got = self._sock.recv_into(view[have:])
+            if got == 0:
+                return None
+            have += got
+        return data
+
+
+class WorkerProcess:
+    """All of a worker: one model, its queue, its threads."""
+
+    def __init__(self, line: Line, begin: Begin) -> None:
+        self._line = line
+        self._begin = begin
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        self._model: ServedModel | None = None
+        self._terms = Terms((), ())
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(begin.concurrency)]
+
+    def run(self) -> None:
+        """Serves until told to stop, or until the parent is gone."""
+        for thread in self._threads:
+            thread.start()
+        threading.Thread(target=self._load_and_prove, daemon=True).start()
+        while (frame := self._line.receive()) is not None:
+            if not self._take(*frame):
+                self._drain()
+                return
+
+    def _take(self, request: Request, body: bytearray) -> bool:
+        """Hands a request on; False when it says to stop."""
+        match request:
+            case Ask():
+                self._terms = request.terms or self._terms
+                self._jobs.put(_Job(request, self._terms, body))
+            case Prove():
+                threading.Thread(target=self._prove_again, args=(request,), daemon=True).start()
+            case Cancel():
+                self._cancelled.add(request.id)
+            case Stop():
+                return False
+            case Begin():
+                raise InvariantBroken("expected one Begin, found a second")
+        return True
+
+    def _drain(self) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                reply, drawn = self._answer(job)
+            except EdgeferryError as error:
+                reply, drawn = _make_failed(job.ask.id, error), b""
+            except Exception as error:  # noqa: BLE001  request edge: one picture must not end the worker
+                broken = InvariantBroken(f"{type(error).__name__}: {error!s:.300}")
+                reply, drawn = _make_failed(job.ask.id, broken), b""
+            self._cancelled.discard(job.ask.id)
+            del job  # the picture need not live until the next one comes
+            self._line.send(reply, drawn)
+
+    def _answer(self, job: _Job) -> tuple[Reply, bytes]:
+        if job.ask.id in self._cancelled:
+            raise RequestTimeout("nobody waited any more when its turn came")
+        if self._model is None:
+            raise ModelNotReady("expected a proven model, found none in this worker")
+        served = self._model.answer(job.picture, job.terms, job.ask.draw)
+        reply = Answered(
+            id=job.ask.id,
+            answer=served.answer,
+            width=served.width,
+            height=served.height,
+            timings_ms=served.timings_ms,
+        )
+        return reply, served.drawn
+
+    def _load_and_prove(self) -> None:
+        if self._begin.threads == 1:  # with more, engine threads would be started from here and stay niced
+            limits.set_thread_nice(_NICE)
+        try:
+            self._line.send(self._load())
+        except EdgeferryError as error:
+            self._line.send(_make_failed(_LOAD_ID, error))
+        except MemoryError:
+            too_large = ModelUnreadable("the model needs more memory than its size allows for")
+            self._line.send(_make_failed(_LOAD_ID, too_large))
+
+    def _load(self) -> Proved:
+        """Loads, proves and warms up under limits; the model serves from the moment this returns."""
+        from edgeferry.runtime.open import load_engine
+        from edgeferry.runtime.served import load_served, make_terms, require_stage
+
+        begin, folder = self._begin, Path(self._begin.folder)
+        stage = require_stage(begin.spec)
+        load_engine(stage.file)
+        self._line.send(Started())
+        self._hold_limits(folder / stage.file)
+        watch = _Stopwatch()
+        model = load_served(folder, begin.spec, _make_engine_settings(begin), _make_picture_settings(begin))
+        terms = make_terms(folder, begin.spec)
+        load_ms = watch.take_ms()
+        report = _prove(model, terms, begin.golden)
+        watch.take_ms()
+        model.warm_up()
+        report = msgspec.structs.replace(report, load_ms=load_ms, warm_ms=watch.take_ms())
+        self._lift_limits()
+        self._model = model
+        return Proved(id=_LOAD_ID, report=report, terms=terms)
+
+    def _prove_again(self, request: Prove) -> None:
+        from edgeferry.runtime.served import make_terms
+
+        limits.set_thread_nice(_NICE)
+        try:
+            if self._model is None:
+                raise ModelNotReady("expected a proven model, found none in this worker")
+            terms = make_terms(Path(request.folder), request.spec)
+            report = _prove(self._model, terms, request.golden)
+        except EdgeferryError as error:
+            self._line.send(_make_failed(request.id, error))
+        else:
+            self._line.send(Proved(id=request.id, report=report, terms=terms))
+
+    def _hold_limits(self, model_path: Path) -> None:
+        model_bytes = model_path.stat().st_size if model_path.is_file() else 0
+        headroom = max(self._begin.memory_headroom_bytes, self._begin.memory_factor * model_bytes)
+        limits.set_soft_limit(resource.RLIMIT_AS, limits.read_virtual_bytes() + headroom)
+        limits.set_soft_limit(resource.RLIMIT_CPU, int(limits.read_cpu_seconds()) + self._begin.cpu_limit_s)
+
+    def _lift_limits(self) -> None:
+        limits.lift_soft_limit(resource.RLIMIT_AS)
+        limits.lift_soft_limit(resource.RLIMIT_CPU)
+        limits.trim_heap()
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def take_ms(self) -> float:
+        """Milliseconds since it was made or last taken."""
+        before, self._at = self._at, time.perf_counter()
+        return round((self._at - before) * 1000, 3)
+
+
+def _prove(model: ServedModel, terms: Terms, golden: tuple[GoldenInput, ...]) -> ProofReport:
+    watch = _Stopwatch()
+    found = model.prove(terms, golden)
+    if not found.passed:
+        raise GoldenMismatch(
+            f"found {found.found} of {found.total} golden truths, needed {found.needed:.1f}: "
+            + "; ".join(found.details),
+            found=found.found,
+            total=found.total,
+            needed=found.needed,
+        )
+    return ProofReport(found=found.found, total=found.total, needed=found.needed, prove_ms=watch.take_ms())
+
+
+def _make_engine_settings(begin: Begin) -> EngineSettings:
+    from edgeferry.runtime.session import EngineSettings
+
+    return EngineSettings(threads=begin.threads, concurrency=begin.concurrency)
+
+
+def _make_picture_settings(begin: Begin) -> PictureSettings:
+    from edgeferry.runtime.served import PictureSettings
+    from edgeferry.vision.image import PictureLimits
+
+    return PictureSettings(PictureLimits(begin.picture_max_bytes, begin.picture_max_pixels), begin.scale_jpeg)
+
+
+def _make_failed(request_id: int, error: EdgeferryError) -> Failed:
+    return Failed(id=request_id, code=error.code, message=error.message, values=error.values)
+
+
+def _end_at_once(what: threading.ExceptHookArgs) -> None:
+    """A thread that dies takes the process along: the parent sees the exit code, and the traceback on stderr."""
+    threading.__excepthook__(what)
+    os._exit(_UNFORESEEN)
+
+
+def main() -> None:
+    """Takes over the socket whose number is the only argument, reads `Begin`, and serves until the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us in good order
+    threading.excepthook = _end_at_once
+    limits.die_with_parent()
+    limits.set_soft_limit(resource.RLIMIT_CORE, 0)
+    line = Line(socket.socket(fileno=int(sys.argv[1])))
+    frame = line.receive()
+    if frame is not None and isinstance(frame[0], Begin):
+        WorkerProcess(line, frame[0]).run()
+    os._exit(0)  # engines' destructors have nothing to save, and may take long
+
+
+if __name__ == "__main__":
+    main()
