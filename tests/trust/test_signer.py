@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,9 @@ class DyingStore:
 
     def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
         return self._store.find(path, max_bytes)
+
+    def list_paths(self, prefix: str) -> Iterator[str]:
+        return self._store.list_paths(prefix)
 
     def put(self, path: str, data: bytes) -> None:
         self._spend()

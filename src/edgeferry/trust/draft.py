@@ -41,6 +41,9 @@ class ObjectStore(Protocol):
     def put_if(self, path: str, data: bytes, etag: str) -> None:
         """Replaces what has this tag; raises Conflict."""
 
+    def list_paths(self, prefix: str) -> Iterator[str]:
+        """Paths below a folder."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Any
 
 from securesystemslib.signer import Signer
@@ -49,7 +50,7 @@ BUNDLE_WANTED_BYTES = 3072
 """A bundle takes older manifests along as long as it stays under this: a whole update shall stay under 4 KB."""
 BUNDLE_MAX_MANIFESTS = 3
 _SERIALIZER = JSONSerializer(compact=True)
-_TRIES = 20
+_TRIES = 10
 
 
 def init_repository(store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> bytes:
@@ -208,14 +209,22 @@ def _write_version(draft: Draft, store: ObjectStore, keys: KeyFolder, role: str,
     metadata: Metadata[Any] = getattr(draft, role) if role in TOP_LEVEL_ROLE_NAMES else draft.roles[role]
     signer = _load_signer(draft, keys, role)
     metadata.signed.expires = _get_expiry(role, now)
-    for place in range(_TRIES):
-        metadata.signed.version += 1 << max(0, place - 2)  # longer steps, that a hundred crashes cost few writes
+    for _ in range(_TRIES):
+        metadata.signed.version += 1
         if store.put_new(f"metadata/{metadata.signed.version}.{role}.json", _sign(metadata, signer)):
             break
+        metadata.signed.version = max(_list_versions(store, role), default=metadata.signed.version)
     else:
         raise Conflict(f"versions of role {role} keep lying in the way: somebody else publishes all the time")
     if role != "snapshot":
         draft.snapshot.signed.meta[f"{role}.json"] = MetaFile(metadata.signed.version)
+
+
+def _list_versions(store: ObjectStore, role: str) -> Iterator[int]:
+    for path in store.list_paths("metadata"):
+        version, _, name = path.removeprefix("metadata/").partition(".")
+        if name == f"{role}.json" and version.isdecimal():
+            yield int(version)
 
 
 def _write_snapshot(draft: Draft, store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> None:
