@@ -31,8 +31,9 @@ async def announce(tools: Tools, record: UpdateRecord, stored: StoredVersion) ->
     if record.kind == "classic":
         await in_thread(_publish, tools.repository, record, stored)
     body = msgspec.json.encode(_make_paths(tools.repository, record, stored))
-    mid = f"{Digest.of(record.key.encode('utf-8', 'surrogatepass')).hex[:24]}-{int(record.switched_at)}"
+    mid = f"{Digest.of(record.key.encode('utf-8', 'surrogatepass')).hex[:24]}-{int(record.changed_at)}"
     await tools.journal.put_message(mid, output=OUTPUT, body=body)
+    tools.posted()
     if record.kind == "classic":
         await in_thread(remove_zip, tools.repository.storage_root, record.file_name)
 

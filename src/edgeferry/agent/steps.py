@@ -215,7 +215,6 @@ async def store(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     if record.kind == "classic":
         return await _store_classic(tools, record, target)
     if record.index < len(record.artifacts):
-        artifact = record.artifact
         if not await in_thread(adopt, tools.repository, record):
             return Outcome(Event.DAMAGED, record)
         if record.index + 1 < len(record.artifacts):
@@ -239,8 +238,9 @@ async def _finish_storing(tools: Tools, record: UpdateRecord, stored: StoredVers
     if tools.serves:
         return Outcome(event, record)
     await in_thread(point_refs, tools.repository, stored)
+    tools.served[record.model] = stored.identity
     await announce(tools, record, stored)
-    return Outcome(Event.HANDED_OVER, record)
+    return Outcome(Event.HANDED_OVER, change(record, switched_at=tools.now()))
 
 
 # --- PROVING ----------------------------------------------------------------------------------------------------------
@@ -271,6 +271,8 @@ async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) ->
     settings = tools.settings
     stored = await in_thread(require_stored, tools.repository, record)
     await announce(tools, record, stored)
+    if tools.serves and not tools.is_served(record):
+        return Outcome(Event.UNHEALTHY, record, ModelCrashed(f"{stored} did not load after a restart"))
     if record.unclean_boots >= settings.unclean_boots:
         error = ModelCrashed(f"this device died {record.unclean_boots} times while {stored} was on probation")
         return Outcome(Event.UNHEALTHY, record, error)

@@ -69,6 +69,8 @@ class Tools:
     now: Callable[[], float]
     boot: str
     progress: Callable[[str, int], None]
+    posted: Callable[[], None]
+    """A message lies in the outbox."""
     served: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -1,0 +1,337 @@
+"""The agent: what is wanted of this device in, updates walked, the device's own account out.
+
+What this file leaves to others: one model's walk (`lane.py`), the hub's conversation (`hub_link.py`), what happens at
+start (`restart.py`), what is said (`reporter.py`), the door for people (`control.py`).
+
+Rules:
+- Serving is restored before anything is connected.
+- The last desired document is kept: a device that starts without its hub goes on with what it knows.
+- `except Exception` stands here at the task-group edge, once: a defect in one task ends neither the others nor serving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from edgeferry.agent.announce import INPUT
+from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
+from edgeferry.agent.lane import Lane, Surroundings
+from edgeferry.agent.machine import TERMINAL, Event, State
+from edgeferry.agent.places import find_stored, remove_shared
+from edgeferry.agent.plan import make_local_target, make_wanted
+from edgeferry.agent.ports import Activator, ManifestSource
+from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
+from edgeferry.agent.reporter import DeviceView, Reporter, make_model_view, make_problem
+from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
+from edgeferry.agent.tools import AgentSettings, Tools, in_thread
+from edgeferry.agent.turns import Turns
+from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
+from edgeferry.model.digest import Digest
+from edgeferry.storage.files import get_free_bytes
+from edgeferry.storage.journal import Journal
+from edgeferry.storage.repository import Repository
+from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
+
+_LOG = logging.getLogger(__name__)
+_DESIRED_KEY, _LOCAL_KEY = "desired", "local"
+_DEFECT_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the agent is built from. `now` is Unix seconds, `random` 0..1; `boot` names this boot of the machine."""
+
+    repository: Repository
+    journal: Journal
+    fetcher: Fetcher
+    manifests: ManifestSource
+    activator: Activator
+    open_hub: OpenHub | None
+    now: Callable[[], float]
+    random: Callable[[], float]
+    get_received_bytes: Callable[[], int]
+    boot: str = ""
+    take_policy: Callable[[Mapping[str, Any]], None] = field(default=lambda policy: None)
+
+
+class Agent:
+    """One device's agent; `run` never returns."""
+
+    def __init__(self, parts: Parts, settings: AgentSettings) -> None:
+        self.settings = settings
+        self.started = asyncio.Event()
+        """Set once what was active serves again."""
+        self._parts = parts
+        self._tools = Tools(
+            settings=settings,
+            repository=parts.repository,
+            journal=parts.journal,
+            fetcher=parts.fetcher,
+            manifests=parts.manifests,
+            activator=parts.activator,
+            now=parts.now,
+            boot=parts.boot,
+            progress=self._note_progress,
+            posted=self._note_posted,
+        )
+        self._around = Surroundings(self._tools, Turns(), parts.random, self._note_moved, self._note_settled)
+        self._lanes: dict[str, Lane] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._targets: dict[str, Target] = {}
+        self._local: Target | None = None
+        self._view = DeviceView(device=settings.device, role=settings.role)
+        self._refs: dict[str, tuple[str, str]] = {}
+        self._here_bytes: dict[str, int] = {}
+        self._observed_here = 0
+        self._booked_bytes = 0
+        self.reporter = Reporter(self.get_view, every_s=settings.report_every_s)
+        self._link = self._make_link(parts) if parts.open_hub is not None else None
+
+    def _make_link(self, parts: Parts) -> HubLink:
+        if parts.open_hub is None:
+            raise AssertionError("a link needs a hub")
+        pauses = (self.settings.connect_base_s, self.settings.connect_max_s)
+        return HubLink(
+            parts.open_hub, self, reporter=self.reporter, journal=parts.journal, random=parts.random, pauses_s=pauses
+        )
+
+    async def run(self) -> None:
+        """Starts what was active, then walks updates and stays with the hub, until cancelled."""
+        await self._start()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                for model in self._lanes:
+                    self._spawn_lane(model)
+                self._aim()
+                self.started.set()
+                if self._link is not None:
+                    tasks.create_task(self._guard("hub", self._link.run))
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._tasks = None
+            await note_clean_stop(self._tools)
+
+    async def _start(self) -> None:
+        records = await restore_records(self._tools)
+        await serve_active(self._tools)
+        for model in {one.model for one in records}:
+            rows = {one.key: one for one in records if one.model == model}
+            self._lanes[model] = Lane(model, self._around, rows, pick_current(rows.values()))
+        for model in await in_thread(self._parts.repository.list_models):
+            await self._read_refs(model)
+        await self._recall()
+
+    async def _recall(self) -> None:
+        """Goes on with what was last asked, as long as the hub says nothing newer."""
+        ledger = await self._parts.journal.get_ledger()
+        total = sum(sum(kinds.values()) for kinds in ledger.values())
+        self._view = msgspec.structs.replace(self._view, downloaded_bytes=total)
+        desired = read_message(await self._parts.journal.get_value(_DESIRED_KEY) or b"")
+        local = await self._parts.journal.get_value(_LOCAL_KEY)
+        try:
+            self._local = read_target_bytes(local) if local else None
+        except StorageError as error:
+            _LOG.warning("forgot a message that cannot be read: %s", error.message)
+        if desired is not None:
+            self._follow(desired)
+
+    # --- what is wanted (hub_link.Listener) ---------------------------------------------------------------------------
+    def note_connected(self, connected: bool) -> None:
+        """The hub has come or gone."""
+        self._observed_here = 0
+        self._view = msgspec.structs.replace(self._view, connected=connected)
+
+    async def take_twin(self, desired: Mapping[str, Any]) -> None:
+        """Reconciles with a full desired document, unless this connection has brought it, or a newer one, before."""
+        version = desired.get("$version", 0)
+        if isinstance(version, int) and 0 < version <= self._observed_here:
+            return
+        self._observed_here = version if isinstance(version, int) else 0
+        self._follow(desired)
+        self._aim()
+        self.reporter.note_change()
+        await self._parts.journal.set_value(_DESIRED_KEY, msgspec.json.encode(desired))
+
+    def _follow(self, document: Mapping[str, Any]) -> None:
+        desired = read_desired(document)
+        wanted = make_wanted(desired, accept_classic=self.settings.accept_classic)
+        self._targets = {} if self.settings.role == "inferencer" else dict(wanted.targets)
+        first = next(iter(wanted.problems), None)
+        self._view = msgspec.structs.replace(
+            self._view,
+            observed=desired.version,
+            problem=make_problem(first.place, first.error) if first is not None else None,
+        )
+        for problem in wanted.problems:
+            _LOG.warning("cannot follow the twin: %s: %s", problem.place, problem.error.message)
+        rate = desired.link.get("rate_bps")
+        self._parts.fetcher.set_rate(rate if isinstance(rate, int) and rate > 0 else self.settings.rate_bps)
+        self._parts.take_policy(desired.policy)
+
+    def _aim(self) -> None:
+        targets = dict(self._targets)
+        if self._local is not None and self.settings.role == "inferencer":
+            targets[self._local.model] = self._local
+        for model in {*self._lanes, *targets}:
+            self._get_lane(model).aim(targets.get(model))
+
+    async def take_message(self, name: str, body: bytes) -> None:
+        """Another module's message on AIMessageInput; what is wrong with it is reported, never raised."""
+        if name != INPUT or self.settings.role != "inferencer":
+            _LOG.warning("a message on the input %.60r is not for this role", name)
+            return
+        message = read_message(body)
+        try:
+            if message is None:
+                raise RequestInvalid("expected a JSON object with local_model_path and local_labelmap_path")
+            self._local = await in_thread(make_local_target, message, self.settings.shared_root)
+            problem = None
+        except EdgeferryError as error:
+            problem = make_problem(INPUT, error)
+            _LOG.warning("cannot follow a message: %s", error.message)
+        self._view = msgspec.structs.replace(self._view, problem=problem)
+        if problem is None and self._local is not None:
+            await self._parts.journal.set_value(_LOCAL_KEY, msgspec.json.encode(self._local))
+            self._aim()
+        self.reporter.note_change()
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+    async def run_command(self, name: str, payload: object) -> tuple[int, dict[str, Any]]:
+        """A direct method or a word through agent.sock: status like HTTP's, and the answer."""
+        model = payload.get("model") if isinstance(payload, Mapping) else None
+        match name:
+            case "status":
+                return 200, msgspec.to_builtins(self.get_view())
+            case "reload":
+                return 200, self._reload()
+            case "rollback":
+                return await self._order(model, Event.ROLL_BACK)
+            case "cancel":
+                return await self._order(model, Event.CANCEL)
+        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload or cancel"}}
+
+    def _reload(self) -> dict[str, Any]:
+        for lane in self._lanes.values():
+            lane.order(Event.RETRY_DUE)
+        if self._link is not None:
+            self._link.ring()
+        return {"ok": True}
+
+    async def _order(self, model: object, event: Event) -> tuple[int, dict[str, Any]]:
+        name = model if isinstance(model, str) else next(iter(self._lanes), "") if len(self._lanes) == 1 else ""
+        lane = self._lanes.get(name)
+        if lane is None:
+            choices = ", ".join(sorted(self._lanes)) or "none here"
+            return 404, {"error": {"code": "model_not_found", "message": f"expected one of the models: {choices}"}}
+        if event is Event.ROLL_BACK and await in_thread(self._parts.repository.read_ref, name, "previous") is None:
+            return 409, {"error": {"code": "conflict", "message": f"{name} has no previous version to go back to"}}
+        if not lane.order(event):
+            state = lane.record.state if lane.record is not None else "no state"
+            return 409, {"error": {"code": "conflict", "message": f"{event} is not possible in {state}"}}
+        return 202, {"ok": True, "model": name}
+
+    # --- what is said -------------------------------------------------------------------------------------------------
+    def get_view(self) -> DeviceView:
+        """The device as it stands; no I/O."""
+        models = []
+        for model in sorted({*self._lanes, *self._refs}):
+            lane = self._lanes.get(model)
+            record = lane.record if lane is not None else None
+            active, previous = self._refs.get(model, ("", ""))
+            here = self._here_bytes.get(record.key, 0) if record is not None else 0
+            models.append(make_model_view(model, record, active=active, previous=previous, here_bytes=here))
+        return msgspec.structs.replace(self._view, models=tuple(models), latest_file=self._get_latest_file())
+
+    def _get_latest_file(self) -> str:
+        lane = self._lanes.get(CLASSIC_MODEL)
+        rows = lane.rows.values() if lane is not None else ()
+        served = self._tools.served.get(CLASSIC_MODEL)
+        return next((row.file_name for row in rows if row.identity == served and row.file_name), "")
+
+    def _note_progress(self, key: str, length_bytes: int) -> None:
+        self._here_bytes[key] = length_bytes
+        self.reporter.note_progress()
+
+    async def _note_moved(self, record: UpdateRecord) -> None:
+        if record.state is not State.DOWNLOADING:
+            self._here_bytes.pop(record.key, None)
+        try:
+            await self._read_refs(record.model)
+            await self._book_bytes()
+            free = await in_thread(get_free_bytes, self._parts.repository.root)
+            self._view = msgspec.structs.replace(self._view, disk_free_bytes=free)
+        except StorageError as error:
+            _LOG.warning("the account of this device is not whole: %s", error.message)
+        self.reporter.note_change()
+
+    def _note_posted(self) -> None:
+        if self._link is not None:
+            self._link.note_message()
+
+    async def _read_refs(self, model: str) -> None:
+        refs = [await in_thread(self._parts.repository.read_ref, model, name) for name in ("active", "previous")]
+        self._refs[model] = (refs[0].version if refs[0] else "", refs[1].version if refs[1] else "")
+
+    async def _book_bytes(self) -> None:
+        received = self._parts.get_received_bytes()
+        fresh, self._booked_bytes = received - self._booked_bytes, received
+        if fresh > 0:
+            day = _format_day(self._parts.now())
+            await self._parts.journal.add_bytes(day, "http", fresh)
+            self._view = msgspec.structs.replace(self._view, downloaded_bytes=self._view.downloaded_bytes + fresh)
+
+    async def _note_settled(self, record: UpdateRecord) -> None:
+        """Keeps active, previous and what is under way; everything else goes."""
+        under_way = [row for lane in self._lanes.values() for row in lane.rows.values() if row.state not in TERMINAL]
+        found = [await in_thread(find_stored, self._parts.repository, row) for row in under_way]
+        blobs = {Digest.from_str(text) for row in under_way for text in _list_blobs(row)}
+        keep = [one for one in found if one is not None]
+        await in_thread(self._parts.repository.gc, keep, keep_blobs=blobs)
+        lane = self._lanes[record.model]
+        await in_thread(remove_shared, self._parts.repository, list(lane.rows.values()))
+
+    # --- tasks --------------------------------------------------------------------------------------------------------
+    def _get_lane(self, model: str) -> Lane:
+        if model not in self._lanes:
+            self._lanes[model] = Lane(model, self._around)
+            self._spawn_lane(model)
+        return self._lanes[model]
+
+    def _spawn_lane(self, model: str) -> None:
+        if self._tasks is not None:
+            lane = self._lanes[model]
+            self._tasks.create_task(self._guard(f"lane {model}", lane.run, lane.fail))
+
+    async def _guard(
+        self, name: str, work: Callable[[], Awaitable[None]], mend: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """The task-group edge: a defect is logged, mended where that can be, and the task begins again."""
+        failed = False
+        while True:
+            try:
+                if failed and mend is not None:
+                    await mend()
+                await work()
+            except Exception:  # noqa: BLE001 - the task-group edge: one task's defect must not stop the others
+                _LOG.exception("a defect in %s", name)
+                failed = True
+                await asyncio.sleep(_DEFECT_PAUSE_S)
+
+
+def _list_blobs(record: UpdateRecord) -> list[str]:
+    texts = [text for one in record.artifacts for text in (one.blob, one.target, one.base) if text]
+    return [*texts, record.identity]
+
+
+def _format_day(now: float) -> str:
+    import datetime as dt
+
+    return dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()

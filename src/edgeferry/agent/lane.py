@@ -1,0 +1,274 @@
+"""Lane: walks the updates of one model through the machine, one at a time.
+
+What this file leaves to others: the table (`machine.py`), what a state does (`steps.py`), what is wanted (`agent.py`).
+
+Rules:
+- `_write` is the only place where a record enters the journal, and no step runs before the state it belongs to is
+  written: after a crash the journal never says less than was done.
+- Orders from outside (a newer target, cancel, roll back, retry) interrupt a step only where the table has a row for
+  them; a step that is cut off is a step that crashed, and those can be run again.
+- A journal that cannot be written stops the walk, never the device: what serves, serves on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from edgeferry.agent.machine import (
+    LOOP_LIMIT,
+    TERMINAL,
+    Event,
+    State,
+    count_stalled,
+    find_next,
+    get_error_event,
+    get_next,
+)
+from edgeferry.agent.places import remove_traces
+from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, change, make_record, write_record_bytes
+from edgeferry.agent.steps import STEPS
+from edgeferry.agent.tools import AgentSettings, Outcome, Tools, in_thread
+from edgeferry.agent.turns import Turns
+from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkError, StorageError
+
+_LOG = logging.getLogger(__name__)
+_LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
+_FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
+_KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
+_SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED})
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a lane needs of the agent: turns shared by all lanes, a source of jitter 0..1, and who must hear of what."""
+
+    tools: Tools
+    turns: Turns
+    random: Callable[[], float]
+    moved: Callable[[UpdateRecord], Awaitable[None]]
+    """A record has a new state, and the journal has it."""
+    settled: Callable[[UpdateRecord], Awaitable[None]]
+    """An update has ended, well or badly: time to tidy up."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """One model: `rows` are its records by key, `record` the one that is walked or shown, `target` what is wanted."""
+
+    model: str
+    around: Surroundings
+    rows: dict[str, UpdateRecord] = field(default_factory=dict)
+    record: UpdateRecord | None = None
+    target: Target | None = None
+    _orders: deque[Event] = field(default_factory=deque)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # --- orders from outside ------------------------------------------------------------------------------------------
+    def aim(self, target: Target | None) -> None:
+        """Says what is wanted now; a renewed SAS or URL of the same version wakes an update that waits for one."""
+        renewed = target is not None and self.target is not None and target != self.target
+        same = target is not None and self.record is not None and target.key == self.record.key
+        self.target = target
+        if renewed and same:
+            self._orders.append(Event.RETRY_DUE)
+        self._wake.set()
+
+    def order(self, event: Event) -> bool:
+        """Asks for `event`; False where the table refuses it now."""
+        record = self.record
+        if record is None or find_next(record.state, event, record.resume) is None:
+            return False
+        self._orders.append(event)
+        self._wake.set()
+        return True
+
+    async def fail(self) -> None:
+        """A defect of ours ended the walk: the update gives up where the table lets it."""
+        record = self.record
+        if record is not None and find_next(record.state, Event.GIVE_UP, record.resume) is not None:
+            error = InvariantBroken(f"a defect ended this update in {record.state}; the log holds it")
+            await self._advance(Outcome(Event.GIVE_UP, record, error))
+
+    # --- the walk -----------------------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Walks for ever."""
+        while True:
+            self._wake.clear()
+            await self._settle()
+            if self.record is None or self.record.state in TERMINAL:
+                await self._wake.wait()
+                continue
+            outcome = await self._act(self.record)
+            if outcome is not None:
+                await self._advance(outcome)
+
+    async def _settle(self) -> None:
+        """Takes orders and follows the target, where the table allows."""
+        while self._orders:
+            event, record = self._orders.popleft(), self.record
+            if record is not None and self._allows(event):
+                await self._advance(Outcome(event, record))
+        await self._follow_target()
+
+    async def _follow_target(self) -> None:
+        record, target = self.record, self.target
+        if record is not None and self._is_under_way(record) and (target is None or record.key != target.key):
+            if not self._allows(Event.SUPERSEDE):
+                return  # past the switch: the newer version waits until this one has settled
+            await self._advance(Outcome(Event.SUPERSEDE, record))
+        if target is None:
+            self.record = self._find_active() or self.record
+            return
+        row = self.rows.get(target.key)
+        if row is None or (row.state is State.SUPERSEDED and (row.fault is None or row.fault.code != CANCELLED)):
+            await self._write(change(make_record(target), changed_at=self.around.tools.now()))
+        else:
+            self.record = row
+
+    async def _act(self, record: UpdateRecord) -> Outcome | None:
+        """Runs the state's step; None when an order cut it off."""
+        step = asyncio.ensure_future(self._run_step(record))
+        try:
+            while True:
+                wake = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait({step, wake}, return_when=asyncio.FIRST_COMPLETED)
+                wake.cancel()
+                if step.done():
+                    return step.result()
+                self._wake.clear()
+                if self._must_stop(record):
+                    return None
+        finally:
+            if not step.done():
+                step.cancel()
+                await asyncio.wait({step})
+
+    async def _run_step(self, record: UpdateRecord) -> Outcome:
+        try:
+            async with self._take_turn(record):
+                return await STEPS[record.state](self.around.tools, record, self._get_target(record))
+        except EdgeferryError as error:
+            return Outcome(get_error_event(type(error)), record, error)
+
+    def _take_turn(self, record: UpdateRecord) -> AbstractAsyncContextManager[None]:
+        if record.state in _LINK_STATES:
+            return self.around.turns.link.take(record.priority)
+        return nullcontext() if record.state in _FREE_STATES else self.around.turns.work.take(record.priority)
+
+    def _get_target(self, record: UpdateRecord) -> Target:
+        if self.target is not None and self.target.key == record.key:
+            return self.target
+        return Target(
+            kind=record.kind, model=record.model, version=record.version, key=record.key, identity=record.identity
+        )
+
+    def _must_stop(self, record: UpdateRecord) -> bool:
+        if any(self._allows(event) for event in self._orders):
+            return True
+        if record.state is State.ACTIVE:
+            return self.target is not None and self.target.key != record.key
+        return (self.target is None or self.target.key != record.key) and self._allows(Event.SUPERSEDE)
+
+    def _allows(self, event: Event) -> bool:
+        record = self.record
+        return record is not None and find_next(record.state, event, record.resume) is not None
+
+    def _is_under_way(self, record: UpdateRecord) -> bool:
+        return record.state is not State.ACTIVE and record.state not in TERMINAL
+
+    def _find_active(self) -> UpdateRecord | None:
+        return next((row for row in self.rows.values() if row.state is State.ACTIVE), None)
+
+    # --- moving -------------------------------------------------------------------------------------------------------
+    async def _advance(self, outcome: Outcome) -> None:
+        tools = self.around.tools
+        record = make_next(outcome, tools.settings, now=tools.now(), random=self.around.random())
+        await self._write(record)
+        _LOG.info("%s@%s: %s -> %s", record.model, record.version, outcome.record.state, record.state)
+        if outcome.error is not None:
+            _LOG.warning("%s@%s: %s: %s", record.model, record.version, outcome.error.code, outcome.error.message)
+        if record.state is State.ACTIVE:
+            for row in [row for row in self.rows.values() if row.state is State.ACTIVE and row.key != record.key]:
+                await self._write(change(row, state=get_next(row.state, Event.SUPERSEDE)), shown=record)
+        if not self._is_under_way(record):
+            await self._tidy(record)
+
+    async def _tidy(self, record: UpdateRecord) -> None:
+        tools = self.around.tools
+        try:
+            if record.state is not State.ACTIVE:
+                await in_thread(remove_traces, tools.repository, record)
+                await tools.activator.discard(record.model)
+            await self.around.settled(record)
+        except StorageError as error:  # the sweep at the next start takes what is left
+            _LOG.warning("cannot tidy up after %s@%s: %s", record.model, record.version, error.message)
+
+    async def _write(self, record: UpdateRecord, *, shown: UpdateRecord | None = None) -> None:
+        """The one road into the journal; returns only when the row is on the disk."""
+        delay_s = self.around.tools.settings.retry_base_s
+        while True:
+            try:
+                await self.around.tools.journal.save_record(
+                    record.key, model=record.model, state=record.state, body=write_record_bytes(record)
+                )
+                break
+            except StorageError as error:
+                _LOG.warning("cannot write the journal, trying again: %s", error.message)
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, self.around.tools.settings.retry_max_s)
+        self.rows[record.key] = record
+        self.record = shown or record
+        await self.around.moved(record)
+
+
+def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: float) -> UpdateRecord:
+    """The record after `outcome`: state by the table, loop guard, back-off and the error to show.
+
+    Args:
+        outcome: what the step said, with the record as it left it.
+        settings: for the back-off.
+        now: Unix seconds.
+        random: 0..1, for jitter.
+
+    Raises:
+        InvariantBroken: the table has no row for this event in this state.
+    """
+    record, event, error = outcome.record, outcome.event, outcome.error
+    after = get_next(record.state, event, record.resume)
+    stalled, mark = count_stalled(record.stalled, record.mark, index=record.index, before=record.state, after=after)
+    if stalled > LOOP_LIMIT:
+        error = InvariantBroken(f"{stalled} transitions without progress: gave up in {record.state}")
+        after = find_next(record.state, Event.GIVE_UP, record.resume) or after
+    waits = after is State.WAITING
+    return change(
+        record,
+        state=after,
+        resume=(record.resume or record.state) if waits else None,
+        retry_at=now + get_retry_delay(record.retries, error, settings, random=random) if waits else 0.0,
+        retries=record.retries + 1 if waits else record.retries if event in _SETBACKS else 0,
+        stalled=stalled,
+        mark=mark,
+        changed_at=now,
+        fault=_make_fault(event, error) or (record.fault if event in _KEEPS_FAULT else None),
+    )
+
+
+def _make_fault(event: Event, error: EdgeferryError | None) -> Fault | None:
+    if event is Event.CANCEL:
+        return Fault(CANCELLED, "this update was cancelled", "Raise try to ask for this version again.")
+    return Fault(error.code, error.message[:300], error.advice) if error is not None else None
+
+
+def get_retry_delay(retries: int, error: EdgeferryError | None, settings: AgentSettings, *, random: float) -> float:
+    """Seconds until the next try: doubling, capped, half of it left to chance; never sooner than a server asked."""
+    if isinstance(error, AccessError):
+        delay = settings.access_retry_s
+    else:
+        delay = min(settings.retry_max_s, settings.retry_base_s * 2.0 ** min(retries, 20))
+    asked = error.retry_after_s if isinstance(error, LinkError) else None
+    return max(delay * (0.5 + random / 2), min(asked or 0.0, settings.access_retry_s))

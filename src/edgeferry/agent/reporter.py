@@ -1,0 +1,173 @@
+"""What the device says of itself: a view for people and APIs, and the compact record in the twin.
+
+What this file leaves to others: sending (`hub_link.py`), the rows it is a view of (`lane.py`).
+
+Rules:
+- A view of rows and refs, made anew each time; nothing is counted or remembered here but what was told last.
+- Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
+- At state changes at once; for progress alone at most every N seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from edgeferry import __version__
+from edgeferry.agent.record import UpdateRecord
+from edgeferry.errors import EdgeferryError
+from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
+from edgeferry.twin.document import make_patch
+
+CLASSIC_NAME = "LatestAIModelFileName"
+_MESSAGE_MAX_CHARS = 90
+_ADVICE_MAX_CHARS = 90
+_COALESCE_S = 0.1
+_SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. `progress` is 0..1 within the downloads of an update; `error` is `{code, message, advice}` or None."""
+
+    model: str
+    active: str = ""
+    previous: str = ""
+    target: str = ""
+    state: str = ""
+    progress: float = 0.0
+    error: dict[str, str] | None = None
+
+
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    """The device at one moment. `observed` is the twin's `$version` last read; `latest_file` the classic one in use."""
+
+    device: str
+    role: str
+    connected: bool = False
+    observed: int = 0
+    models: tuple[ModelView, ...] = ()
+    downloaded_bytes: int = 0
+    disk_free_bytes: int = 0
+    agent_version: str = __version__
+    latest_file: str = ""
+    problem: dict[str, str] | None = None
+
+
+def make_model_view(
+    model: str, record: UpdateRecord | None, *, active: str, previous: str, here_bytes: int
+) -> ModelView:
+    """The view of one model; `here_bytes` of its current artifact have come."""
+    if record is None:
+        return ModelView(model=model, active=active, previous=previous, state="ACTIVE" if active else "")
+    return ModelView(
+        model=model,
+        active=active,
+        previous=previous,
+        target=record.version,
+        state=record.state,
+        progress=_get_progress(record, here_bytes),
+        error=msgspec.to_builtins(record.fault) if record.fault else None,
+    )
+
+
+def _get_progress(record: UpdateRecord, here_bytes: int) -> float:
+    total = sum(one.size for one in record.artifacts)
+    if not total:
+        return 0.0
+    done = sum(one.size for one in record.artifacts[: record.index]) + here_bytes
+    return round(min(1.0, done / total), 2)
+
+
+def make_reported(view: DeviceView) -> dict[str, Any]:
+    """The reported properties of this device: the guide's one, and our section, in at most 512 bytes of JSON."""
+    reported: dict[str, Any] = {CLASSIC_NAME: view.latest_file} if view.latest_file else {}
+    for left_out in _SHORTER:
+        reported[SECTION] = _make_section(view, left_out)
+        if len(msgspec.json.encode(reported)) <= REPORTED_RECORD_MAX_BYTES:
+            return reported
+    reported[SECTION] = {"observed": view.observed, "models": {one.model: {"state": one.state} for one in view.models}}
+    return reported
+
+
+def _make_section(view: DeviceView, left_out: tuple[str, ...]) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "observed": view.observed,
+        "models": {one.model: _make_model(one, left_out) for one in view.models},
+        "ledger": {"down": view.downloaded_bytes},
+        "disk": {"free_mb": view.disk_free_bytes >> 20},
+        "agent": view.agent_version,
+    }
+    if view.problem is not None:
+        section["error"] = _shorten(view.problem, left_out)
+    return section
+
+
+def _make_model(view: ModelView, left_out: tuple[str, ...]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"active": view.active, "target": view.target, "state": view.state}
+    if view.state in ("RESOLVING", "DOWNLOADING", "WAITING") and "progress" not in left_out:
+        entry["progress"] = view.progress
+    if view.error is not None:
+        entry["error"] = _shorten(view.error, left_out)
+    return {key: value for key, value in entry.items() if value != ""}
+
+
+def _shorten(error: Mapping[str, str], left_out: tuple[str, ...]) -> dict[str, str]:
+    limits = {"code": 64, "message": _MESSAGE_MAX_CHARS, "advice": _ADVICE_MAX_CHARS}
+    return {key: error[key][:limit] for key, limit in limits.items() if key in error and key not in left_out}
+
+
+def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
+    """A desired property that cannot be followed, as the twin and the status show it."""
+    return {"code": error.code, "message": f"{place}: {error.message}"[:300], "advice": error.advice}
+
+
+class Reporter:
+    """Says what has changed, when it is time to. `view` makes the view of this moment."""
+
+    def __init__(self, view: Callable[[], DeviceView], *, every_s: float) -> None:
+        self._view = view
+        self._every_s = every_s
+        self._changed = asyncio.Event()
+        self._progressed = asyncio.Event()
+
+    def note_change(self) -> None:
+        """A state has changed: to be said at once."""
+        self._changed.set()
+
+    def note_progress(self) -> None:
+        """Bytes have come: to be said when `every_s` have passed."""
+        self._progressed.set()
+
+    async def run(self, reported: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
+        """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises."""
+        told = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}
+        while True:
+            self._changed.clear()
+            self._progressed.clear()
+            wanted = make_reported(self._view())
+            patch = make_patch(told, wanted)
+            if patch:
+                await send(patch)
+                told = wanted
+            await self._wait()
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(self._every_s):
+                await self._changed.wait()
+                await asyncio.sleep(_COALESCE_S)  # several rows often move together: one report for all
+        except TimeoutError:
+            if not self._changed.is_set():
+                await _wait_any(self._changed, self._progressed)
+
+
+async def _wait_any(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,87 @@
+"""What happens before anything else when a device starts: tidy up, serve what was active, find out what was under way.
+
+What this file leaves to others: the restart rows (`machine.py`), walking on (`lane.py`).
+
+Rules:
+- Serving comes first and needs no network. Where the active version does not load, the previous one serves.
+- Refs are truth, records are memory: a record that cannot be read is forgotten, and found out again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from edgeferry.agent.machine import TERMINAL, State, get_restart
+from edgeferry.agent.places import list_download_keys
+from edgeferry.agent.record import UpdateRecord, change, read_record_bytes
+from edgeferry.agent.tools import Tools, in_thread
+from edgeferry.errors import EdgeferryError, StorageError
+from edgeferry.model.stored import StoredVersion
+
+_LOG = logging.getLogger(__name__)
+_CLEAN_KEY = "stopped_clean"
+
+
+async def restore_records(tools: Tools) -> list[UpdateRecord]:
+    """All records, each in the state in which it goes on; leftovers of what was cut off are removed."""
+    was_clean = await tools.journal.get_value(_CLEAN_KEY) == b"1"
+    await tools.journal.set_value(_CLEAN_KEY, b"0")
+    found = [await _restore(tools, key, body) for key, body in await tools.journal.load_records()]
+    records = [_count_death(tools, one, was_clean=was_clean) for one in found if one is not None]
+    await in_thread(tools.repository.sweep, list_download_keys(one for one in records if one.state not in TERMINAL))
+    return records
+
+
+async def note_clean_stop(tools: Tools) -> None:
+    """Remembers that this process ended because it was told to."""
+    await tools.journal.set_value(_CLEAN_KEY, b"1")
+
+
+async def _restore(tools: Tools, key: str, body: bytes) -> UpdateRecord | None:
+    try:
+        record = read_record_bytes(body)
+    except StorageError as error:
+        _LOG.warning("forgot an update that cannot be read: %s", error.message)
+        await tools.journal.delete_record(key)
+        return None
+    active = await in_thread(tools.repository.read_ref, record.model, "active")
+    is_target = active is not None and active.identity == record.identity
+    return change(record, state=get_restart(record.state, ref_is_target=is_target))
+
+
+def _count_death(tools: Tools, record: UpdateRecord, *, was_clean: bool) -> UpdateRecord:
+    """Deaths of this process count against a version on probation, within one boot of the machine."""
+    if record.state is not State.PROBATION or was_clean:
+        return record
+    deaths = record.unclean_boots + 1 if record.boot == tools.boot else 1
+    return change(record, unclean_boots=deaths, boot=tools.boot)
+
+
+async def serve_active(tools: Tools) -> None:
+    """Points every slot at its ref `active`, else at `previous`; a loader only takes note."""
+    for model in await in_thread(tools.repository.list_models):
+        for name in ("active", "previous"):
+            stored = await in_thread(tools.repository.read_ref, model, name)
+            if stored is not None and await _serve(tools, stored):
+                break
+
+
+async def _serve(tools: Tools, stored: StoredVersion) -> bool:
+    try:
+        if tools.serves:
+            await tools.activator.prove(stored)
+            await tools.activator.switch(stored)
+    except EdgeferryError as error:
+        _LOG.error("%s does not serve: %s: %s", stored, error.code, error.message)
+        return False
+    tools.served[stored.model] = stored.identity
+    return True
+
+
+def pick_current(records: Iterable[UpdateRecord]) -> UpdateRecord | None:
+    """Of one model's records the one to walk or show: under way, else active, else the newest."""
+    rows = sorted(records, key=lambda one: one.changed_at, reverse=True)
+    under_way = [one for one in rows if one.state is not State.ACTIVE and one.state not in TERMINAL]
+    active = [one for one in rows if one.state is State.ACTIVE]
+    return next(iter((*under_way, *active, *rows)), None)
