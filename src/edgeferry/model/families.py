@@ -81,7 +81,7 @@ def _declared(facts: ModelFacts, draft: Draft) -> bool:
             _take_declared(name, said[f"input.{name}"], draft)
     for name in ("mean", "std", "fit"):
         if name not in draft.input:
-            draft.missing[f"input.{name}"] = f"the metadata has no {PREFIX}input.{name}"
+            draft.missing.setdefault(f"input.{name}", f"the metadata has no {PREFIX}input.{name}")
     if "threshold" in said:
         _take_number("thresholds.score", said["threshold"], draft.thresholds, draft)
     classes = _count_classes(facts) if family == "classification" else len(said.get("labels", "").split("\n"))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 from edgeferry.errors import ModelUnreadable
 
-BUDGET = 64 << 20
+BUDGET = 32 << 20
 _TABLE_COST = 32
 _SCALARS = {code: struct.Struct(f"<{code}") for code in "bBhHiIqQfd"}
 

@@ -30,7 +30,7 @@ from edgeferry.model.spec import ModelSpec, Stage, check_spec, read_spec_toml
 _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
 
 _TASKS_WITH_LABELS = ("classification", "detection")
-_SPEC_MAX_BYTES = 1 << 20
+_SPEC_MAX_BYTES = 16 << 10  # long dotted keys cost the parser their length squared
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
 
@@ -96,6 +96,8 @@ def make_spec(
         ConfigInvalid: an override that is no field of a spec, or has a value that it cannot have.
     """
     stages = _list_stages(inspection.file_name, overrides or {})
+    for stage in stages:
+        _check_names(stage, Stage)
     made = tuple(
         _make_stage(inspection, stage, labels, labels_file)
         if stage.get("file", inspection.file_name) == inspection.file_name
@@ -193,6 +195,17 @@ def _list_stages(file_name: str, overrides: Mapping[str, object]) -> Sequence[Ma
     if not any(stage.get("file", file_name) == file_name for stage in stages):
         raise ConfigInvalid(f"expected a stage for {file_name!r:.80} in the spec file, found none")
     return stages
+
+
+def _check_names(override: Mapping[str, object], kind: type[msgspec.Struct], path: str = "") -> None:
+    """Refuses a field that no spec has before anything is called missing: a slip of the pen should be told as one."""
+    fields = {each.name: each.type for each in msgspec.structs.fields(kind)}
+    for name, value in override.items():
+        if name not in fields:
+            raise ConfigInvalid(f"expected one of {', '.join(fields)} in the spec, found {path + name!r:.80}")
+        inner = fields[name]
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            _check_names(value, inner, f"{path}{name}.")
 
 
 def _make_stage(

@@ -136,5 +136,5 @@ def read_spec_toml(text: str) -> dict[str, object]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SpecIncomplete(f"expected a TOML spec file: {error}") from error
