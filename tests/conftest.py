@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["fixtures_azurite"]
+pytest_plugins = ["fixtures_azurite", "fixtures_azure"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _SKIPPED: list[str] = []

@@ -1,0 +1,97 @@
+"""Microsoft's unmodified SDKs as real peers: their environment, their addresses, their scripts.
+
+Rules:
+- The device SDK speaks to port 8883 only: each test gets a loopback address of its own, 127.x.y.z, from its process id.
+- The SDK runs in a child process (its handlers block, and it must not share an event loop with the hub); a script
+  prints one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+_ADDRESSES = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def azure_sdk_python() -> Path:
+    """The python that has azure-iot-device and azure-iot-hub; makes its environment when that is missing."""
+    made = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_sdk_env.py"], capture_output=True, text=True, timeout=900, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"Microsoft's SDKs cannot be installed from requirements/azure-sdk.txt: {made.stderr[-500:]}")
+    return Path(made.stdout.strip())
+
+
+@pytest.fixture
+def loopback_address() -> str:
+    """An address in 127.0.0.0/8 that no other test of this machine uses now."""
+    number = os.getpid() * 64 + next(_ADDRESSES)
+    return f"127.{number // 62_500 % 250 + 2}.{number // 250 % 250 + 2}.{number % 250 + 2}"
+
+
+class SdkScript:
+    """A running script: `expect(key)` waits for a line that has it, `send` writes a line to it."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self.child = child
+        self.seen: list[dict[str, Any]] = []
+
+    async def expect(self, key: str, timeout_s: float = 30.0) -> Any:
+        """The value of `key` in the next line that has it."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                line = await self.child.stdout.readline()
+                if not line:
+                    error = await self.child.stderr.read()
+                    raise AssertionError(
+                        f"the SDK's script ended before {key!r}; {self.seen}\n{error.decode()[-3000:]}"
+                    )
+                self.seen.append(json.loads(line))
+                if key in self.seen[-1]:
+                    return self.seen[-1][key]
+
+    async def send(self, word: str) -> None:
+        """Tells the script to go on."""
+        self.child.stdin.write(f"{word}\n".encode())
+        await self.child.stdin.drain()
+
+
+@pytest.fixture
+def run_sdk(azure_sdk_python: Path) -> Callable[..., Any]:
+    """`async with run_sdk(script, *arguments, **environment) as peer`: an SdkScript that is killed at the end."""
+
+    @asynccontextmanager
+    async def run(script: Path, *arguments: str, **environment: str) -> AsyncIterator[SdkScript]:
+        child = await asyncio.create_subprocess_exec(
+            str(azure_sdk_python),
+            "-W",
+            "ignore",
+            str(script),
+            *arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **environment},
+        )
+        try:
+            yield SdkScript(child)
+        finally:
+            if child.returncode is None:
+                child.kill()
+            await child.communicate()
+
+    return run

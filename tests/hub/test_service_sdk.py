@@ -1,0 +1,78 @@
+"""The service REST, called by Microsoft's unmodified azure-iot-hub."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from edgeferry.app.hub import RunningHub
+
+pytestmark = pytest.mark.needs_azure_sdk
+KEY = base64.b64encode(b"k" * 32).decode()
+
+
+async def test_devices_and_modules_are_made_shown_and_deleted(hub: RunningHub, open_service: Any) -> None:
+    async with open_service(hub) as call:
+        device = await call("add_device", "dev", KEY)
+        assert device["deviceId"] == "dev" and device["authentication"]["symmetricKey"]["primaryKey"] == KEY
+        assert (await call("add_device", "dev", KEY)) == {"refused": 409, "code": "DeviceAlreadyExists"}
+        assert (await call("add_module", "none", "m", KEY)) == {"refused": 404, "code": "DeviceNotFound"}
+        module = await call("add_module", "dev", "m", KEY)
+        assert module["moduleId"] == "m" and module["managedBy"] == "me"
+        assert (await call("get_module", "dev", "m"))["generationId"] == module["generationId"]
+        assert [one["deviceId"] for one in await call("get_devices", 10)] == ["dev"]
+        assert [one["moduleId"] for one in await call("get_modules", "dev")] == ["m"]
+        assert (await call("statistics"))["totalDeviceCount"] == 1
+        disabled = await call("disable", "dev", device["etag"], KEY)
+        assert disabled["status"] == "disabled" and disabled["etag"] != device["etag"]
+        assert (await call("disable", "dev", device["etag"], KEY)) == {"refused": 412, "code": "PreconditionFailed"}
+        assert (await call("statistics"))["disabledDeviceCount"] == 1
+        await call("delete_module", "dev", "m")
+        assert (await call("get_module", "dev", "m")) == {"refused": 404, "code": "ModuleNotFound"}
+        await call("add_module", "dev", "m2", KEY)
+        await call("delete_device", "dev")
+        assert await call("query", "SELECT * FROM devices.modules") == []
+        assert (await call("get_device", "dev")) == {"refused": 404, "code": "DeviceNotFound"}
+
+
+async def test_a_module_twin_is_read_patched_and_replaced_under_its_etag(hub: RunningHub, open_service: Any) -> None:
+    await hub.add_module("d", "m")
+    async with open_service(hub) as call:
+        twin = await call("get_module_twin", "d", "m")
+        assert twin["properties"]["desired"]["$version"] == 1
+        patched = await call("update", "d", "m", {"FileName": "a.zip", "deep": {"x": 1, "y": 2}}, twin["etag"])
+        assert patched["properties"]["desired"]["FileName"] == "a.zip" and patched["etag"] != twin["etag"]
+        stale = await call("update", "d", "m", {"FileName": "b.zip"}, twin["etag"])
+        assert stale == {"refused": 412, "code": "PreconditionFailed"}
+        merged = await call("update", "d", "m", {"deep": {"x": None}, "more": [1, {"z": "ä"}]}, None)
+        desired = merged["properties"]["desired"]
+        assert desired["deep"] == {"y": 2} and desired["more"] == [1, {"z": "ä"}] and desired["$version"] == 3
+        replaced = await call("replace", "d", "m", {"only": True}, merged["etag"])
+        wanted = {"only": True, "$version": 4}
+        assert {key: value for key, value in replaced["properties"]["desired"].items() if key != "$metadata"} == wanted
+        assert (await call("update", "d", "m", {"a.b": 1}, None)) == {"refused": 400, "code": "ArgumentInvalid"}
+        long = await call("update", "d", "m", {"long": "x" * 5000}, None)
+        assert long == {"refused": 413, "code": "MessageTooLarge"}
+        assert (await call("get_module_twin", "d", "m"))["properties"]["desired"]["$version"] == 4
+
+
+async def test_tags_and_queries(hub: RunningHub, open_service: Any) -> None:
+    for device in ("d1", "d2"):
+        await hub.add_module(device, "m")
+    async with open_service(hub) as call:
+        assert (await call("tag", "d1", {"site": "north"}))["tags"] == {"site": "north"}
+        devices = await call("query", "SELECT * FROM devices")
+        assert [one["deviceId"] for one in devices] == ["d1", "d2"] and devices[0]["tags"] == {"site": "north"}
+        modules = await call("query", "select *  from devices.modules")
+        assert [(one["deviceId"], one["moduleId"]) for one in modules] == [("d1", "m"), ("d2", "m")]
+        refused = await call("query", "SELECT * FROM devices WHERE tags.site = 'north'")
+        assert refused == {"refused": 400, "code": "ArgumentInvalid"}
+
+
+async def test_a_method_of_a_module_that_is_not_there_is_refused(hub: RunningHub, open_service: Any) -> None:
+    await hub.add_module("d", "m")
+    async with open_service(hub) as call:
+        assert (await call("call", "d", "m", "status", None, 5)) == {"refused": 404, "code": "DeviceNotOnline"}
+        assert (await call("call", "d", "x", "status", None, 5)) == {"refused": 404, "code": "ModuleNotFound"}
