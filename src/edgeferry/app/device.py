@@ -1,0 +1,251 @@
+"""The device, put together: storage, network, trust, serving, agent, API, and the door for commands.
+
+What this file leaves to others: reading settings (`cli/`), every part's work.
+
+Rules:
+- One process per storage folder, by lock. Two modules may share a storage root: an inferencer keeps its own below
+  `edgeferry-inferencer/`.
+- Order at start: lock, journal, what was active, the API, then the network.
+- Secrets stay in the identity; nothing here logs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeferry.agent.agent import Agent, Parts
+from edgeferry.agent.control import open_control
+from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.hub_link import OpenHub
+from edgeferry.agent.reporter import DeviceView
+from edgeferry.agent.tools import AgentSettings
+from edgeferry.app.manifests import TrustedManifests
+from edgeferry.app.serving import open_api
+from edgeferry.config import DeviceConfig, WorkloadConfig
+from edgeferry.errors import ConfigInvalid
+from edgeferry.model.bundle import BundleLimits
+from edgeferry.model.digest import Digest
+from edgeferry.runtime.child import WorkerSettings
+from edgeferry.serve.access import make_access
+from edgeferry.serve.api import ApiSettings, make_app
+from edgeferry.serve.engine import ChildEngine
+from edgeferry.serve.ports import DeviceStatus, ModelStatus
+from edgeferry.serve.slots import Slots
+from edgeferry.storage.files import open_folder_lock, read_bounded
+from edgeferry.storage.journal import Journal, open_journal
+from edgeferry.storage.repository import Repository
+from edgeferry.transport.http import HttpClient, HttpSettings, open_http
+from edgeferry.transport.mqtt import HubConnection, HubIdentity, Sign, make_key_sign, open_hub_connection
+from edgeferry.transport.workload import Workload
+from edgeferry.wire.iothub_auth import parse_connection_string
+
+INFERENCER_FOLDER = "edgeferry-inferencer"
+ROOT_FILE = "root.json"
+CONFIG_FILE = "device.toml"
+_PEM_MAX_BYTES = 1 << 20
+_ROOT_MAX_BYTES = 1 << 20
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningDevice:
+    """A device that serves and follows its twin. `url` is its API's base."""
+
+    url: str
+    agent: Agent
+    slots: Slots
+    repository: Repository
+
+    def get_status(self) -> DeviceStatus:
+        """The device as the API shows it; no I/O."""
+        return make_status(self.agent.get_view())
+
+
+@dataclass(slots=True)
+class _StatusPort:
+    """The agent as the API sees it."""
+
+    agent: Agent
+
+    def get_status(self) -> DeviceStatus:
+        return make_status(self.agent.get_view())
+
+
+def get_repository(config: DeviceConfig) -> Repository:
+    """The repository of this role below the storage root."""
+    storage = Path(config.storage)
+    return Repository(storage / INFERENCER_FOLDER if config.role == "inferencer" else storage)
+
+
+def make_status(view: DeviceView) -> DeviceStatus:
+    """The agent's view in the words of `serve/ports.py`."""
+    plain = msgspec.to_builtins(view)
+    models = tuple(ModelStatus(**one) for one in plain.pop("models"))
+    return DeviceStatus(models=models, **{key: plain[key] for key in DeviceStatus.__struct_fields__ if key in plain})
+
+
+@asynccontextmanager
+async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
+    """Runs a device for as long as the block does; it serves what was active when the block begins.
+
+    Raises:
+        ConfigInvalid: a setting cannot be used. StorageBusy: another process has this storage folder.
+        StorageError leaves: the disk does not do as asked.
+    """
+    repository = get_repository(config)
+    root, ca_pem = _read_root(config, repository), await _read_ca(config)
+    open_hub = _make_open_hub(config, ca_pem)
+    access = make_access(config.token, config.allow_networks)
+    access.require_guarded(config.host)
+    await asyncio.to_thread(repository.prepare)
+    with open_folder_lock(repository.root):
+        async with open_journal(repository.journal_path) as journal, open_http(HttpSettings(ca_pem=ca_pem)) as http:
+            slots = Slots(ChildEngine(WorkerSettings()), default_model=config.default_model)
+            try:
+                parts = _make_parts(config, repository, journal, http=http, slots=slots, root=root, open_hub=open_hub)
+                agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
+                app = make_app(slots, _StatusPort(agent), ApiSettings(access=access))
+                async with (
+                    _running(agent),
+                    open_control(repository.socket_path, agent.run_command),
+                    open_api(app, config.host, config.port) as address,
+                ):
+                    yield RunningDevice(address.url, agent, slots, repository)
+            finally:
+                await slots.close()
+
+
+@asynccontextmanager
+async def _running(agent: Agent) -> AsyncIterator[None]:
+    """The agent as a task; the block begins once what was active serves, and ends when the agent does."""
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(agent.run())
+        await agent.started.wait()
+        yield
+        running.cancel()
+
+
+def _make_parts(
+    config: DeviceConfig,
+    repository: Repository,
+    journal: Journal,
+    *,
+    http: HttpClient,
+    slots: Slots,
+    root: bytes | Digest | None,
+    open_hub: OpenHub | None,
+) -> Parts:
+    def take_policy(policy: Mapping[str, Any]) -> None:
+        wanted = policy.get("default_model")
+        slots.default_model = wanted if isinstance(wanted, str) else config.default_model
+
+    return Parts(
+        repository=repository,
+        journal=journal,
+        fetcher=Fetcher(http, rate_bps=config.rate_bps),
+        manifests=TrustedManifests(http, repository.trust_folder, root, now=time.time),
+        activator=slots,
+        open_hub=open_hub,
+        now=time.time,
+        random=random.random,
+        get_received_bytes=lambda: http.received_bytes,
+        boot=_BOOT_ID.read_text("ascii").strip() if _BOOT_ID.is_file() else "",
+        take_policy=take_policy,
+    )
+
+
+def _make_agent_settings(config: DeviceConfig, *, is_pinned: bool) -> AgentSettings:
+    return AgentSettings(
+        device=_get_name(config),
+        shared_root=Path(config.storage),
+        role=config.role,
+        accept_classic=not is_pinned if config.accept_classic is None else config.accept_classic,
+        bundle_max_bytes=config.bundle_max_bytes,
+        bundle_limits=BundleLimits(max_member_bytes=config.bundle_max_bytes, max_total_bytes=config.bundle_max_bytes),
+        rate_bps=config.rate_bps,
+        probation_requests=config.probation_requests,
+        probation_s=config.probation_s,
+        report_every_s=config.report_every_s,
+    )
+
+
+def _get_name(config: DeviceConfig) -> str:
+    if config.connection_string:
+        parsed = parse_connection_string(config.connection_string)
+        return "/".join(filter(None, (parsed.device_id, parsed.module_id)))
+    return f"{config.workload.device}/{config.workload.module}" if config.workload else "device"
+
+
+# --- who this device is, and whom it trusts ---------------------------------------------------------------------------
+def _read_root(config: DeviceConfig, repository: Repository) -> bytes | Digest | None:
+    """The pinned root: as told, else as `device init` left it, else nothing."""
+    if config.root.startswith("sha256:"):
+        return Digest.from_str(config.root)
+    path = Path(config.root) if config.root else repository.root / ROOT_FILE
+    if not config.root and not path.is_file():
+        return None
+    return read_bounded(path, _ROOT_MAX_BYTES)
+
+
+async def _read_ca(config: DeviceConfig) -> bytes | None:
+    if config.ca_file:
+        return await asyncio.to_thread(read_bounded, Path(config.ca_file), _PEM_MAX_BYTES)
+    return None
+
+
+def _make_open_hub(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub | None:
+    if config.connection_string:
+        return _make_open_by_key(config, ca_pem)
+    return _make_open_by_workload(config.workload, config, ca_pem) if config.workload is not None else None
+
+
+def _make_open_by_key(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub:
+    parsed = parse_connection_string(config.connection_string)
+    if not parsed.device_id:
+        raise ConfigInvalid("expected the connection string of a device or a module, found one of a service policy")
+    identity = HubIdentity(
+        host=parsed.host_name,
+        device=parsed.device_id,
+        module=parsed.module_id or "",
+        gateway=parsed.gateway_host_name or "",
+        sign=make_key_sign(parsed.shared_access_key),
+        ca_pem=ca_pem,
+        port=config.mqtt_port,
+    )
+    return lambda: open_hub_connection(identity)
+
+
+def _make_open_by_workload(found: WorkloadConfig, config: DeviceConfig, ca_pem: bytes | None) -> OpenHub:
+    workload = Workload(found.workload_url, found.api_version)
+
+    @asynccontextmanager
+    async def open_hub() -> AsyncIterator[HubConnection]:
+        identity = HubIdentity(
+            host=found.hub,
+            device=found.device,
+            module=found.module,
+            gateway=found.gateway,
+            sign=_make_workload_sign(workload, found),
+            ca_pem=ca_pem or await workload.fetch_trust_bundle(),
+            port=config.mqtt_port,
+        )
+        async with open_hub_connection(identity) as hub:
+            yield hub
+
+    return open_hub
+
+
+def _make_workload_sign(workload: Workload, found: WorkloadConfig) -> Sign:
+    async def sign(data: bytes) -> str:
+        return await workload.sign(found.module, found.generation, data=data)
+
+    return sign

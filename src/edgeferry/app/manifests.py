@@ -1,0 +1,41 @@
+"""Manifests that the pinned root vouches for: the verifier in a thread, fetching through the device's HTTP client.
+
+Rules:
+- Without a pinned root nothing signed is believed; the error says how to pin one.
+- One verification at a time: the trust folder has one writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeferry.agent.fetch import make_small_fetch
+from edgeferry.agent.tools import in_thread
+from edgeferry.errors import MetadataUntrusted
+from edgeferry.model.digest import Digest
+from edgeferry.transport.http import HttpClient
+from edgeferry.trust.verifier import Verifier
+
+
+class TrustedManifests:
+    """A ManifestSource. `root`: the bytes of a root.json, its digest, or None: nothing is pinned."""
+
+    def __init__(
+        self, http: HttpClient, trust_folder: Path, root: bytes | Digest | None, *, now: Callable[[], float]
+    ) -> None:
+        self._http = http
+        self._trust_folder = trust_folder
+        self._root = root
+        self._now = now
+        self._one = asyncio.Lock()
+
+    async def fetch_manifest(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> bytes:
+        """See ManifestSource.fetch_manifest."""
+        if self._root is None:
+            raise MetadataUntrusted("no root is pinned on this device: run edgeferry device init --root root.json")
+        async with self._one:
+            fetch = make_small_fetch(self._http, asyncio.get_running_loop(), repo=repo, sas=sas)
+            verifier = Verifier(self._trust_folder, self._root, fetch, self._now)
+            return await in_thread(verifier.fetch_manifest, model, version, digest)
