@@ -19,10 +19,11 @@ from models.train.gauge_pictures import SEEDS as GAUGE_SEEDS
 from models.train.gauge_pictures import make_gauge_picture
 from models.train.scene import Placement, Scene, compose, make_scene
 
-SCENE_PX, GOLDEN_PX, GAUGE_GOLDEN_PX = 512, 288, 160
+SCENE_PX, GOLDEN_PX, GAUGE_GOLDEN_PX = 512, 256, 160
 SCENE_SEED, GOLDEN_SEED = 600_000, 700_000
-GOLDEN_WITHOUT_LEAK, GOLDEN_WITH_LEAK = 5, 5
-JPEG_QUALITY = 92
+GOLDEN_WITHOUT_LEAK, GOLDEN_WITH_LEAK = 5, 3
+SCENE_QUALITY = 92
+GOLDEN_QUALITY = 60  # golden pictures cross the thin link once
 
 
 def _at(label: str, x: float, y: float, size: float) -> Placement:
@@ -52,7 +53,8 @@ def write_pictures(root: Path) -> None:
     """Writes scenes/, golden/v1.0, golden/v1.1 and gauge/golden under `root`."""
     for i, (name, (background, placements)) in enumerate(SCENES.items()):
         rng = np.random.default_rng(SCENE_SEED + i)
-        _write_scene(root / "scenes" / name, compose(rng, background, placements, size_px=SCENE_PX))
+        scene = compose(rng, background, placements, size_px=SCENE_PX)
+        _write_scene(root / "scenes" / name, scene, quality=SCENE_QUALITY)
     plain = list(_choose(GOLDEN_WITHOUT_LEAK, with_leak=False))
     leaking = list(_choose(GOLDEN_WITH_LEAK, with_leak=True))
     for folder, chosen in (("v1.0", plain), ("v1.1", plain + leaking)):
@@ -97,13 +99,15 @@ def _choose_gauges() -> Iterator[tuple[int, NDArray[np.uint8], int]]:
         seed += 1
 
 
-def _write_scene(path: Path, scene: Scene) -> None:
+def _write_scene(path: Path, scene: Scene, *, quality: int = GOLDEN_QUALITY) -> None:
     pairs = zip(scene.labels, scene.boxes, strict=True)
     objects = [{"label": LABELS[label], "box": [round(float(v), 4) for v in box]} for label, box in pairs]
-    _write(path, scene.pixels, {"objects": objects})
+    _write(path, scene.pixels, {"objects": objects}, quality=quality)
 
 
-def _write(path: Path, pixels: NDArray[np.uint8], truth: Mapping[str, object]) -> None:
+def _write(
+    path: Path, pixels: NDArray[np.uint8], truth: Mapping[str, object], *, quality: int = GOLDEN_QUALITY
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path.with_name(path.name + ".jpg"), quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(path.with_name(path.name + ".jpg"), quality=quality)
     path.with_name(path.name + ".json").write_text(json.dumps(truth) + "\n")
