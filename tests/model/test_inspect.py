@@ -422,7 +422,7 @@ def test_a_bundle_may_carry_its_spec(make_onnx: Maker) -> None:
         ({"spec.toml": b"x"}, SpecIncomplete),
         ({"spec.toml": b"[" * 5_000}, SpecIncomplete),
         ({"spec.toml": b"\xff\xfe"}, SpecIncomplete),
-        ({"spec.toml": b" " * 20_000}, ConfigInvalid),
+        ({"spec.toml": b" " * 200_000}, SpecIncomplete),
         ({"spec.toml": b"a" + b".a" * 8_000 + b" = 1"}, ConfigInvalid),
         ({"spec.toml": b""}, SpecIncomplete),
         ({"spec.toml": b"[input]\nwidth = 9"}, SpecIncomplete),

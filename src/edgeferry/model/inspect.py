@@ -25,12 +25,11 @@ from edgeferry.model.families import LABELS_KEY, draft_stage
 from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels
-from edgeferry.model.spec import ModelSpec, Stage, check_spec, read_spec_toml
+from edgeferry.model.spec import SPEC_MAX_CHARS, ModelSpec, Stage, check_spec, read_spec_toml
 
 _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
 
 _TASKS_WITH_LABELS = ("classification", "detection")
-_SPEC_MAX_BYTES = 16 << 10  # long dotted keys cost the parser their length squared
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
 
@@ -124,7 +123,7 @@ def make_bundle_spec(names: Iterable[str], folder_read: Callable[[str], ModelByt
     """
     names = sorted(names)
     model_file = find_model_file(names)
-    overrides = _read_spec_file(folder_read(SPEC_FILE)) if SPEC_FILE in names else {}
+    overrides = _read_overrides(folder_read(SPEC_FILE)) if SPEC_FILE in names else {}
     said = overrides.get("labels")
     wanted = said.get("file") if isinstance(said, Mapping) else None
     labels_file = wanted if isinstance(wanted, str) and wanted in names else find_label_file(names)
@@ -133,10 +132,8 @@ def make_bundle_spec(names: Iterable[str], folder_read: Callable[[str], ModelByt
     return make_spec(inspection, labels=labels, labels_file=labels_file or "", overrides=overrides)
 
 
-def _read_spec_file(data: ModelBytes) -> dict[str, object]:
-    if len(data) > _SPEC_MAX_BYTES:
-        raise ConfigInvalid(f"expected a {SPEC_FILE} of at most {_SPEC_MAX_BYTES} bytes, found {len(data)}")
-    return read_spec_toml(bytes(data).decode("utf-8", "replace"))
+def _read_overrides(data: ModelBytes) -> dict[str, object]:
+    return read_spec_toml(bytes(data[: 2 * SPEC_MAX_CHARS]).decode("utf-8", "replace"))
 
 
 def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str, ...]:

@@ -95,6 +95,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     stages: tuple[Stage, ...]
 
 
+SPEC_MAX_CHARS = 32 << 10
+"""Of a spec file: a dotted key costs the TOML parser its length squared, and bundles come from outside."""
 _INPUT_LIMIT_PIXELS = 16_384
 
 
@@ -134,6 +136,8 @@ def read_spec_toml(text: str) -> dict[str, object]:
 
     The file holds the fields of one Stage (`task`, `[input]`, `[answer]`, `[labels]`, `[thresholds]`) or `[[stages]]`.
     """
+    if len(text) > SPEC_MAX_CHARS:
+        raise SpecIncomplete(f"expected a spec file of at most {SPEC_MAX_CHARS} characters, found {len(text)}")
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
