@@ -26,16 +26,17 @@ _NOT_SHARED = frozenset({"manifest.json", "identity:"})
 
 async def announce(tools: Tools, record: UpdateRecord, stored: StoredVersion) -> None:
     """Puts the message for `stored` into the outbox; a version that another module announced is not announced again."""
-    if record.kind == "local":
+    mid = f"{Digest.of(record.key.encode('utf-8', 'surrogatepass')).hex[:24]}-{int(record.began_at)}"
+    if record.kind == "local" or mid in tools.announced:
         return
     if record.kind == "classic":
         await in_thread(_publish, tools.repository, record, stored)
     body = msgspec.json.encode(_make_paths(tools.repository, record, stored))
-    mid = f"{Digest.of(record.key.encode('utf-8', 'surrogatepass')).hex[:24]}-{int(record.changed_at)}"
     await tools.journal.put_message(mid, output=OUTPUT, body=body)
     tools.posted()
     if record.kind == "classic":
         await in_thread(remove_zip, tools.repository.storage_root, record.file_name)
+    tools.announced.add(mid)
 
 
 def _make_paths(repository: Repository, record: UpdateRecord, stored: StoredVersion) -> dict[str, str]:

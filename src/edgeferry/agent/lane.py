@@ -126,7 +126,7 @@ class Lane:
             return
         row = self.rows.get(target.key)
         if row is None or (row.state is State.SUPERSEDED and (row.fault is None or row.fault.code != CANCELLED)):
-            await self._write(change(make_record(target), changed_at=self.around.tools.now()))
+            await self._write(make_record(target, self.around.tools.now()))
         else:
             self.record = row
 

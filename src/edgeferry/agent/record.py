@@ -96,6 +96,7 @@ class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     unclean_boots: int = 0
     boot: str = ""
     switched_at: float = 0.0
+    began_at: float = 0.0
     changed_at: float = 0.0
     fault: Fault | None = None
 
@@ -105,7 +106,7 @@ class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return self.artifacts[self.index]
 
 
-def make_record(target: Target) -> UpdateRecord:
+def make_record(target: Target, now: float = 0.0) -> UpdateRecord:
     """A fresh record for `target`; one from another module's message needs no download and enters at PROVING."""
     return UpdateRecord(
         kind=target.kind,
@@ -116,6 +117,8 @@ def make_record(target: Target) -> UpdateRecord:
         try_=target.try_,
         priority=target.priority,
         file_name=target.file_name,
+        began_at=now,
+        changed_at=now,
         state=State.PROVING if target.kind == "local" else State.RESOLVING,
     )
 

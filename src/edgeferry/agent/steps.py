@@ -261,6 +261,7 @@ async def switch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     stored = await in_thread(require_stored, tools.repository, record)
     await in_thread(point_refs, tools.repository, stored)
     await tools.activator.switch(stored)
+    await announce(tools, record, stored)
     tools.served[record.model] = stored.identity
     return Outcome(Event.SWITCHED, change(record, switched_at=tools.now(), boot=tools.boot, unclean_boots=0))
 
@@ -270,7 +271,7 @@ async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) ->
     """Serves and watches: enough answers or enough time without repeated deaths, and the version stays."""
     settings = tools.settings
     stored = await in_thread(require_stored, tools.repository, record)
-    await announce(tools, record, stored)
+    await announce(tools, record, stored)  # said already, unless a crash came between
     if tools.serves and not tools.is_served(record):
         return Outcome(Event.UNHEALTHY, record, ModelCrashed(f"{stored} did not load after a restart"))
     if record.unclean_boots >= settings.unclean_boots:

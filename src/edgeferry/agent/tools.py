@@ -72,6 +72,8 @@ class Tools:
     posted: Callable[[], None]
     """A message lies in the outbox."""
     served: dict[str, str] = field(default_factory=dict)
+    announced: set[str] = field(default_factory=set)
+    """Ids of the messages that this process has put into the outbox."""
 
     @property
     def serves(self) -> bool:

@@ -17,8 +17,7 @@ from edgeferry.app.device import CONFIG_FILE, INFERENCER_FOLDER, ROOT_FILE, get_
 from edgeferry.config import DeviceConfig
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.digest import Digest
-from edgeferry.storage.files import get_free_bytes, read_bounded, write_atomically
-from edgeferry.storage.repository import FOLDER_NAME
+from edgeferry.storage.files import FOLDER_NAME, get_free_bytes, read_bounded, write_atomically
 
 _ROOT_MAX_BYTES = 1 << 20
 _DEFAULT_STORAGE = DeviceConfig().storage
