@@ -59,11 +59,12 @@ _PICTURE_ERRORS: tuple[type[errors.EdgeferryError], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """Who may call, how large and slow a body may be, how long a request may take from queue to answer."""
+    """Who may call, how large and slow a body may be (and all together), how long queue and answer may take."""
 
     access: Access = field(default_factory=Access)
     body_max_bytes: int = 32 << 20
     body_timeout_s: float = 60.0
+    bodies_max_bytes: int = 256 << 20
     request_timeout_s: float = 30.0
 
 
@@ -91,7 +92,7 @@ class Api:
         self.metrics = Metrics(slots, device)
         self._slots = slots
         self._settings = settings
-        self._limits = BodyLimits(settings.body_max_bytes, settings.body_timeout_s)
+        self._limits = BodyLimits(settings.body_max_bytes, settings.body_timeout_s, settings.bodies_max_bytes)
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """Every route there is."""
@@ -102,7 +103,7 @@ class Api:
                 self.score,
                 "What the guide's clients speak: a picture in, an array of what was found out",
                 (
-                    ApiAnswer("What was found, best first", body=list[ScoreElement] | list[str] | LvaAnswer),
+                    ApiAnswer("What was found, best first", bodies=(list[ScoreElement], list[str], LvaAnswer)),
                     ApiAnswer("Nothing was found (format=lva only)", status=204),
                 ),
                 errors=_PICTURE_ERRORS,
@@ -115,7 +116,7 @@ class Api:
                 self.predict,
                 "The typed answer of model `name` or `name@version`, or the picture with the answer drawn on it",
                 (
-                    ApiAnswer("The answer", body=PredictAnswer),
+                    ApiAnswer("The answer", bodies=(PredictAnswer,)),
                     ApiAnswer("The picture, drawn on", media_types=tuple(_DRAWN_TYPES)),
                 ),
                 errors=(*_PICTURE_ERRORS, errors.ModelNotFound),

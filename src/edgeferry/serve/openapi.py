@@ -24,12 +24,12 @@ JSON = "application/json"
 
 @dataclass(frozen=True, slots=True)
 class ApiAnswer:
-    """One good answer of a route. `body`: the type that is encoded, None where there is nothing or no schema."""
+    """One good answer of a route. `bodies`: the types of which one is encoded; none where there is no schema."""
 
     text: str
     status: int = 200
     media_types: tuple[str, ...] = (JSON,)
-    body: Any = None
+    bodies: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class ApiRoute:
 
 def make_openapi(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of `routes`."""
-    types = [answer.body for route in routes for answer in route.answers if answer.body is not None]
+    types = [body for route in routes for answer in route.answers for body in answer.bodies]
     _, components = msgspec.json.schema_components([*types, ErrorBody], ref_template=_REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -122,10 +122,10 @@ def _make_good_responses(route: ApiRoute) -> dict[str, Any]:
 def _make_schema(answer: ApiAnswer, media_type: str) -> dict[str, Any]:
     if media_type != JSON:
         return {"type": "string"}
-    if answer.body is None:
+    if not answer.bodies:
         return {"type": "object"}
-    (schema,), _ = msgspec.json.schema_components([answer.body], ref_template=_REF_TEMPLATE)
-    return schema
+    schemas, _ = msgspec.json.schema_components(answer.bodies, ref_template=_REF_TEMPLATE)
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
 def _make_error_responses(route: ApiRoute) -> dict[str, Any]:
