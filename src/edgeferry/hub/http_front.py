@@ -278,13 +278,13 @@ def _answer_twin(rooms: HubRooms, record: IdentityRecord, twin: TwinDocument) ->
 def _parse_keys(body: Json) -> tuple[str, str] | None:
     """The key pair that a caller wants, None to have one made; raises RequestInvalid."""
     authentication = body.get("authentication") or {}
-    pair = authentication.get("symmetricKey") if isinstance(authentication, dict) else None
-    if not pair:
+    pair = (authentication.get("symmetricKey") or {}) if isinstance(authentication, dict) else None
+    if not isinstance(pair, dict):
+        raise RequestInvalid("expected 'authentication.symmetricKey' to be an object")
+    primary, secondary = pair.get("primaryKey"), pair.get("secondaryKey")
+    if primary is None and secondary is None:
         return None
-    keys = (pair.get("primaryKey"), pair.get("secondaryKey")) if isinstance(pair, dict) else (None, None)
-    if keys == (None, None):
-        return None
-    return api.require_key(keys[0]), api.require_key(keys[1])
+    return api.require_key(primary), api.require_key(secondary)
 
 
 def _change_record(old: IdentityRecord, body: Json, keys: tuple[str, str] | None) -> IdentityRecord:

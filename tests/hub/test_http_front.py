@@ -1,0 +1,142 @@
+"""The service REST, called by hand: tokens, bounds, and what service SDKs never send."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from edgeferry.app.hub import RunningHub
+from edgeferry.wire import service_api as api
+from edgeferry.wire.iothub_auth import make_sas_token
+from edgeferry.wire.service_api import Identity
+
+D_M = Identity("d", "m")
+
+
+class Caller:
+    """Requests with a good token, unless told otherwise."""
+
+    def __init__(self, session: aiohttp.ClientSession, hub: RunningHub) -> None:
+        self.session, self.hub = session, hub
+
+    def token(self, resource: str | None = None, *, key: str | None = None, policy: str | None = "service") -> str:
+        host = resource or f"localhost:{self.hub.https_port}"
+        return make_sas_token(host, key or self.hub.service_key, int(time.time()) + 60, policy)
+
+    async def __call__(
+        self, method: str, path: str, *, token: str | None = None, data: bytes | None = None, **headers: str
+    ) -> tuple[int, Any, str | None]:
+        sent = {"Authorization": token if token is not None else self.token(), **headers}
+        url = self.hub.service_url + api.add_api_version(path)
+        async with self.session.request(method, url, headers=sent, data=data) as answer:
+            code = answer.headers.get(api.ERROR_HEADER)
+            body = await answer.read()
+            assert code == api.find_error_code(body) or answer.status < 400
+            return answer.status, body, code
+
+
+@pytest.fixture
+async def call(hub: RunningHub) -> AsyncIterator[Caller]:
+    context = ssl.create_default_context(cafile=str(hub.ca_pem_path))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        yield Caller(session, hub)
+
+
+async def test_only_a_good_token_of_the_policy_is_let_in(hub: RunningHub, call: Caller) -> None:
+    await hub.add_module("d", "m")
+    path = api.get_twin_path(D_M)
+    record = await hub.rooms.registry.read(D_M)
+    good = [call.token(), call.token("localhost"), call.token(f"LOCALHOST:{hub.https_port}/twins/d")]
+    bad = [
+        "",
+        "Bearer x",
+        call.token("elsewhere"),
+        call.token("localhost/twins/e"),
+        call.token("localhost/twins/d/modules/mm"),
+        call.token(key=record.primary_key),
+        call.token(policy=None),
+        call.token(policy="owner"),
+        make_sas_token("localhost", hub.service_key, int(time.time()) - 1, "service"),
+    ]
+    assert [(await call("GET", path, token=token))[0] for token in good] == [200] * len(good)
+    assert [(await call("GET", path, token=token))[0] for token in bad] == [401] * len(bad)
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        (b"", 400, "ArgumentInvalid"),
+        (b"[]", 400, "ArgumentInvalid"),
+        (b'{"tags": 5}', 400, "ArgumentInvalid"),
+        (b'{"properties": []}', 400, "ArgumentInvalid"),
+        (b'{"properties": {"desired": {"$x": 1}}}', 400, "ArgumentInvalid"),
+        (b'{"properties": {"desired": {"n": 4503599627370496}}}', 413, "MessageTooLarge"),
+        (b" " * 300_000, 413, "MessageTooLarge"),
+        (b"{}", 200, None),
+    ],
+)
+async def test_a_twin_write_is_checked(
+    hub: RunningHub, call: Caller, data: bytes, status: int, code: str | None
+) -> None:
+    await hub.add_module("d", "m")
+    for method in ("PATCH", "PUT"):
+        found = await call(method, api.get_twin_path(D_M), data=data)
+        assert (found[0], found[2]) == (status, code)
+
+
+@pytest.mark.parametrize("tag", ['"*"', "*"])
+async def test_a_star_matches_any_etag(hub: RunningHub, call: Caller, tag: str) -> None:
+    await hub.add_module("d", "m")
+    assert (await call("PATCH", api.get_twin_path(D_M), data=b"{}", **{"If-Match": tag}))[0] == 200
+    assert (await call("DELETE", api.get_identity_path(D_M), **{"If-Match": tag}))[0] == 204
+
+
+@pytest.mark.parametrize("device", ["a%2Fb", "a%20b", "a%00", "a%2Bb", "a%23", "x" * 129])
+async def test_an_id_that_means_something_in_a_topic_is_refused(call: Caller, device: str) -> None:
+    from yarl import URL
+
+    url = URL(f"{call.hub.service_url}/devices/{device}?api-version=2021-04-12", encoded=True)
+    async with call.session.put(url, headers={"Authorization": call.token()}, data=b"{}") as answer:
+        assert answer.status in (400, 404)
+    assert (await call("GET", "/devices"))[1] == b"[]"
+
+
+@pytest.mark.parametrize(
+    "keys", [b'{"primaryKey": "x"}', b'{"primaryKey": "AAAA", "secondaryKey": "AAAA"}', b"[1]", b'{"primaryKey": 5}']
+)
+async def test_a_weak_or_broken_key_is_refused(call: Caller, keys: bytes) -> None:
+    body = b'{"authentication": {"symmetricKey": ' + keys + b"}}"
+    assert (await call("PUT", "/devices/d", data=body))[0] == 400
+
+
+async def test_a_method_without_an_answer_times_out(hub: RunningHub, call: Caller) -> None:
+    from edgeferry.wire.iothub_topics import METHOD_FILTER
+    from raw_mqtt import open_raw
+
+    text = await hub.add_module("d", "m")
+    async with open_raw(hub) as client:
+        await client.connect(text)
+        body = b'{"methodName": "x", "responseTimeoutInSeconds": 1}'
+        assert (await call("POST", api.get_method_path(D_M), data=body))[2] == "DeviceNotOnline"
+        await client.subscribe(METHOD_FILTER)
+        assert (await call("POST", api.get_method_path(D_M), data=body))[::2] == (504, "GatewayTimeout")
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"methodName": ""}', b'{"methodName": "m", "responseTimeoutInSeconds": 999}']
+)
+async def test_a_method_request_is_checked(hub: RunningHub, call: Caller, body: bytes) -> None:
+    await hub.add_module("d", "m")
+    assert (await call("POST", api.get_method_path(D_M), data=body))[0] == 400
+
+
+async def test_no_twin_shows_a_key(hub: RunningHub, call: Caller) -> None:
+    await hub.add_module("d", "m")
+    record = await hub.rooms.registry.read(D_M)
+    _, body, _ = await call("GET", api.get_twin_path(D_M))
+    assert record.primary_key.encode() not in body and record.secondary_key.encode() not in body
