@@ -20,15 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import (  # the readers of FORMATS register themselves; imported here, not within the first request
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
     Image,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    UnidentifiedImageError,
-    WebPImagePlugin,  # noqa: F401
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
 )
 
 from edgeferry.errors import MediaTypeRefused, PictureTooLarge, PictureUnreadable
@@ -38,8 +38,16 @@ Pixels = NDArray[np.uint8]
 """[height, width, 3], RGB, upright."""
 
 BACKGROUND = (255, 255, 255)
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 
+_READERS: tuple[tuple[bytes, int, type[ImageFile.ImageFile]], ...] = (  # first bytes, where they stand, who reads them
+    (b"\xff\xd8\xff", 0, JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", 0, PngImagePlugin.PngImageFile),
+    (b"GIF8", 0, GifImagePlugin.GifImageFile),
+    (b"WEBP", 8, WebPImagePlugin.WebPImageFile),
+    (b"II*\x00", 0, TiffImagePlugin.TiffImageFile),
+    (b"MM\x00*", 0, TiffImagePlugin.TiffImageFile),
+    (b"BM", 0, BmpImagePlugin.BmpImageFile),
+)
 _JPEG_SCANS_MAX = 200
 """A progressive JPEG can ask for a pass over all pixels with each few bytes; encoders write about ten of them."""
 
@@ -56,7 +64,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF 2.32, section 4.6.4,
 }
 
 _DECODER_ERRORS = (  # what Pillow's and libjpeg's readers were seen to raise on damaged bytes
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError,
     EOFError, AttributeError, NotImplementedError, RuntimeError, AssertionError, zlib.error,
 )  # fmt: skip
 
@@ -115,15 +123,15 @@ def read_picture(
         raise PictureTooLarge(f"expected a picture of at most {limits.max_bytes} bytes, found {len(data)}")
     if not data:
         raise PictureUnreadable("expected a picture, found 0 bytes")
+    reader = _find_reader(data)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = reader(io.BytesIO(data))  # not Image.open: that would apply Pillow's process-wide pixel limit first
         _check_size(image, limits)
         return _decode(image, data, enough)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise PictureTooLarge(f"expected a picture of at most {limits.max_pixels} pixels: {error}") from error
     except _DECODER_ERRORS as error:
-        _refuse_other_media(data)
-        raise PictureUnreadable(f"expected a whole, undamaged picture: {_shorten(error)}") from error
+        raise PictureUnreadable(f"expected a whole, undamaged picture: {error!s:.200}") from error
 
 
 def resize(
@@ -142,6 +150,16 @@ def resize(
     if box is None and pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), kernel, box=box))
+
+
+def _find_reader(data: bytes | bytearray) -> type[ImageFile.ImageFile]:
+    for magic, offset, reader in _READERS:
+        if data[offset : offset + len(magic)] == magic:
+            return reader
+    for magic, offset, name in _OTHER_MEDIA:
+        if data[offset : offset + len(magic)] == magic:
+            raise MediaTypeRefused(f"expected the bytes of a picture, found {name}")
+    raise PictureUnreadable("expected the bytes of a JPEG, PNG, BMP, WebP, TIFF or GIF picture, found none of these")
 
 
 def _check_size(image: Image.Image, limits: PictureLimits) -> None:
@@ -165,7 +183,7 @@ def _check_tiff_tile(image: Image.Image, limits: PictureLimits) -> None:
 
 
 def _decode(image: Image.Image, data: bytes | bytearray, enough: tuple[int, int] | None) -> Picture:
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
         width, height = image.size
         orientation = _read_orientation(image)
         pixels = _decode_jpeg(data, image.size, enough if orientation not in _TURNED or not enough else enough[::-1])
@@ -228,16 +246,3 @@ def _spread_grey(grey: Pixels) -> Pixels:
 def _lay_on_background(image: Image.Image) -> Pixels:
     ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
     return np.asarray(Image.alpha_composite(ground, image).convert("RGB"))
-
-
-def _refuse_other_media(data: bytes | bytearray) -> None:
-    for magic, offset, name in _OTHER_MEDIA:
-        if data[offset : offset + len(magic)] == magic:
-            raise MediaTypeRefused(f"expected the bytes of a picture, found {name}")
-
-
-def _shorten(error: Exception) -> str:
-    text = str(error)
-    if "BytesIO" in text:  # Pillow names the stream object, which tells nobody anything
-        return "the bytes are of no known picture format"
-    return f"{text or type(error).__name__:.200}"

@@ -1,7 +1,7 @@
 """Classification: one row of scores -> classes, best first.
 
 Rules:
-- The output is the one that `answer.outputs["scores"]` names, else the only one: [1, classes] or [1, 1, 1, classes].
+- The output is the one that `answer.outputs["scores"]` names, else the only one: [1, classes], with more ones or not.
 - `answer.parameters["activation"]`: "none" (scores are probabilities), "softmax" or "sigmoid" (to apply to logits).
   Where it is not declared, a row within 0..1 that adds up to 1 is taken as it is and any other through softmax.
 - Classes at or above the threshold are answered; at most `max_results`.
@@ -42,7 +42,7 @@ def decode_classification(
 def _find_scores(stage: Stage, outputs: Outputs) -> NDArray[np.float64]:
     name = stage.answer.outputs.get("scores", "")
     found = outputs.get(name) if name else next(iter(outputs.values())) if len(outputs) == 1 else None
-    if found is None or found.size == 0 or found.size != found.shape[-1]:
+    if found is None or found.size == 0 or found.size != max(found.shape, default=0):
         raise make_refusal("scores [1, classes]", outputs)
     return found.reshape(-1).astype(np.float64)
 
