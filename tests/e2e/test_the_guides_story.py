@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import obstore
 import pytest
 from obstore.store import AzureStore
 
@@ -71,7 +72,7 @@ class BlobStore:
 
     def upload(self, name: str, data: bytes) -> str:
         self.store.put(name, data)
-        return self.store.sign("GET", name, timedelta(hours=1))
+        return obstore.sign(self.store, "GET", name, timedelta(hours=1))
 
 
 @asynccontextmanager
