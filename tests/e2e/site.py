@@ -67,6 +67,10 @@ class Site:
         words = ["hub", "device", "connection-string", DEVICE, "--module", module, *self.hub_data]
         return (await self.processes.run(words)).strip()
 
+    async def get_generation(self, module: str) -> str:
+        shown = json.loads(await self.processes.run(["hub", "device", "show", DEVICE, "--json", *self.hub_data]))
+        return str(shown["modules"][module]["generation_id"])
+
     async def start_device(self, module: str, *extra: str, storage: Path | None = None, **environment: str) -> Device:
         """Starts a device process as `module`, that authenticates with its connection string unless told otherwise."""
         storage = storage or self.folder / f"storage-{module}"

@@ -178,7 +178,7 @@ async def test_a_module_started_with_iot_edge_variables_finds_the_hub_through_th
             IOTEDGE_GATEWAYHOSTNAME="localhost",
             IOTEDGE_DEVICEID=DEVICE,
             IOTEDGE_MODULEID=MODULE,
-            IOTEDGE_MODULEGENERATIONID="1",
+            IOTEDGE_MODULEGENERATIONID=await site.get_generation(MODULE),
             IOTEDGE_APIVERSION="2019-01-30",
             IOTEDGE_AUTHSCHEME="sasToken",
         )
