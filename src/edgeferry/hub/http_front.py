@@ -154,6 +154,7 @@ async def delete_identity(rooms: HubRooms, request: Request) -> Response:
     """DELETE /devices/{d}[/modules/{m}]"""
     identity = _get_identity(request)
     await rooms.registry.delete(identity, api.parse_if_match(request.headers.get("if-match")))
+    rooms.presence.forget(identity)
     for link in rooms.presence.get_links():
         gone = link.record.identity
         if gone == identity or (identity.module_id is None and gone.device_id == identity.device_id):

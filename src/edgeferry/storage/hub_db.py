@@ -43,6 +43,7 @@ class HubDb:
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._opened: asyncio.Future[None] = loop.create_future()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="hub-db", daemon=True)
 
     async def start(self) -> None:
@@ -52,6 +53,7 @@ class HubDb:
 
     async def close(self) -> None:
         """Finishes what was handed over, then closes."""
+        self._is_closed = True  # set on the loop's thread, where work is handed over: nothing comes behind the None
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -68,7 +70,7 @@ class HubDb:
         return await self._hand_over(work, writes=True)
 
     async def _hand_over(self, work: Callable[[HubTables], Outcome], *, writes: bool) -> Outcome:
-        if not self._thread.is_alive():
+        if self._is_closed or not self._thread.is_alive():
             raise StorageFailed("the hub's database is closed")
         job = _Job(work, writes, self._loop.create_future())
         self._jobs.put(job)
