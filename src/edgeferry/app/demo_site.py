@@ -32,7 +32,7 @@ _READY_TIMEOUT_S = 60.0
 
 @dataclass(slots=True)
 class Site:
-    """A running site. `api` is the device's base URL; `service` the hub's service connection string."""
+    """A running site. `service` and `identity` are connection strings: the operator's and the device's."""
 
     folder: Path
     models: Path
@@ -41,8 +41,26 @@ class Site:
     repo_url: str
     service: str
     ca_file: Path
-    api: str = ""
+    mqtt_port: int
+    api_port: int
+    identity: str = ""
     device: Process | None = None
+
+    @property
+    def api(self) -> str:
+        """Base URL of the device's API."""
+        return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def storage(self) -> Path:
+        """The device's storage root."""
+        return self.folder / "device"
+
+    async def start_device(self) -> None:
+        """Starts the device's process, for the first time or again."""
+        words = ["device", "run", "--storage", str(self.storage), "--port", str(self.api_port)]
+        words += ["--mqtt-port", str(self.mqtt_port), "--ca-file", str(self.ca_file)]
+        self.device = await self.processes.start("device", words, EDGEFERRY_CONNECTION_STRING=self.identity)
 
     async def publish(self, version: str, file_name: str, golden: str | None) -> dict[str, Any]:
         """Publishes `models/detector/<version>/<file_name>`; returns the publisher's report."""
@@ -61,7 +79,7 @@ class Site:
 
     async def read_status(self) -> dict[str, Any]:
         """What `edgeferry device status --json` prints."""
-        arguments = ["device", "status", "--json", "--storage", str(self.folder / "device")]
+        arguments = ["device", "status", "--json", "--storage", str(self.storage)]
         status: dict[str, Any] = json.loads(await self.processes.run(arguments))
         return status
 
@@ -94,8 +112,11 @@ async def open_site(folder: Path, models: Path) -> AsyncIterator[Site]:
                 repo_url=f"https://localhost:{https_port}/files",
                 service=service,
                 ca_file=Path(ready["ca_path"]),
+                mqtt_port=mqtt_port,
+                api_port=_find_free_port(),
             )
-            await _start_device(site, mqtt_port)
+            await _init_device(site)
+            await site.start_device()
             yield site
 
 
@@ -117,17 +138,12 @@ async def _start_hub(processes: Processes, folder: Path) -> dict[str, Any]:
     return found
 
 
-async def _start_device(site: Site, mqtt_port: int) -> None:
-    storage = site.folder / "device"
-    hub = ["--data", str(site.folder / "hub")]
-    identity = await site.processes.run(["hub", "device", "connection-string", DEVICE, "--module", MODULE, *hub])
+async def _init_device(site: Site) -> None:
+    """Provisions the device: an identity of the hub, a pinned root."""
     root = site.folder / "site" / "metadata" / "1.root.json"
-    await site.processes.run(["device", "init", "--storage", str(storage), "--root", str(root)])
-    port = _find_free_port()
-    arguments = ["device", "run", "--storage", str(storage), "--port", str(port), "--mqtt-port", str(mqtt_port)]
-    arguments += ["--ca-file", str(site.ca_file)]
-    site.device = await site.processes.start("device", arguments, EDGEFERRY_CONNECTION_STRING=identity.strip())
-    site.api = f"http://127.0.0.1:{port}"
+    await site.processes.run(["device", "init", "--storage", str(site.storage), "--root", str(root)])
+    words = ["hub", "device", "connection-string", DEVICE, "--module", MODULE, "--data", str(site.folder / "hub")]
+    site.identity = (await site.processes.run(words)).strip()
 
 
 def _find_free_port() -> int:
