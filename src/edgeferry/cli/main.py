@@ -56,6 +56,18 @@ class VerbGroup(click.Group):
             ) from error
         return cast("click.Command", command)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the verbs for `--help`, also those whose libraries are not installed here."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, self._get_short_help(ctx, verb)) for verb in VERBS])
+
+    def _get_short_help(self, ctx: click.Context, verb: str) -> str:
+        try:
+            command = self.get_command(ctx, verb)
+        except ToolMissing:
+            return f"(needs pip install 'edgeferry[{VERBS[verb][1]}]')"
+        return command.get_short_help_str(limit=80) if command else ""
+
 
 @click.group(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="edgeferry")
