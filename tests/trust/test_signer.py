@@ -15,7 +15,7 @@ from edgeferry.errors import ConfigInvalid, Conflict, MetadataUntrusted, NameInv
 from edgeferry.storage.blob_store import BlobStore
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.keys import KeyFolder
-from edgeferry.trust.signer import add_manifest, commit, init_repository, refresh, rotate_key
+from edgeferry.trust.signer import Desk, NewVersion, add_manifest, commit, init_repository, refresh, rotate_key
 
 
 def test_keys_are_for_their_owner_only_and_outside_the_repository(world: World) -> None:
@@ -28,7 +28,7 @@ def test_keys_are_for_their_owner_only_and_outside_the_repository(world: World) 
 
 def test_a_second_repository_at_the_same_place_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(Conflict):
-        init_repository(world.store, KeyFolder(tmp_path / "other"), NOW)
+        init_repository(Desk(world.store, KeyFolder(tmp_path / "other"), NOW))
 
 
 def test_metadata_lives_as_long_as_promised(world: World) -> None:
@@ -47,29 +47,29 @@ def test_versions_are_listed_oldest_first(world: World) -> None:
 
 def test_the_same_manifest_twice_changes_nothing(world: World) -> None:
     draft = open_draft(world.store, world.keys)
-    assert not add_manifest(draft, world.keys, "detector", "1.0.0", data=make_manifest(), now=NOW)
+    assert not add_manifest(draft, NewVersion("detector", "1.0.0", make_manifest()), desk=world.desk)
     assert not draft.changed
 
 
 def test_the_same_version_with_other_content_is_a_conflict(world: World) -> None:
     draft = open_draft(world.store, world.keys)
     with pytest.raises(Conflict):
-        add_manifest(draft, world.keys, "detector", "1.0.0", data=make_manifest("detector", "1.0.1"), now=NOW)
+        add_manifest(draft, NewVersion("detector", "1.0.0", make_manifest("detector", "1.0.1")), desk=world.desk)
 
 
 @pytest.mark.parametrize("name", ["root", "targets", "snapshot", "timestamp", "../x", "A", ""])
 def test_a_model_name_that_is_a_role_or_a_path_is_refused(world: World, name: str) -> None:
     with pytest.raises(NameInvalid):
-        add_manifest(open_draft(world.store, world.keys), world.keys, name, "1", data=make_manifest(), now=NOW)
+        add_manifest(open_draft(world.store, world.keys), NewVersion(name, "1", make_manifest()), desk=world.desk)
 
 
 def test_two_publishers_at_once_never_lose_a_version(world: World) -> None:
     first, second = (open_draft(world.store, world.keys) for _ in range(2))
-    add_manifest(first, world.keys, "detector", "1.1.0", data=make_manifest(version="1.1.0"), now=NOW)
-    add_manifest(second, world.keys, "detector", "1.2.0", data=make_manifest(version="1.2.0"), now=NOW)
-    commit(first, world.store, world.keys, NOW)
+    add_manifest(first, NewVersion("detector", "1.1.0", make_manifest(version="1.1.0")), desk=world.desk)
+    add_manifest(second, NewVersion("detector", "1.2.0", make_manifest(version="1.2.0")), desk=world.desk)
+    commit(first, world.desk)
     with pytest.raises(Conflict):
-        commit(second, world.store, world.keys, NOW)
+        commit(second, world.desk)
     assert world.fetch_manifest(version="1.1.0")
     world.publish(version="1.2.0")
     assert [one.version for one in open_draft(world.store, world.keys).list_versions("detector")] == [
@@ -116,9 +116,9 @@ def test_a_publisher_that_dies_anywhere_leaves_the_old_state_or_the_new(world: W
     for writes in range(40):
         version = f"2.{writes}.0"
         draft = open_draft(world.store, world.keys)
-        add_manifest(draft, world.keys, "detector", version, data=make_manifest(version=version), now=NOW)
+        add_manifest(draft, NewVersion("detector", version, make_manifest(version=version)), desk=world.desk)
         try:
-            commit(draft, DyingStore(world.store, writes), world.keys, NOW)
+            commit(draft, Desk(DyingStore(world.store, writes), world.keys, NOW))
         except KeyboardInterrupt:
             died += 1
         listed = [one.version for one in open_draft(world.store, world.keys).list_versions("detector")]
@@ -168,7 +168,7 @@ def test_a_signer_uri_takes_the_place_of_a_key_file(world: World) -> None:
 
 def test_a_refresh_changes_timestamp_and_snapshot_only(world: World) -> None:
     before = open_draft(world.store, world.keys)
-    after = refresh(world.store, world.keys, NOW + dt.timedelta(days=40))
+    after = refresh(Desk(world.store, world.keys, NOW + dt.timedelta(days=40)))
     versions = [
         (old.signed.version, new.signed.version)
         for old, new in [(before.targets, after.targets), (before.roles["detector"], after.roles["detector"])]
@@ -180,13 +180,13 @@ def test_a_refresh_changes_timestamp_and_snapshot_only(world: World) -> None:
 
 def test_a_late_refresh_renews_roles_whose_life_is_half_over(world: World) -> None:
     late = NOW + dt.timedelta(days=200)
-    after = refresh(world.store, world.keys, late)
+    after = refresh(Desk(world.store, world.keys, late))
     assert after.targets.signed.expires == after.roles["detector"].signed.expires == late + dt.timedelta(days=365)
 
 
 def test_a_key_is_replaced_and_the_old_one_gone(world: World) -> None:
     old = (world.keys.folder / "timestamp.pem").read_bytes()
-    draft = rotate_key(world.store, world.keys, "timestamp", NOW)
+    draft = rotate_key(world.desk, "timestamp")
     assert (world.keys.folder / "timestamp.pem").read_bytes() != old
     assert not list(world.keys.folder.glob("*.next.pem"))
     assert draft.root.signed.version == 2
@@ -195,4 +195,4 @@ def test_a_key_is_replaced_and_the_old_one_gone(world: World) -> None:
 
 def test_an_unknown_role_has_no_key_to_replace(world: World) -> None:
     with pytest.raises(ConfigInvalid, match="detector"):
-        rotate_key(world.store, world.keys, "nothing", NOW)
+        rotate_key(world.desk, "nothing")

@@ -30,7 +30,7 @@ from edgeferry.model.digest import Digest
 from edgeferry.trust.bundle_object import get_bundle_path, make_bundle_object, read_bundle_object
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.keys import KeyFolder
-from edgeferry.trust.signer import add_manifest, commit, init_repository, refresh, rotate_key
+from edgeferry.trust.signer import Desk, NewVersion, add_manifest, commit, init_repository, refresh, rotate_key
 
 BUNDLE = get_bundle_path("detector")
 
@@ -112,7 +112,7 @@ def test_tampered_metadata_inside_the_bundle_is_refused_too(world: World) -> Non
 
 def test_a_repository_of_other_keys_is_refused(world: World, tmp_path: Path) -> None:
     other = World(tmp_path / "other")
-    init_repository(other.store, other.keys, NOW)
+    init_repository(other.desk)
     other.publish()
     with pytest.raises(MetadataUntrusted):
         world.open_verifier(pin=other.keys.read_root()).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
@@ -134,8 +134,8 @@ def test_a_models_key_cannot_sign_for_another_model(world: World) -> None:
 def test_a_models_key_cannot_list_another_models_manifest(world: World) -> None:
     data = make_manifest("classifier", "9.0.0")
     draft = open_draft(world.store, world.keys)
-    add_manifest(draft, world.keys, "detector", "9.0.0", data=data, now=NOW)
-    commit(draft, world.store, world.keys, NOW)
+    add_manifest(draft, NewVersion("detector", "9.0.0", data), desk=world.desk)
+    commit(draft, world.desk)
     with pytest.raises(ObjectMissing):
         world.fetch_manifest("classifier", "9.0.0")
     with pytest.raises(ManifestInvalid):
@@ -184,19 +184,17 @@ def test_metadata_that_has_expired_is_refused(world: World) -> None:
 
 def test_a_refresh_makes_expired_metadata_valid_again(world: World) -> None:
     world.now = NOW + dt.timedelta(days=46)
-    refresh(world.store, world.keys, world.now)
+    refresh(Desk(world.store, world.keys, world.now))
     assert world.fetch_manifest() == make_manifest()
 
 
 def test_a_clock_that_fell_back_does_not_make_old_metadata_fresh(world: World) -> None:
     world.fetch_manifest()
     late = NOW + dt.timedelta(days=400)
-    refresh(world.store, world.keys, late)
+    refresh(Desk(world.store, world.keys, late))
     world.now = late
     world.fetch_manifest()
-    refresh(
-        world.store, world.keys, NOW + dt.timedelta(days=1)
-    )  # higher version, signed with a short life: expired by now
+    refresh(Desk(world.store, world.keys, NOW + dt.timedelta(days=1)))  # a higher version, of an earlier time
     with pytest.raises(MetadataExpired):
         world.open_verifier(now=lambda: 0.0).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
 
@@ -207,7 +205,7 @@ def test_a_device_in_1970_still_takes_fresh_metadata(world: World) -> None:
 
 def test_a_signers_clock_far_ahead_locks_nobody_out(world: World) -> None:
     draft = open_draft(world.store, world.keys)
-    commit(draft, world.store, world.keys, NOW)
+    commit(draft, world.desk)
     draft.timestamp.signed.unrecognized_fields["signed_at"] = 9_999_999_999
     (world.trust / "root_history").mkdir(parents=True)
     (world.trust / "timestamp.json").write_bytes(draft.timestamp.to_bytes())
@@ -275,7 +273,7 @@ def test_devices_follow_a_new_key_of_any_role(world: World, role: str) -> None:
     pin = world.keys.read_root()
     world.fetch_manifest()
     world.fetched.clear()
-    rotate_key(world.store, world.keys, role, NOW)
+    rotate_key(world.desk, role)
     world.publish(version="1.1.0")
     manifest = world.open_verifier(pin=pin).fetch_manifest(
         "detector", "1.1.0", Digest.of(make_manifest(version="1.1.0"))
@@ -328,7 +326,7 @@ def test_another_tuf_client_reads_the_repository(world: World, tmp_path: Path) -
 
 def refreshed_timestamp(world: World) -> bytes:
     """A plain client reads the real clock: its metadata must be fresh today."""
-    refresh(world.store, world.keys, dt.datetime.now(dt.UTC))
+    refresh(Desk(world.store, world.keys, dt.datetime.now(dt.UTC)))
     data = world.read("metadata/timestamp.json")
     assert data is not None
     assert Metadata.from_bytes(data).signed.expires > dt.datetime.now(dt.UTC)

@@ -16,7 +16,7 @@ from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, St
 from edgeferry.storage.blob_store import BlobStore, open_blob_store
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.keys import KeyFolder
-from edgeferry.trust.signer import add_manifest, commit, init_repository
+from edgeferry.trust.signer import Desk, NewVersion, add_manifest, commit, init_repository
 from edgeferry.trust.verifier import Verifier
 
 NOW = dt.datetime(2026, 11, 23, 12, tzinfo=dt.UTC)
@@ -60,14 +60,18 @@ class World:
         return KeyFolder(self.folder / "keys")
 
     @property
+    def desk(self) -> Desk:
+        return Desk(self.store, self.keys, self.now)
+
+    @property
     def trust(self) -> Path:
         return self.folder / "trust"
 
     def publish(self, model: str = "detector", version: str = "1.0.0") -> Digest:
         data = make_manifest(model, version)
         draft = open_draft(self.store, self.keys)
-        add_manifest(draft, self.keys, model, version, data=data, now=self.now)
-        commit(draft, self.store, self.keys, self.now)
+        add_manifest(draft, NewVersion(model, version, data), desk=self.desk)
+        commit(draft, self.desk)
         return Digest.of(data)
 
     def fetch(self, path: str, max_bytes: int) -> bytes:
@@ -100,7 +104,7 @@ class World:
 @pytest.fixture
 def empty_world(tmp_path: Path) -> World:
     world = World(tmp_path)
-    init_repository(world.store, world.keys, world.now)
+    init_repository(world.desk)
     return world
 
 

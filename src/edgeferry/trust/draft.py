@@ -26,11 +26,15 @@ from edgeferry.trust.verifier import MAX_ROOTS
 METADATA_MAX_BYTES = 2 << 20
 
 
-class ObjectStore(Protocol):
-    """What signing needs of `storage/blob_store.py`."""
+class ObjectReader(Protocol):
+    """What reading metadata needs of a store."""
 
     def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
         """The object's bytes and tag."""
+
+
+class ObjectStore(ObjectReader, Protocol):
+    """What signing needs of `storage/blob_store.py`."""
 
     def put(self, path: str, data: bytes) -> None:
         """Writes over."""
@@ -47,13 +51,17 @@ class ObjectStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One version as the signed metadata lists it; `created` in Unix seconds."""
+    """One version as the signed metadata lists it: its manifest, and the ZIP for classic devices.
+
+    `created` is in Unix seconds, `classic_md5` base64 (empty where no ZIP was published).
+    """
 
     model: str
     version: str
     digest: Digest
     size_bytes: int
     created: int
+    classic_md5: str = ""
 
 
 @dataclass(slots=True)
@@ -84,14 +92,24 @@ class Draft:
 
 
 def open_draft(store: ObjectStore, keys: KeyFolder) -> Draft:
-    """Reads the metadata from timestamp down to every model's role, each verified; expiry does not matter here.
+    """Reads the metadata on which the holder of `keys` wants to sign; see `read_draft`.
 
     Raises:
         ConfigInvalid: there is no repository, or no root in the key folder.
         MetadataUntrusted: something in the store is not signed as the root says.
     """
+    return read_draft(store, keys.read_root())
+
+
+def read_draft(store: ObjectReader, root_data: bytes) -> Draft:
+    """Reads the metadata from timestamp down to every model's role, each verified from `root_data`, a root.json, on.
+
+    Raises:
+        ConfigInvalid: there is no repository.
+        MetadataUntrusted: something in the store is not signed as the root says.
+    """
     with _translate_tuf_errors():
-        root, roots = _read_roots(store, keys)
+        root, roots = _read_roots(store, root_data)
         found = store.find("metadata/timestamp.json", METADATA_MAX_BYTES)
         if found is None:
             raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
@@ -109,9 +127,9 @@ def open_draft(store: ObjectStore, keys: KeyFolder) -> Draft:
     return draft
 
 
-def _read_roots(store: ObjectStore, keys: KeyFolder) -> tuple[Metadata[Root], dict[str, bytes]]:
-    """The newest root that the key folder's root leads to, and all roots after the first."""
-    root: Metadata[Root] = _load(Root, keys.read_root())
+def _read_roots(store: ObjectReader, root_data: bytes) -> tuple[Metadata[Root], dict[str, bytes]]:
+    """The newest root that this one leads to, and all roots after the first."""
+    root: Metadata[Root] = _load(Root, root_data)
     _verify(root, "root", root)
     for version in range(root.signed.version + 1, MAX_ROOTS):
         found = store.find(f"metadata/{version}.root.json", METADATA_MAX_BYTES)
@@ -126,7 +144,7 @@ def _read_roots(store: ObjectStore, keys: KeyFolder) -> tuple[Metadata[Root], di
 
 
 def _read_role(
-    store: ObjectStore, delegator: Metadata[Any], snapshot: Metadata[Snapshot], role: str
+    store: ObjectReader, delegator: Metadata[Any], snapshot: Metadata[Snapshot], role: str
 ) -> Metadata[Targets]:
     meta = snapshot.signed.meta.get(f"{role}.json")
     if meta is None:
@@ -149,7 +167,7 @@ def _load(kind: type[Any], data: bytes) -> Metadata[Any]:
     return metadata
 
 
-def require_object(store: ObjectStore, path: str) -> bytes:
+def require_object(store: ObjectReader, path: str) -> bytes:
     """An object that the metadata names; raises MetadataUntrusted where it is missing."""
     found = store.find(path, METADATA_MAX_BYTES)
     if found is None:
@@ -164,8 +182,9 @@ def _get_models(targets: Metadata[Targets]) -> tuple[str, ...]:
 
 def _read_listed(target: TargetFile) -> Listed:
     model, version, _ = target.path.split("/")
-    created = (target.custom or {}).get("created", 0)
-    return Listed(model, version, Digest(target.hashes["sha256"]), target.length, int(created))
+    custom = target.custom or {}
+    created, classic_md5 = int(custom.get("created", 0)), str(custom.get("classic_md5", ""))
+    return Listed(model, version, Digest(target.hashes["sha256"]), target.length, created, classic_md5)
 
 
 @contextmanager

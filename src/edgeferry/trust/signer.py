@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from securesystemslib.signer import Signer
@@ -53,12 +54,32 @@ _SERIALIZER = JSONSerializer(compact=True)
 _TRIES = 10
 
 
-def init_repository(store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What signing works with: where the repository lies, the keys to it, and the time."""
+
+    store: ObjectStore
+    keys: KeyFolder
+    now: dt.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """A version to list: the manifest's bytes, and the base64 MD5 of its ZIP for classic devices (or empty)."""
+
+    model: str
+    version: str
+    manifest: bytes
+    classic_md5: str = ""
+
+
+def init_repository(desk: Desk) -> bytes:
     """Makes keys (those that are not there yet) and an empty repository; returns the root to pin on devices.
 
     Raises:
         Conflict: there is a repository already.
     """
+    store, keys, now = desk.store, desk.keys, desk.now
     if store.find("metadata/1.root.json", METADATA_MAX_BYTES) is not None:
         raise Conflict("there is a repository at this place already; choose another, or use its keys")
     signers = {role: keys.make_signer(role) for role in ("root", "targets", "snapshot", "timestamp")}
@@ -79,7 +100,7 @@ def init_repository(store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> by
     return data
 
 
-def add_manifest(draft: Draft, keys: KeyFolder, model: str, version: str, *, data: bytes, now: dt.datetime) -> bool:
+def add_manifest(draft: Draft, new: NewVersion, *, desk: Desk) -> bool:
     """Lists a manifest under its model's role, which is delegated first where it is new; nothing is written yet.
 
     Returns:
@@ -88,27 +109,35 @@ def add_manifest(draft: Draft, keys: KeyFolder, model: str, version: str, *, dat
     Raises:
         Conflict: the version is listed with other bytes.
     """
-    require_version(version)
-    if require_model_name(model) in TOP_LEVEL_ROLE_NAMES:
-        raise NameInvalid(f"a model cannot be called {model!r}: The Update Framework uses that name")
-    listed = draft.find_version(model, version)
+    require_publishable(new.model, new.version)
+    listed, digest = draft.find_version(new.model, new.version), Digest.of(new.manifest)
     if listed is not None:
-        if listed.digest != Digest.of(data):
-            raise Conflict(f"{model} {version} is published with other content; choose a new version")
+        if listed.digest != digest:
+            raise Conflict(f"{new.model} {new.version} is published with other content; choose a new version")
         return False
-    if model not in draft.roles:
-        _delegate(draft, keys, model, now)
-    target_path = get_target_path(model, version)
-    target = TargetFile.from_data(target_path, data, ["sha256"])
-    newest = max((one.created for one in draft.list_versions(model)), default=0)
-    target.unrecognized_fields["custom"] = {"created": max(int(now.timestamp()), newest + 1)}
-    draft.roles[model].signed.targets[target_path] = target
-    draft.manifests[get_manifest_path(model, version, Digest.of(data))] = data
-    draft.changed.add(model)
+    if new.model not in draft.roles:
+        _delegate(draft, new.model, desk=desk)
+    newest = max((one.created for one in draft.list_versions(new.model)), default=0)
+    custom: dict[str, int | str] = {"created": max(int(desk.now.timestamp()), newest + 1)}
+    if new.classic_md5:
+        custom["classic_md5"] = new.classic_md5
+    target_path = get_target_path(new.model, new.version)
+    target = TargetFile.from_data(target_path, new.manifest, ["sha256"])
+    target.unrecognized_fields["custom"] = custom
+    draft.roles[new.model].signed.targets[target_path] = target
+    draft.manifests[get_manifest_path(new.model, new.version, digest)] = new.manifest
+    draft.changed.add(new.model)
     return True
 
 
-def commit(draft: Draft, store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> dict[str, int]:
+def require_publishable(model: str, version: str) -> None:
+    """Raises NameInvalid when a model or a version cannot be published under this name."""
+    require_version(version)
+    if require_model_name(model) in TOP_LEVEL_ROLE_NAMES:
+        raise NameInvalid(f"a model cannot be called {model!r}: The Update Framework uses that name")
+
+
+def commit(draft: Draft, desk: Desk) -> dict[str, int]:
     """Signs and writes everything, the timestamp last; then the bundle objects. Returns bundle sizes by model.
 
     Raises:
@@ -116,104 +145,102 @@ def commit(draft: Draft, store: ObjectStore, keys: KeyFolder, now: dt.datetime) 
         ConfigInvalid: a key is missing; nothing readers see has changed.
     """
     for path, data in draft.manifests.items():
-        store.put_new(path, data)
+        desk.store.put_new(path, data)
     for model in sorted(draft.changed & draft.roles.keys()):
-        _write_version(draft, store, keys, model, now)
+        _write_version(draft, model, desk=desk)
     if "targets" in draft.changed:
-        _write_version(draft, store, keys, "targets", now)
-    _write_snapshot(draft, store, keys, now)
-    _write_timestamp(draft, store, keys, now)
+        _write_version(draft, "targets", desk=desk)
+    _write_snapshot(draft, desk)
+    _write_timestamp(draft, desk)
     draft.changed.clear()
-    return {model: _write_bundle(draft, store, model) for model in draft.roles}
+    return {model: _write_bundle(draft, model, store=desk.store) for model in draft.roles}
 
 
-def refresh(store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> Draft:
+def refresh(desk: Desk) -> Draft:
     """Signs timestamp and snapshot anew, and the targets and model roles whose life is more than half over."""
-    draft = open_draft(store, keys)
+    draft = open_draft(desk.store, desk.keys)
     for role, metadata in {"targets": draft.targets, **draft.roles}.items():
-        if metadata.signed.expires - now < LIVES["targets"] / 2 and keys.has_key(role):
+        if metadata.signed.expires - desk.now < LIVES["targets"] / 2 and desk.keys.has_key(role):
             draft.changed.add(role)
-    commit(draft, store, keys, now)
+    commit(draft, desk)
     return draft
 
 
-def rotate_key(store: ObjectStore, keys: KeyFolder, role: str, now: dt.datetime) -> Draft:
+def rotate_key(desk: Desk, role: str) -> Draft:
     """Replaces the key of a role: for a model in `targets`, for the four others in a new root, which devices take over
     because the old root's key signs it.
 
     Raises:
         ConfigInvalid: there is no such role.
     """
-    draft = open_draft(store, keys)
+    draft = open_draft(desk.store, desk.keys)
     if role not in TOP_LEVEL_ROLE_NAMES and role not in draft.roles:
         raise ConfigInvalid(
             f"the repository has no role {role!r}, only {sorted(TOP_LEVEL_ROLE_NAMES | draft.roles.keys())}"
         )
-    signer = keys.make_next_signer(role)
+    signer = desk.keys.make_next_signer(role)
     if role in TOP_LEVEL_ROLE_NAMES:
-        _rotate_in_root(draft, store, keys, role, signer=signer, now=now)
+        _rotate_in_root(draft, role, signer=signer, desk=desk)
         draft.changed |= {role} & {"targets"}
     else:
-        _swap_key(draft.targets.signed, role, signer)
+        _swap_key(draft.targets.signed, role, signer=signer)
         draft.changed |= {role, "targets"}
-    commit(draft, store, keys, now)
-    keys.adopt_next(role)
+    commit(draft, desk)
+    desk.keys.adopt_next(role)
     return draft
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
-def _delegate(draft: Draft, keys: KeyFolder, model: str, now: dt.datetime) -> None:
+def _delegate(draft: Draft, model: str, *, desk: Desk) -> None:
     """The model's role may sign the model's manifests and nothing else."""
     delegations = draft.targets.signed.delegations or Delegations({}, {})
     draft.targets.signed.delegations = delegations
     role = DelegatedRole(model, [], 1, terminating=True, paths=[f"{model}/*/manifest.json"])
     delegations.roles = {**(delegations.roles or {}), model: role}
-    draft.targets.signed.add_key(keys.make_signer(model).public_key, model)
-    draft.roles[model] = Metadata(Targets(expires=_get_expiry("targets", now)))
+    draft.targets.signed.add_key(desk.keys.make_signer(model).public_key, model)
+    draft.roles[model] = Metadata(Targets(expires=_get_expiry("targets", desk.now)))
     draft.roles[model].signed.version = 0  # the first that is written is 1
     draft.changed |= {model, "targets"}
 
 
-def _rotate_in_root(
-    draft: Draft, store: ObjectStore, keys: KeyFolder, role: str, *, signer: Signer, now: dt.datetime
-) -> None:
-    old_signer = _load_signer(draft, keys, "root")
-    _swap_key(draft.root.signed, role, signer)
+def _rotate_in_root(draft: Draft, role: str, *, signer: Signer, desk: Desk) -> None:
+    old_signer = _load_signer(draft, "root", keys=desk.keys)
+    _swap_key(draft.root.signed, role, signer=signer)
     draft.root.signed.version += 1
-    draft.root.signed.expires = _get_expiry("root", now)
+    draft.root.signed.expires = _get_expiry("root", desk.now)
     _sign(draft.root, old_signer)
     if role == "root":
         draft.root.sign(signer, append=True)
     data = draft.root.to_bytes(_SERIALIZER)
     path = f"metadata/{draft.root.signed.version}.root.json"
-    if not store.put_new(path, data):
+    if not desk.store.put_new(path, data):
         raise Conflict("somebody else replaced a key at the same time")
     draft.roots[path] = data
 
 
-def _swap_key(delegator: Root | Targets, role: str, signer: Signer) -> None:
+def _swap_key(delegator: Root | Targets, role: str, *, signer: Signer) -> None:
     for keyid in list(delegator.get_delegated_role(role).keyids):
         delegator.revoke_key(keyid, role)
     delegator.add_key(signer.public_key, role)
 
 
-def _load_signer(draft: Draft, keys: KeyFolder, role: str) -> Signer:
+def _load_signer(draft: Draft, role: str, *, keys: KeyFolder) -> Signer:
     delegator = draft.root.signed if role in TOP_LEVEL_ROLE_NAMES else draft.targets.signed
     keyid = delegator.get_delegated_role(role).keyids[0]
     return keys.load_signer(role, delegator.get_key(keyid))
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-def _write_version(draft: Draft, store: ObjectStore, keys: KeyFolder, role: str, now: dt.datetime) -> None:
+def _write_version(draft: Draft, role: str, *, desk: Desk) -> None:
     """Creates the role's next version, past those that a crash or another publisher left, and lists it."""
     metadata: Metadata[Any] = getattr(draft, role) if role in TOP_LEVEL_ROLE_NAMES else draft.roles[role]
-    signer = _load_signer(draft, keys, role)
-    metadata.signed.expires = _get_expiry(role, now)
+    signer = _load_signer(draft, role, keys=desk.keys)
+    metadata.signed.expires = _get_expiry(role, desk.now)
     for _ in range(_TRIES):
         metadata.signed.version += 1
-        if store.put_new(f"metadata/{metadata.signed.version}.{role}.json", _sign(metadata, signer)):
+        if desk.store.put_new(f"metadata/{metadata.signed.version}.{role}.json", _sign(metadata, signer)):
             break
-        metadata.signed.version = max(_list_versions(store, role), default=metadata.signed.version)
+        metadata.signed.version = max(_list_versions(desk.store, role), default=metadata.signed.version)
     else:
         raise Conflict(f"versions of role {role} keep lying in the way: somebody else publishes all the time")
     if role != "snapshot":
@@ -227,22 +254,22 @@ def _list_versions(store: ObjectStore, role: str) -> Iterator[int]:
             yield int(version)
 
 
-def _write_snapshot(draft: Draft, store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> None:
-    _write_version(draft, store, keys, "snapshot", now)
+def _write_snapshot(draft: Draft, desk: Desk) -> None:
+    _write_version(draft, "snapshot", desk=desk)
     draft.timestamp.signed.snapshot_meta = MetaFile(draft.snapshot.signed.version)
 
 
-def _write_timestamp(draft: Draft, store: ObjectStore, keys: KeyFolder, now: dt.datetime) -> None:
+def _write_timestamp(draft: Draft, desk: Desk) -> None:
     """The one step that publishes. `signed_at` lets a device without a clock know how late it is at least."""
     signed = draft.timestamp.signed
     signed.version += 1
-    signed.expires = _get_expiry("timestamp", now)
-    signed.unrecognized_fields["signed_at"] = int(now.timestamp())
-    data = _sign(draft.timestamp, _load_signer(draft, keys, "timestamp"))
-    store.put_if("metadata/timestamp.json", data, draft.timestamp_etag)
+    signed.expires = _get_expiry("timestamp", desk.now)
+    signed.unrecognized_fields["signed_at"] = int(desk.now.timestamp())
+    data = _sign(draft.timestamp, _load_signer(draft, "timestamp", keys=desk.keys))
+    desk.store.put_if("metadata/timestamp.json", data, draft.timestamp_etag)
 
 
-def _write_bundle(draft: Draft, store: ObjectStore, model: str) -> int:
+def _write_bundle(draft: Draft, model: str, *, store: ObjectStore) -> int:
     files = {
         **draft.roots,
         "metadata/timestamp.json": draft.timestamp.to_bytes(_SERIALIZER),

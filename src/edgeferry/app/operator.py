@@ -1,0 +1,263 @@
+"""The operator's commands wired: files, stores, keys, clock and HTTP put together for `publish/` and `trust/`.
+
+Words on the command line are `cli/operator_commands.py`'s.
+
+Rules:
+- The clock is read here and passed down.
+- Which place is opened by which signature is decided here: our hub's files by the hub's key, an Azure container by the
+  account's key, anything else by what the operator gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import functools
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from edgeferry.errors import ConfigInvalid, ObjectMissing
+from edgeferry.model.digest import Digest
+from edgeferry.model.inspect import Inspection, inspect_model
+from edgeferry.publish.deploy import (
+    Order,
+    Outcome,
+    deploy,
+    make_classic_deploy_patch,
+    make_classic_order,
+    make_deploy_patch,
+    make_renewal_patch,
+    set_query,
+)
+from edgeferry.publish.hub_service import HubService
+from edgeferry.publish.publisher import PublishReport, Request, Say, publish
+from edgeferry.storage.blob_sas import make_container_sas
+from edgeferry.storage.blob_store import open_blob_store, parse_azure_url
+from edgeferry.storage.files import read_bounded
+from edgeferry.transport.http import HttpClient, HttpSettings, open_http, require_ok
+from edgeferry.trust.draft import Draft, Listed, ObjectReader, open_draft, read_draft
+from edgeferry.trust.keys import KeyFolder
+from edgeferry.trust.signer import Desk, init_repository, refresh, rotate_key
+from edgeferry.wire.file_signatures import FILES_PREFIX, SERVICE_POLICY, make_file_query
+from edgeferry.wire.iothub_auth import ConnectionString, parse_connection_string
+
+MODEL_MAX_BYTES = 2 << 30
+LABELS_MAX_BYTES = 4 << 20
+SPEC_MAX_BYTES = 16 << 10
+PICTURE_MAX_BYTES = 32 << 20
+SECRET_MAX_BYTES = 8 << 10
+Environ = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishFiles:
+    """What `publish` was given on the command line."""
+
+    model_file: Path
+    name: str
+    version: str
+    labels: Path | None = None
+    spec: Path | None = None
+    golden: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A published repository and the keys to it."""
+
+    url: str
+    keys_folder: Path
+    environ: Environ = field(repr=False)
+
+    def open_desk(self) -> Desk:
+        """Where its metadata is signed, now."""
+        return Desk(open_blob_store(self.url, self.environ), KeyFolder(self.keys_folder), _get_now())
+
+
+@dataclass(frozen=True, slots=True)
+class DeployTerms:
+    """What `deploy` was given: `repo` as devices see it, `site` as the operator reads it (empty: the same)."""
+
+    devices: tuple[str, ...]
+    hub: str = field(repr=False)
+    environ: Environ = field(repr=False)
+    model: str = ""
+    version: str = ""
+    repo: str = ""
+    site: str = ""
+    sas: str = field(default="", repr=False)
+    sas_life_s: int = 90 * 86400
+    classic: bool = False
+    again: bool = False
+    ca_file: Path | None = None
+
+
+def make_repository(place: Place) -> bytes:
+    """`repo init`: makes keys and an empty repository; returns the root."""
+    return init_repository(place.open_desk())
+
+
+def refresh_repository(place: Place) -> Draft:
+    """`repo refresh`: signs timestamp and snapshot anew."""
+    return refresh(place.open_desk())
+
+
+def read_repository(place: Place) -> Draft:
+    """`repo key` without `--rotate`: the metadata as it is."""
+    desk = place.open_desk()
+    return open_draft(desk.store, desk.keys)
+
+
+def rotate_repository_key(place: Place, role: str) -> Draft:
+    """`repo key ROLE --rotate`: puts a new key in the role's place."""
+    return rotate_key(place.open_desk(), role)
+
+
+def publish_files(files: PublishFiles, place: Place, *, say: Say) -> PublishReport:
+    """`publish`: reads what the operator named and publishes it."""
+    request = Request(
+        model=files.name,
+        version=files.version,
+        model_file=files.model_file.name,
+        model_data=read_bounded(files.model_file, MODEL_MAX_BYTES),
+        labels_file=files.labels.name if files.labels else "",
+        labels_data=read_bounded(files.labels, LABELS_MAX_BYTES) if files.labels else b"",
+        spec_text=_read_text(files.spec) if files.spec else "",
+        golden_files=_read_folder(files.golden) if files.golden else None,
+    )
+    return publish(request, place.open_desk(), say=say)
+
+
+def inspect_file(path: Path) -> Inspection:
+    """`inspect`: what a model file tells of itself."""
+    return inspect_model(path.name, read_bounded(path, MODEL_MAX_BYTES))
+
+
+async def deploy_version(terms: DeployTerms) -> Outcome:
+    """`deploy`: tells devices to run a version; with `classic` by the guide's three fields."""
+    async with _open_service(terms) as service:
+        listed = await _find_listed(service, terms)
+        sas, repo = _sign(terms.repo, service.connection, terms=terms), terms.repo.rstrip("/")
+        if terms.classic:
+            name = f"{terms.model}-{terms.version}.zip"
+            classic = make_classic_order(repo, name, md5=listed.classic_md5, sas=sas)
+            return await deploy(
+                service, terms.devices, make_patch=functools.partial(make_classic_deploy_patch, classic)
+            )
+        order = Order(terms.model, terms.version, listed.digest, repo, sas, terms.again)
+        return await deploy(service, terms.devices, make_patch=functools.partial(make_deploy_patch, order))
+
+
+async def renew_sas(terms: DeployTerms) -> Outcome:
+    """`deploy --renew-sas`: changes the SAS in the twins and nothing else."""
+    async with _open_service(terms) as service:
+        sign = functools.partial(_sign, connection=service.connection, terms=terms)
+        return await deploy(service, terms.devices, make_patch=functools.partial(make_renewal_patch, sign))
+
+
+# --- where and by whose right -----------------------------------------------------------------------------------------
+def read_hub_text(given: str) -> str:
+    """The hub's service connection string: given as such, or the path of a file that holds it."""
+    if "HostName=" in given:
+        return given
+    return read_bounded(Path(given), SECRET_MAX_BYTES).decode("utf-8", "replace").strip()
+
+
+@asynccontextmanager
+async def _open_service(terms: DeployTerms) -> AsyncIterator[HubService]:
+    connection = parse_connection_string(terms.hub)
+    if not connection.shared_access_key_name:
+        raise ConfigInvalid("expected the connection string of a service policy, found that of a device")
+    ca_pem = read_bounded(terms.ca_file, 1 << 20) if terms.ca_file else None
+    async with open_http(HttpSettings(ca_pem=ca_pem)) as http:
+        yield HubService(http, connection, time.time)
+
+
+def _sign(url: str, connection: ConnectionString, *, terms: DeployTerms) -> str:
+    """The query that opens what lies at `url`; empty where nothing is known to be needed."""
+    if terms.sas:
+        return terms.sas.lstrip("?")
+    expires_at = int(time.time()) + terms.sas_life_s
+    parts = urlsplit(url)
+    if _is_hub_file(url, connection):
+        folder = unquote(parts.path).removeprefix(FILES_PREFIX.rstrip("/")).strip("/")
+        return make_file_query(folder, connection.shared_access_key, expires_at)
+    if ".blob." in (parts.hostname or "") or terms.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
+        place = parse_azure_url(url, terms.environ)
+        if not place.key:
+            raise ConfigInvalid("set AZURE_STORAGE_ACCOUNT_KEY to sign, or give a SAS with EDGEFERRY_SAS")
+        return make_container_sas(place.account, place.container, key_base64=place.key, expires_at=expires_at)
+    return ""
+
+
+def _is_hub_file(url: str, connection: ConnectionString) -> bool:
+    """Whether `url` lies in the hub's own `/files/`. Its port may differ: a relay or a port map may stand between."""
+    parts = urlsplit(url)
+    is_files = f"{parts.path}/".startswith(FILES_PREFIX)
+    hub_host = urlsplit(f"//{connection.host_name}").hostname
+    return is_files and parts.hostname == hub_host and connection.shared_access_key_name == SERVICE_POLICY
+
+
+async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
+    """The version as the repository's signed metadata lists it.
+
+    The root is the repository's own here: what is read ends up in a twin, and every device checks it against its pin.
+    """
+    if terms.site:
+        reader: ObjectReader = open_blob_store(terms.site, terms.environ)
+    else:
+        query = _sign(terms.repo, service.connection, terms=terms)
+        reader = _HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
+    draft = await asyncio.to_thread(_read_unpinned, reader)
+    listed = draft.find_version(terms.model, terms.version)
+    if listed is None:
+        known = ", ".join(one.version for one in draft.list_versions(terms.model)) or "no version at all"
+        raise ObjectMissing(f"expected {terms.model} {terms.version} in the repository, found {known}")
+    return listed
+
+
+def _read_unpinned(reader: ObjectReader) -> Draft:
+    found = reader.find("metadata/1.root.json", 64 << 10)
+    if found is None:
+        raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
+    return read_draft(reader, found[0])
+
+
+class _HttpReader:
+    """Reads a repository behind plain HTTP, from a thread, through the loop's client."""
+
+    def __init__(self, http: HttpClient, base: str, *, query: str, loop: asyncio.AbstractEventLoop) -> None:
+        self._http, self._base, self._query, self._loop = http, base, query, loop
+
+    def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
+        """The object, or None for 404."""
+        fetching = self._http.fetch(set_query(f"{self._base}/{path}", self._query), max_bytes=max_bytes)
+        answer = asyncio.run_coroutine_threadsafe(fetching, self._loop).result()
+        return None if answer.status == 404 else (require_ok(answer).body, "")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+def get_root_pin(root: bytes) -> str:
+    """How a root is pinned on a device: `sha256:<hex>`."""
+    return str(Digest.of(root))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_bounded(path, SPEC_MAX_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(f"expected UTF-8 in {path.name}") from error
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    if not folder.is_dir():
+        raise ConfigInvalid(f"expected a folder of pictures with .json truths at {folder}")
+    return {path.name: read_bounded(path, PICTURE_MAX_BYTES) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _get_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC).replace(microsecond=0)

@@ -1,0 +1,275 @@
+"""`edgeferry repo`, `publish`, `inspect`, `deploy`: the operator's words on a command line.
+
+What this file leaves to others: everything but words; the wiring is `app/operator.py`'s.
+
+Rules:
+- Every command takes `--json`: results on stdout, what is being done on stderr.
+- Connection strings and SAS come from an option, a file or the environment, and are never printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from edgeferry.app import operator
+from edgeferry.app.operator import DeployTerms, PublishFiles
+from edgeferry.cli.exit_codes import ends_with_exit_code
+from edgeferry.errors import ConfigInvalid
+from edgeferry.model.inspect import Inspection
+from edgeferry.publish.deploy import Outcome
+from edgeferry.publish.publisher import PublishReport
+from edgeferry.trust.draft import Draft
+
+DEFAULT_KEYS = Path("~/.config/edgeferry/keys")
+Command = TypeVar("Command", bound=Callable[..., Any])
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def _to_option(command: Command) -> Command:
+    return click.option(
+        "--to",
+        "url",
+        required=True,
+        envvar="EDGEFERRY_TO",
+        help="The published repository: a folder, an Azure container's URL, or s3://bucket/prefix.",
+    )(command)
+
+
+def _keys_option(command: Command) -> Command:
+    return click.option(
+        "--keys",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=DEFAULT_KEYS,
+        show_default=True,
+        envvar="EDGEFERRY_KEYS",
+        callback=lambda _context, _parameter, value: value.expanduser(),
+        help="Folder of the signing keys; it never lies inside the repository.",
+    )(command)
+
+
+def _json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+# --- repo -------------------------------------------------------------------------------------------------------------
+@click.group("repo")
+def repo() -> None:
+    """Makes a signed repository and looks after its keys and signatures."""
+
+
+@repo.command("init")
+@_to_option
+@_keys_option
+@_json_option
+@ends_with_exit_code
+def repo_init(url: str, keys: Path, as_json: bool) -> None:
+    """Makes signing keys and an empty repository."""
+    root = operator.make_repository(operator.Place(url, keys, os.environ))
+    facts = {"root": str(keys / "root.json"), "pin": operator.get_root_pin(root), "keys": str(keys)}
+    if as_json:
+        _print_json(facts)
+        return
+    click.echo(f"repository made; its keys lie in {keys}: keep a copy offline")
+    click.echo(f"pin its root on devices:  edgeferry device init --root {facts['pin']}")
+    click.echo(f"                     or:  edgeferry device init --root {facts['root']}")
+
+
+@repo.command("key")
+@click.argument("role", required=False)
+@click.option("--rotate", is_flag=True, help="Replace the role's key by a new one.")
+@_to_option
+@_keys_option
+@_json_option
+@ends_with_exit_code
+def repo_key(role: str | None, rotate: bool, url: str, keys: Path, as_json: bool) -> None:
+    """Lists keys and how long their signatures last; ROLE --rotate replaces the key of a role or a model."""
+    if rotate and not role:
+        raise ConfigInvalid("expected the ROLE whose key shall be replaced")
+    draft = (
+        operator.rotate_repository_key(operator.Place(url, keys, os.environ), str(role))
+        if rotate
+        else operator.read_repository(operator.Place(url, keys, os.environ))
+    )
+    _print_roles([row for row in _list_roles(draft) if role in (None, row["role"])], as_json=as_json)
+
+
+@repo.command("refresh")
+@_to_option
+@_keys_option
+@_json_option
+@ends_with_exit_code
+def repo_refresh(url: str, keys: Path, as_json: bool) -> None:
+    """Signs timestamp and snapshot anew, and whatever else is past half of its life. Run it from cron."""
+    _print_roles(_list_roles(operator.refresh_repository(operator.Place(url, keys, os.environ))), as_json=as_json)
+
+
+def _list_roles(draft: Draft) -> list[dict[str, Any]]:
+    top: dict[str, Any] = {
+        "root": draft.root,
+        "targets": draft.targets,
+        "snapshot": draft.snapshot,
+        "timestamp": draft.timestamp,
+    }
+    rows = []
+    for name, metadata in {**top, **draft.roles}.items():
+        delegator = draft.root.signed if name in top else draft.targets.signed
+        keys = delegator.get_delegated_role(name).keyids
+        expires = metadata.signed.expires.isoformat()
+        rows.append({"role": name, "version": metadata.signed.version, "expires": expires, "keys": list(keys)})
+    return rows
+
+
+def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        keys = ", ".join(key[:12] for key in row["keys"])
+        click.echo(f"{row['role']:<20} version {row['version']:<5} expires {row['expires'][:10]}  key {keys}")
+
+
+# --- publish ----------------------------------------------------------------------------------------------------------
+@click.command("publish")
+@click.argument("model_file", metavar="MODEL", type=_FILE)
+@click.option("--name", required=True, help="Name of the model.")
+@click.option("--version", required=True, help="Its new version.")
+@click.option("--labels", type=_FILE, help="Label file, one a line.")
+@click.option("--spec", type=_FILE, help="TOML with what the model file does not tell.")
+@click.option(
+    "--golden",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of pictures with .json truths. Default: those of the version before.",
+)
+@_to_option
+@_keys_option
+@_json_option
+@ends_with_exit_code
+def publish(url: str, keys: Path, as_json: bool, **given: Any) -> None:
+    """Publishes a model version: packs, codes, signs and uploads it."""
+    report = operator.publish_files(PublishFiles(**given), operator.Place(url, keys, os.environ), say=_say)
+    if as_json:
+        _print_json(report)
+    else:
+        _print_publish_report(report)
+
+
+def _print_publish_report(report: PublishReport) -> None:
+    state = "is published already; nothing to do" if report.unchanged else "published"
+    click.echo(f"{report.model} {report.version} {state}: {report.manifest}")
+    for file in report.files:
+        tried = ", ".join(f"{codec} {size:,}" for codec, size in sorted(file.sizes_by_codec.items()))
+        click.echo(f"  {file.path:<24} {file.size:>12,} bytes, travels as {file.coded_size:,} ({tried})")
+    golden = f"{report.golden} golden pictures{' of the version before' if report.golden_inherited else ''}"
+    click.echo(f"  download {report.download_bytes:,} bytes, manifest {report.manifest_bytes:,} bytes, {golden}")
+    click.echo(f"  {report.classic.path} {report.classic.size:,} bytes, ContentMD5 {report.classic.md5}")
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+@click.command("inspect")
+@click.argument("model_file", metavar="MODEL", type=_FILE)
+@_json_option
+@ends_with_exit_code
+def inspect(model_file: Path, as_json: bool) -> None:
+    """Shows what a model file tells of itself, and what `publish` would have to be told."""
+    inspection = operator.inspect_file(model_file)
+    if as_json:
+        _print_json(inspection)
+    else:
+        _print_inspection(inspection)
+
+
+def _print_inspection(inspection: Inspection) -> None:
+    facts = inspection.facts
+    click.echo(
+        f"{inspection.file_name}  {facts.format}, version {facts.opset}, {facts.weight_bytes:,} bytes of weights"
+    )
+    for kind, tensors in (("input", facts.inputs), ("output", facts.outputs)):
+        for tensor in tensors:
+            shape = "x".join("?" if side is None else str(side) for side in tensor.shape)
+            click.echo(f"  {kind:<7} {tensor.name:<32} {tensor.dtype} {shape}")
+    click.echo(
+        f"  labels  {len(inspection.labels) or 'none'}{' in ' + inspection.labels_source if inspection.labels else ''}"
+    )
+    for path, value in _flatten(inspection.found):
+        click.echo(f"  spec    {path} = {value}")
+    for note in inspection.notes:
+        click.echo(f"  note    {note}")
+    for path, why in inspection.missing.items():
+        click.echo(f"  missing {path}: {why}")
+
+
+def _flatten(table: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(table, dict):
+        return [(prefix, table)]
+    return [row for key, value in table.items() for row in _flatten(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+# --- deploy -----------------------------------------------------------------------------------------------------------
+@click.command("deploy")
+@click.option("--model", default="", help="Name of the model.")
+@click.option("--version", default="", help="The version to run.")
+@click.option("--device", "devices", multiple=True, required=True, metavar="D[/MODULE]", help="May be given again.")
+@click.option("--classic", is_flag=True, help="Set FileName, DownloadUrl and ContentMD5 instead of our section.")
+@click.option("--again", is_flag=True, help="Give a version that was refused or rolled back another try.")
+@click.option("--renew-sas", is_flag=True, help="Renew the SAS in the twins and change nothing else.")
+@click.option("--sas-expires", default="90d", show_default=True, help="How long a new SAS lasts: 90d, 12h, 30m.")
+@click.option("--sas", default="", envvar="EDGEFERRY_SAS", help="A SAS to use instead of one made here.")
+@click.option(
+    "--hub",
+    required=True,
+    envvar="EDGEFERRY_HUB",
+    help="Service connection string of the hub, or a file that holds it (or EDGEFERRY_HUB).",
+)
+@click.option("--repo", default="", envvar="EDGEFERRY_REPO", help="URL of the repository as devices reach it.")
+@click.option("--site", default="", help="The repository as it is reached from here, where that differs.")
+@click.option("--ca-file", type=_FILE, help="PEM certificates to trust, for a hub or server of one's own.")
+@_json_option
+@ends_with_exit_code
+def deploy(renew_sas: bool, as_json: bool, **given: Any) -> None:
+    """Tells devices, through the hub, which version to run."""
+    given["sas_life_s"] = parse_life(given.pop("sas_expires"))
+    given["hub"] = operator.read_hub_text(given["hub"])
+    terms = DeployTerms(**given, environ=os.environ)
+    if not renew_sas and not (terms.model and terms.version and terms.repo):
+        raise ConfigInvalid("expected --model, --version and --repo (or --renew-sas)")
+    run = operator.renew_sas if renew_sas else operator.deploy_version
+    _print_outcome(asyncio.run(run(terms)), as_json=as_json)
+
+
+def parse_life(text: str) -> int:
+    """`90d` -> seconds; raises ConfigInvalid."""
+    match = re.fullmatch(r"([1-9]\d{0,5})([smhdw])", text.strip())
+    if match is None:
+        raise ConfigInvalid(f"expected a time like 90d, 12h or 30m, found {text!r:.40}")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+def _print_outcome(outcome: Outcome, *, as_json: bool) -> None:
+    """Prints every device, then fails with the first error: all others have been told."""
+    if as_json:
+        _print_json(outcome.devices)
+    else:
+        for report in outcome.devices:
+            state = report.error["message"] if report.error else "told" if report.changed else "asked for it already"
+            click.echo(f"{report.device}  {state}")
+    if outcome.error is not None:
+        raise outcome.error
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(msgspec.json.encode(value).decode())

@@ -1,0 +1,116 @@
+"""The service side of a hub, as deploying needs it: read a module twin, change its desired properties.
+
+Works alike with our hub and Azure IoT Hub: paths and etags are `wire/service_api.py`'s, tokens `wire/iothub_auth.py`'s.
+
+Rules:
+- A twin is changed on top of what was read (If-Match); who was overtaken reads again.
+- The token is made for each request and lives minutes; it never enters an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edgeferry.errors import ConfigInvalid, Conflict, HubRefused, LinkBroken
+from edgeferry.transport.http import HttpAnswer, HttpClient, require_ok
+from edgeferry.wire.iothub_auth import ConnectionString, make_sas_token
+from edgeferry.wire.service_api import Identity, add_api_version, find_error_code, get_twin_path
+
+TWIN_MAX_BYTES = 1 << 20
+TOKEN_LIFE_S = 600
+TRIES = 5
+
+Json = dict[str, Any]
+MakePatch = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From the desired properties as they are to a twin patch for them; empty when nothing is to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubService:
+    """A hub and the right to change its twins. `clock` gives Unix seconds."""
+
+    http: HttpClient
+    connection: ConnectionString
+    clock: Callable[[], float]
+
+    async def change_desired(self, identity: Identity, make_patch: MakePatch) -> bool:
+        """Merges what `make_patch` gives into the desired properties; tells whether there was anything to change.
+
+        Raises:
+            ConfigInvalid: the hub does not know this device or module.
+            HubRefused: it does not know us.
+            Conflict: others kept changing the twin at the same time.
+            LinkError: no answer, or none that makes sense.
+        """
+        for _ in range(TRIES):
+            twin = await self.fetch_twin(identity)
+            desired = _get_desired(twin)
+            patch = make_patch(desired)
+            if is_part_of(patch, desired):
+                return False
+            if await self._patch(identity, patch, str(twin.get("etag", "*"))):
+                return True
+        raise Conflict(f"the twin of {identity} kept changing at the same time")
+
+    async def fetch_twin(self, identity: Identity) -> Json:
+        """The whole twin as the service shows it."""
+        answer = _require_known(await self._send("GET", identity), identity)
+        try:
+            return msgspec.json.decode(answer.body, type=Json)
+        except msgspec.MsgspecError as error:
+            raise LinkBroken(f"expected a twin of {identity} as JSON") from error
+
+    async def _patch(self, identity: Identity, patch: Mapping[str, Any], etag: str) -> bool:
+        body = msgspec.json.encode({"properties": {"desired": patch}})
+        answer = await self._send("PATCH", identity, body=body, headers={"If-Match": f'"{etag}"'})
+        if answer.status == 412:
+            return False
+        _require_known(answer, identity)
+        return True
+
+    async def _send(
+        self, method: str, identity: Identity, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> HttpAnswer:
+        key, policy = self.connection.shared_access_key, self.connection.shared_access_key_name
+        token = make_sas_token(self.connection.host_name, key, int(self.clock()) + TOKEN_LIFE_S, policy)
+        return await self.http.fetch(
+            f"https://{self.connection.host_name}{add_api_version(get_twin_path(identity))}",
+            max_bytes=TWIN_MAX_BYTES,
+            method=method,
+            body=body,
+            headers={"Authorization": token, "Content-Type": "application/json", **(headers or {})},
+        )
+
+
+def is_part_of(patch: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    """Whether merging `patch` would change nothing: null means absent."""
+    for name, value in patch.items():
+        old = document.get(name)
+        if isinstance(value, Mapping):
+            if not is_part_of(value, old if isinstance(old, Mapping) else {}):
+                return False
+        elif value != old:
+            return False
+    return True
+
+
+def _get_desired(twin: Json) -> Mapping[str, Any]:
+    properties = twin.get("properties")
+    desired = properties.get("desired") if isinstance(properties, Mapping) else None
+    return desired if isinstance(desired, Mapping) else {}
+
+
+def _require_known(answer: HttpAnswer, identity: Identity) -> HttpAnswer:
+    if answer.status in (401, 403):
+        raise HubRefused(f"the hub refused access to the twin of {identity}: check the policy and its key")
+    if answer.status == 404:
+        code = find_error_code(answer.body) or "not found"
+        raise ConfigInvalid(f"the hub does not know {identity} ({code})")
+    if answer.status == 400:
+        code = find_error_code(answer.body) or "bad request"
+        raise ConfigInvalid(f"the hub does not take these desired properties for {identity} ({code})")
+    return require_ok(answer)
