@@ -104,7 +104,12 @@ async def open_slots(
 
 @asynccontextmanager
 async def serve_models(
-    versions: Sequence[StoredVersion], host: str = "127.0.0.1", port: int = 8080, *, settings: ApiSettings | None = None
+    versions: Sequence[StoredVersion],
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    settings: ApiSettings | None = None,
+    default_model: str = "",
 ) -> AsyncIterator[ApiAddress]:
     """Serves `versions` over HTTP without any hub, for as long as the block runs.
 
@@ -114,7 +119,10 @@ async def serve_models(
     """
     settings = settings or ApiSettings()
     settings.access.require_guarded(host)
-    async with open_slots(versions) as slots, open_api(make_app(slots, None, settings), host, port) as address:
+    async with (
+        open_slots(versions, default_model=default_model) as slots,
+        open_api(make_app(slots, None, settings), host, port) as address,
+    ):
         yield address
 
 

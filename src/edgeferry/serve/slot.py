@@ -235,7 +235,7 @@ class Slot:
         worker = current.worker.hold()
         try:
             proven = await worker.port.reprove(version)
-        except ModelError:
+        except (ModelError, WorkerLost):
             alive = worker.port.alive
             await worker.release(0.0)
             if alive:
