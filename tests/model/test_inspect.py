@@ -350,7 +350,7 @@ def test_a_model_that_takes_no_picture_misses_its_input(make_onnx: Maker) -> Non
 @pytest.mark.parametrize(
     ("toml", "name"),
     [
-        ("treshold = 1", "treshold"),
+        ("sensitivity = 1", "sensitivity"),
         ("[input]\nwith = 8", "with"),
         ('[input]\nfit = "squash"', "fit"),
         ('[input]\nmean = "0"', "mean"),

@@ -35,7 +35,7 @@ def test_labels_come_back_from_their_lines(labels: list[str]) -> None:
     assert read_labels("\n".join(labels).encode()) == tuple(labels)
 
 
-@pytest.mark.parametrize("data", [b"\xff\xfecat", b"caf\xe9", b"cat\x00dog", b"TFL3\x00\x00"])
+@pytest.mark.parametrize("data", [b"\xff\xfecat", b"\xe9t\xe9", b"cat\x00dog", b"TFL3\x00\x00"])
 def test_bytes_that_are_no_utf8_text_are_refused(data: bytes) -> None:
     with pytest.raises(BundleUnreadable):
         read_labels(data)

@@ -81,8 +81,8 @@ def test_a_spec_without_stages_is_refused() -> None:
 
 
 def test_an_unknown_field_is_refused() -> None:
-    plain = msgspec.to_builtins(STAGE) | {"treshold": 0.5}
-    with pytest.raises(msgspec.ValidationError, match="treshold"):
+    plain = msgspec.to_builtins(STAGE) | {"sensitivity": 0.5}
+    with pytest.raises(msgspec.ValidationError, match="sensitivity"):
         msgspec.convert(plain, Stage)
 
 

@@ -138,7 +138,8 @@ class Table:
             raise ModelUnreadable(f"expected UTF-8 at byte {start + error.start}") from error
 
 
-_WIDTHS = {1: "bB ", 2: "hH ", 4: "iIf", 8: "qQd"}
+_WIDTHS = {1: ("b", "B", ""), 2: ("h", "H", ""), 4: ("i", "I", "f"), 8: ("q", "Q", "d")}
+"""Width in bytes -> `struct` codes of a signed, an unsigned and a floating number."""
 _FLEX_INT, _FLEX_UINT, _FLEX_FLOAT, _FLEX_MAP, _FLEX_BOOL = 1, 2, 3, 9, 26
 _FLEX_KEYS_MAX = 64
 _FLEX_KEY_MAX_BYTES = 256
@@ -175,7 +176,7 @@ def read_flex_numbers(data: memoryview) -> dict[str, float]:
 def _find_code(kind: int, width: int) -> str:
     """`struct` code of an inline number; "" for anything else."""
     column = {_FLEX_INT: 0, _FLEX_UINT: 1, _FLEX_BOOL: 1, _FLEX_FLOAT: 2}.get(kind)
-    return "" if column is None else _WIDTHS[width][column].strip()
+    return "" if column is None else _WIDTHS[width][column]
 
 
 def _read_width(buffer: Buffer, position: int) -> int:

@@ -1,0 +1,90 @@
+"""docs/formats/spec.md is tested: its examples make specs, its table names every field, its families can be decoded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from onnx import TensorProto
+
+from edgeferry.model.inspect import inspect_model, make_spec
+from edgeferry.model.labels import read_labels
+from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, Stage, Thresholds, read_spec_toml
+from edgeferry.vision.answers.table import FAMILIES
+
+Maker = Callable[..., bytes]
+PAGE = (Path(__file__).parents[2] / "docs" / "formats" / "spec.md").read_text()
+EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+TABLES: dict[str, type[msgspec.Struct]] = {
+    "input": InputSpec, "answer": AnswerSpec, "labels": LabelSpec, "thresholds": Thresholds,
+}  # fmt: skip
+
+
+def _make(number: int, name: str, data: bytes, labels: tuple[str, ...] | None = None) -> ModelSpec:
+    overrides = read_spec_toml(EXAMPLES[number])
+    return make_spec(
+        inspect_model(name, data), labels=labels, labels_file="labels.txt" if labels else "", overrides=overrides
+    )
+
+
+def test_the_page_names_every_field_and_no_other() -> None:
+    section = PAGE.partition("## Fields of a stage")[2].partition("##")[0]
+    named = {
+        word for row in re.findall(r"^\|([^|]*)\|", section, re.MULTILINE) for word in re.findall(r"`([a-z_.]+)`", row)
+    }
+    fields = {each.name for each in msgspec.structs.fields(Stage)} - set(TABLES)
+    fields |= {f"{table}.{each.name}" for table, kind in TABLES.items() for each in msgspec.structs.fields(kind)}
+    assert named == fields
+
+
+def test_the_page_names_every_family_that_can_be_decoded() -> None:
+    section = PAGE.partition("## Families")[2].partition("Conventions")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(FAMILIES)
+
+
+@pytest.mark.needs_shared
+def test_the_example_for_an_onnx_classifier_is_all_that_mobilenet_needs(shared_models: Path) -> None:
+    folder = shared_models / "classification"
+    labels = read_labels((folder / "imagenet_labels.txt").read_bytes())
+    (stage,) = _make(0, "m.onnx", (folder / "mobilenet_v2_int8.onnx").read_bytes(), labels).stages
+    assert (stage.labels.offset, stage.input.resize_to, stage.input.width) == (1, 256, 224)
+
+
+@pytest.mark.needs_shared
+def test_the_example_for_a_litert_classifier_is_all_that_teachable_machine_needs(shared_models: Path) -> None:
+    data = (shared_models / "pairs" / "teachable_fp32_head_retrain" / "v2.tflite").read_bytes()
+    (stage,) = _make(1, "m.tflite", data).stages
+    assert (stage.input.mean, stage.labels.names[0]) == ((127.5,), "fork")
+
+
+def test_the_example_for_ssd_makes_a_spec(make_litert: Maker) -> None:
+    outputs = [(name, schema.TensorType.FLOAT32, (1, 10)) for name in "abcd"]
+    data = make_litert(outputs=outputs, custom="TFLite_Detection_PostProcess", options={"num_classes": 4})
+    (stage,) = _make(2, "m.tflite", data, ("???", "x", "y")).stages
+    assert (stage.answer.family, stage.thresholds.max_results) == ("ssd", 20)
+
+
+def test_the_example_for_tiny_yolov3_makes_a_spec(make_onnx: Maker) -> None:
+    inputs = [("image", TensorProto.FLOAT, (1, 3, None, None)), ("size", TensorProto.FLOAT, (1, 2))]
+    outputs = [(name, TensorProto.FLOAT, (1, 1, 1)) for name in "bsi"]
+    (stage,) = _make(3, "m.onnx", make_onnx(inputs, outputs), ("x",)).stages
+    assert (stage.input.tensor, stage.input.size_tensor, stage.answer.family) == ("image", "size", "tiny_yolov3")
+
+
+def test_the_example_for_a_detector_like_ours_makes_a_spec(make_onnx: Maker) -> None:
+    outputs = [(name, TensorProto.FLOAT, ("n",)) for name in ("boxes", "scores", "labels")]
+    (stage,) = _make(4, "m.onnx", make_onnx(outputs=outputs)).stages
+    assert stage.labels == LabelSpec(names=("worker", "no_helmet", "fire"))
+
+
+def test_the_example_for_a_pipeline_makes_two_stages(demo_models: Path) -> None:
+    data = (demo_models / "detector" / "1.0.0" / "detector.onnx").read_bytes()
+    assert [stage.task for stage in _make(5, "detector.onnx", data).stages] == ["detection", "classification"]
+
+
+def test_every_example_is_tested() -> None:
+    assert len(EXAMPLES) == 6
