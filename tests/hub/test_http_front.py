@@ -135,6 +135,11 @@ async def test_a_method_request_is_checked(hub: RunningHub, call: Caller, body: 
     assert (await call("POST", api.get_method_path(D_M), data=body))[0] == 400
 
 
+@pytest.mark.parametrize("host", ["[::1", "", "a b", "localhost:x"])
+async def test_a_broken_host_header_is_refused(call: Caller, host: str) -> None:
+    assert (await call("GET", "/devices", Host=host))[0] in (400, 401)
+
+
 async def test_no_twin_shows_a_key(hub: RunningHub, call: Caller) -> None:
     await hub.add_module("d", "m")
     record = await hub.rooms.registry.read(D_M)

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 from starlette.applications import Starlette
 
 from edgeferry.hub.device_link import HubRooms
@@ -174,6 +175,7 @@ async def open_hub(settings: HubSettings) -> AsyncIterator[RunningHub]:
         https_port, http_files_port = await _open_http_doors(stack, settings, rooms, files, service_key)
         await db.write(lambda tables: _remember_address(tables, settings.host_name, https_port))
         upkeep = asyncio.create_task(run_upkeep(rooms), name="hub upkeep")
+        upkeep.add_done_callback(_tell_defect)
         stack.callback(upkeep.cancel)
         yield RunningHub(settings, rooms, mqtt_port, https_port, http_files_port, files.authority, service_key)
 
@@ -214,6 +216,12 @@ async def _open_http_doors(
         unix = listen_on_path(settings.workload_socket)
         await stack.enter_async_context(open_http_server(Starlette(routes=workload.make_routes()), unix, None))
     return https.getsockname()[1], http_port
+
+
+def _tell_defect(task: asyncio.Task[None]) -> None:
+    """A background task ends with the hub; one that ends before, by a defect, must not do so silently."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        structlog.get_logger(__name__).error("the hub's upkeep ended", exc_info=error)
 
 
 def _remember_address(tables: HubTables, host_name: str, https_port: int) -> None:

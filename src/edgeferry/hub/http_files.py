@@ -58,9 +58,10 @@ class FileDoor:
             raise
 
     def _require_signature(self, request: Request, path: str) -> None:
-        if find_file_policy(request.url.query) != SERVICE_POLICY:
+        query = request.scope["query_string"].decode("latin-1")
+        if find_file_policy(query) != SERVICE_POLICY:
             raise Forbidden("the URL of this file is not signed by this hub's key")
-        verify_file_query(request.url.query, path=path, key_base64=self.service_key, now=self.clock())
+        verify_file_query(query, path=path, key_base64=self.service_key, now=self.clock())
 
 
 def answer_file(request: Request, file: PublishedFile) -> Response:

@@ -110,9 +110,9 @@ class ServiceRest:
         if token.policy != SERVICE_POLICY:
             raise HubRefused("no such policy")
         host, slash, path = unquote(token.resource).partition("/")
-        spoken_to = {request.headers.get("host", "").lower(), (request.url.hostname or "").lower()}
-        is_above = not slash or f"{request.url.path}/".startswith(f"/{path.rstrip('/')}/")
-        if host.lower() not in spoken_to or not is_above:
+        spoken_to = request.headers.get("host", "").lower()
+        is_above = not slash or f"{request.scope['path']}/".startswith(f"/{path.rstrip('/')}/")
+        if host.lower() not in (spoken_to, spoken_to.rpartition(":")[0]) or not host or not is_above:
             raise HubRefused("the token is for another resource")
         verify_sas_token(token, resource=unquote(token.resource), keys=(self.service_key,), now=self.rooms.clock())
 

@@ -141,7 +141,7 @@ class MqttPipe(asyncio.Protocol):
                     self._transport.resume_reading()
                     await self._arrived.wait()
         except EdgeferryError as error:
-            _log.info("mqtt connection refused", code=error.code, reason=error.message, **error.values)
+            _log.info("mqtt connection refused", code=error.code, reason=error.message, values=error.values)
         except Exception:  # noqa: BLE001 - the edge of a task: a defect met by one connection must not end the hub
             _log.exception("mqtt connection failed")
         finally:
