@@ -142,7 +142,7 @@ async def _refuse(site: Site, *, say: Say) -> str:
             status = await _read_model(site)
             if status["state"] == "REJECTED":
                 error = status["error"] or {}
-                say(f"  refused: {error.get('code')}: {error.get('message', '')}")
+                say(f"  refused: {error.get('code')}: {str(error.get('message', '')).partition(':')[0]}")
                 say(f"  {MODEL} {status['active']} serves on.")
                 return str(error.get("code", ""))
             await asyncio.sleep(_POLL_S)
