@@ -36,7 +36,7 @@ from edgeferry.publish.deploy import (
 from edgeferry.publish.hub_service import HubService
 from edgeferry.publish.publisher import PublishReport, Request, Say, publish
 from edgeferry.storage.blob_sas import make_container_sas
-from edgeferry.storage.blob_store import open_blob_store, parse_azure_url
+from edgeferry.storage.blob_store import is_azure_url, open_blob_store, parse_azure_url
 from edgeferry.storage.files import read_bounded
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http, require_ok
 from edgeferry.trust.draft import Draft, Listed, ObjectReader, open_draft, read_draft
@@ -186,7 +186,7 @@ def _sign(url: str, connection: ConnectionString, *, terms: DeployTerms) -> str:
     if _is_hub_file(url, connection):
         folder = unquote(parts.path).removeprefix(FILES_PREFIX.rstrip("/")).strip("/")
         return make_file_query(folder, connection.shared_access_key, expires_at)
-    if ".blob." in (parts.hostname or "") or terms.environ.get("AZURE_STORAGE_ACCOUNT_KEY"):
+    if is_azure_url(url, terms.environ):
         place = parse_azure_url(url, terms.environ)
         if not place.key:
             raise ConfigInvalid("set AZURE_STORAGE_ACCOUNT_KEY to sign, or give a SAS with EDGEFERRY_SAS")

@@ -28,6 +28,7 @@ from obstore.store import AzureStore, LocalStore, S3Store
 from edgeferry.errors import ConfigInvalid, Conflict, LinkDown, NameInvalid, StorageFailed, StoreRefused
 
 _PATH = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]*(/[0-9A-Za-z][0-9A-Za-z._+-]*)*")
+EMULATOR_ACCOUNT = "devstoreaccount1"
 _RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 _TYPES = {".json": "application/json", ".zip": "application/zip", ".zst": "application/zstd"}
 _REFUSALS = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
@@ -172,6 +173,14 @@ def open_blob_store(url: str, environ: Mapping[str, str]) -> BlobStore:
     except (obstore_errors.BaseError, OSError, ValueError) as error:
         raise ConfigInvalid(f"cannot open {_hide_query(url)}: {_get_reason(error)}") from error
     raise ConfigInvalid(f"expected a folder, an Azure container's https:// URL or s3://bucket, found {scheme}://")
+
+
+def is_azure_url(url: str, environ: Mapping[str, str]) -> bool:
+    """Whether a device's URL is one of Azure Blob: by its host, or by an account that the environment names."""
+    parts = urlsplit(url)
+    known = _read_connection_string(environ.get("AZURE_STORAGE_CONNECTION_STRING", ""))
+    accounts = {known.get("AccountName"), environ.get("AZURE_STORAGE_ACCOUNT_NAME"), EMULATOR_ACCOUNT}
+    return ".blob." in (parts.hostname or "") or parts.path.strip("/").partition("/")[0] in accounts
 
 
 def parse_azure_url(url: str, environ: Mapping[str, str]) -> AzurePlace:

@@ -1,0 +1,88 @@
+"""Golden truth as operators write it: taken as it stands, or refused with what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgeferry.errors import ConfigInvalid
+from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import Tolerance, TruthObject
+from edgeferry.publish.golden import MAX_PICTURES, check_labels, read_golden
+
+
+def pair(truth: object, name: str = "one") -> dict[str, bytes]:
+    return {f"{name}.jpg": f"picture {name}".encode(), f"{name}.json": json.dumps(truth).encode()}
+
+
+def make_many(count: int) -> dict[str, bytes]:
+    pictures = {f"{number}.jpg": bytes([number]) for number in range(count)}
+    return pictures | {f"{number}.json": b'{"label": "a"}' for number in range(count)}
+
+
+def test_pictures_are_paired_with_their_truths() -> None:
+    files = pair({"objects": [{"label": "leak", "box": [0.1, 0.2, 0.3, 0.4]}]}, "b") | pair({"label": "cat"}, "a")
+    golden = read_golden(files | {"README.md": b"left alone"})
+    assert [sample.truth for sample in golden.samples] == [
+        (TruthObject(label="cat"),),
+        (TruthObject(label="leak", box=(0.1, 0.2, 0.3, 0.4)),),
+    ]
+    assert golden.pictures == {Digest.of(data): data for data in (b"picture a", b"picture b")}
+    assert golden.samples[0].size == len(b"picture a")
+
+
+def test_tolerance_is_the_operators() -> None:
+    [sample] = read_golden(pair({"label": "cat", "tolerance": {"iou": 0.3, "share": 1.0}})).samples
+    assert sample.tolerance == Tolerance(iou=0.3, share=1.0)
+
+
+def test_a_picture_may_show_nothing() -> None:
+    assert read_golden(pair({"objects": []})).samples[0].truth == ()
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        {},
+        {"label": "a", "objects": []},
+        {"labels": "a"},
+        {"label": 1},
+        {"objects": [{"label": "a", "box": [0.1, 0.2, 0.3]}]},
+        {"objects": [{"label": "a", "box": [0.3, 0.2, 0.1, 0.4]}]},
+        {"objects": [{"label": "a", "box": [10, 20, 300, 400]}]},
+        ["a"],
+    ],
+    ids=["nothing", "both", "unknown field", "number", "three sides", "upside down", "pixels", "list"],
+)
+def test_a_truth_that_is_none_is_refused(truth: object) -> None:
+    with pytest.raises(ConfigInvalid):
+        read_golden(pair(truth))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"one.jpg": b"x"},
+        {"one.json": b"{}"},
+        {"one.jpg": b"x", "one.json": b"\xff{"},
+        pair({"label": "a"}) | {"two.jpg": b"picture one", "two.json": b'{"label": "b"}'},
+        {
+            f"{n}.{end}": b'{"label": "a"}' + bytes([n]) * (end == "jpg")
+            for n in range(MAX_PICTURES + 1)
+            for end in ("jpg", "json")
+        },
+    ],
+    ids=["empty", "no truth", "no picture", "no JSON", "twice the same picture", "too many"],
+)
+def test_a_folder_that_is_no_golden_folder_is_refused(files: dict[str, bytes]) -> None:
+    with pytest.raises(ConfigInvalid):
+        read_golden(files)
+
+
+def test_a_truth_that_the_model_cannot_answer_is_refused_by_name() -> None:
+    samples = read_golden(pair({"objects": [{"label": "leak"}, {"label": "fire"}]})).samples
+    check_labels(samples, {"leak", "fire", "vessel"})
+    with pytest.raises(ConfigInvalid, match="leak"):
+        check_labels(samples, {"fire", "vessel"})
