@@ -171,7 +171,7 @@ class Agent:
             problem=make_problem(first.place, first.error) if first is not None else None,
         )
         for problem in wanted.problems:
-            _LOG.warning("cannot follow the twin: %s: %s", problem.place, problem.error.message)
+            _LOG.warning("cannot follow the twin: %s", problem.error.message)
         rate = desired.link.get("rate_bps")
         self._parts.fetcher.set_rate(rate if isinstance(rate, int) and rate > 0 else self.settings.rate_bps)
         self._parts.take_policy(desired.policy)

@@ -26,7 +26,7 @@ _NOT_SHARED = frozenset({"manifest.json", "identity:"})
 
 async def announce(tools: Tools, record: UpdateRecord, stored: StoredVersion) -> None:
     """Puts the message for `stored` into the outbox; a version that another module announced is not announced again."""
-    mid = f"{Digest.of(record.key.encode('utf-8', 'surrogatepass')).hex[:24]}-{int(record.began_at)}"
+    mid = f"{Digest.of(record.key.encode('utf-8', 'surrogatepass')).hex[:24]}-{int(record.began_at * 1000)}"
     if record.kind == "local" or mid in tools.announced:
         return
     if record.kind == "classic":

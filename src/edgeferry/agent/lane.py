@@ -3,8 +3,8 @@
 What this file leaves to others: the table (`machine.py`), what a state does (`steps.py`), what is wanted (`agent.py`).
 
 Rules:
-- `_write` is the only place where a record enters the journal, and no step runs before the state it belongs to is
-  written: after a crash the journal never says less than was done.
+- `_write` is the one road into the journal (restart rows are written before any lane walks), and no step runs before
+  the state it belongs to is written: after a crash the journal never says less than was done.
 - Orders from outside (a newer target, cancel, roll back, retry) interrupt a step only where the table has a row for
   them; a step that is cut off is a step that crashed, and those can be run again.
 - A journal that cannot be written stops the walk, never the device: what serves, serves on.
@@ -136,8 +136,10 @@ class Lane:
         try:
             while True:
                 wake = asyncio.ensure_future(self._wake.wait())
-                await asyncio.wait({step, wake}, return_when=asyncio.FIRST_COMPLETED)
-                wake.cancel()
+                try:
+                    await asyncio.wait({step, wake}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    wake.cancel()
                 if step.done():
                     return step.result()
                 self._wake.clear()

@@ -121,7 +121,8 @@ def _shorten(error: Mapping[str, str], left_out: tuple[str, ...]) -> dict[str, s
 
 def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
     """A desired property that cannot be followed, as the twin and the status show it."""
-    return {"code": error.code, "message": f"{place}: {error.message}"[:300], "advice": error.advice}
+    message = error.message if error.message.startswith(place) else f"{place}: {error.message}"
+    return {"code": error.code, "message": message[:300], "advice": error.advice}
 
 
 class Reporter:

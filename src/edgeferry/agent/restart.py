@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from edgeferry.agent.machine import TERMINAL, State, get_restart
 from edgeferry.agent.places import list_download_keys
-from edgeferry.agent.record import UpdateRecord, change, read_record_bytes
+from edgeferry.agent.record import UpdateRecord, change, read_record_bytes, write_record_bytes
 from edgeferry.agent.tools import Tools, in_thread
 from edgeferry.errors import EdgeferryError, StorageError
 from edgeferry.model.stored import StoredVersion
@@ -27,8 +27,9 @@ async def restore_records(tools: Tools) -> list[UpdateRecord]:
     """All records, each in the state in which it goes on; leftovers of what was cut off are removed."""
     was_clean = await tools.journal.get_value(_CLEAN_KEY) == b"1"
     await tools.journal.set_value(_CLEAN_KEY, b"0")
-    found = [await _restore(tools, key, body) for key, body in await tools.journal.load_records()]
-    records = [_count_death(tools, one, was_clean=was_clean) for one in found if one is not None]
+    rows = await tools.journal.load_records()
+    found = [await _restore(tools, key, body, was_clean=was_clean) for key, body in rows]
+    records = [one for one in found if one is not None]
     await in_thread(tools.repository.sweep, list_download_keys(one for one in records if one.state not in TERMINAL))
     return records
 
@@ -38,7 +39,7 @@ async def note_clean_stop(tools: Tools) -> None:
     await tools.journal.set_value(_CLEAN_KEY, b"1")
 
 
-async def _restore(tools: Tools, key: str, body: bytes) -> UpdateRecord | None:
+async def _restore(tools: Tools, key: str, body: bytes, *, was_clean: bool) -> UpdateRecord | None:
     try:
         record = read_record_bytes(body)
     except StorageError as error:
@@ -47,7 +48,12 @@ async def _restore(tools: Tools, key: str, body: bytes) -> UpdateRecord | None:
         return None
     active = await in_thread(tools.repository.read_ref, record.model, "active")
     is_target = active is not None and active.identity == record.identity
-    return change(record, state=get_restart(record.state, ref_is_target=is_target))
+    restored = change(record, state=get_restart(record.state, ref_is_target=is_target))
+    restored = _count_death(tools, restored, was_clean=was_clean)
+    if restored != record:  # like any other move: written before anything is done about it
+        data = write_record_bytes(restored)
+        await tools.journal.save_record(key, model=restored.model, state=restored.state, body=data)
+    return restored
 
 
 def _count_death(tools: Tools, record: UpdateRecord, *, was_clean: bool) -> UpdateRecord:

@@ -1,0 +1,408 @@
+"""A device's agent between fakes with knobs: real disk, journal and HTTP; serving, trust and hub in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import zipfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from edgeferry.agent.agent import Agent, Parts
+from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.machine import State
+from edgeferry.agent.record import UpdateRecord
+from edgeferry.agent.tools import AgentSettings
+from edgeferry.delta.codecs import encode_full
+from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
+from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import FileEntry, Golden, Manifest, Source, TruthObject, make_manifest_bytes
+from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, Stage
+from edgeferry.model.stored import StoredVersion
+from edgeferry.storage.journal import Journal, open_journal
+from edgeferry.storage.repository import Repository
+from edgeferry.transport.http import open_http
+from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
+from edgeferry.twin.document import merge
+
+FAST = AgentSettings(
+    probation_s=0.05,
+    poll_s=0.01,
+    retry_base_s=0.02,
+    retry_max_s=0.1,
+    access_retry_s=30.0,
+    connect_base_s=0.01,
+    connect_max_s=0.05,
+    report_every_s=0.2,
+)
+SPEC = ModelSpec(
+    stages=(
+        Stage(
+            file="model.onnx",
+            task="detection",
+            input=InputSpec(width=32, height=32, layout="nchw", dtype="float32"),
+            answer=AnswerSpec(family="ssd"),
+            labels=LabelSpec(file="labels.txt"),
+        ),
+    )
+)
+PICTURE = b"a golden picture"
+
+
+class Crash(BaseException):
+    """kill -9, as near as a test in one process comes to it."""
+
+
+@dataclass
+class FakeActivator:
+    """Serving in memory. `failures` are raised by the next calls of that name."""
+
+    failures: dict[str, deque[Exception]] = field(default_factory=lambda: {"prove": deque(), "switch": deque()})
+    proven: list[str] = field(default_factory=list)
+    switched: list[str] = field(default_factory=list)
+    serving: dict[str, StoredVersion] = field(default_factory=dict)
+    discarded: int = 0
+    deaths: int = 0
+    answered: int = 0
+    hold: asyncio.Event | None = None
+
+    async def prove(self, version: StoredVersion) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        assert all((version.folder / name).is_file() for name in ("manifest.json",))
+        self._fail("prove")
+        self.proven.append(version.version)
+
+    async def switch(self, version: StoredVersion) -> None:
+        self._fail("switch")
+        self.deaths = self.answered = 0
+        self.switched.append(version.version)
+        self.serving[version.model] = version
+
+    async def discard(self, model: str) -> None:
+        self.discarded += 1
+
+    def get_worker_deaths(self, model: str) -> int:
+        return self.deaths
+
+    def get_requests_answered(self, model: str) -> int:
+        return self.answered
+
+    def _fail(self, name: str) -> None:
+        if self.failures[name]:
+            raise self.failures[name].popleft()
+
+
+@dataclass
+class FakeManifests:
+    """A repository whose signatures hold. `failures` are raised by the next calls."""
+
+    known: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    failures: deque[Exception] = field(default_factory=deque)
+    calls: list[str] = field(default_factory=list)
+
+    async def fetch_manifest(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> bytes:
+        self.calls.append(sas)
+        if self.failures:
+            raise self.failures.popleft()
+        if (model, version) not in self.known:
+            raise ObjectMissing(f"no {model} {version}")
+        return self.known[model, version]
+
+
+@dataclass
+class Origin:
+    """A file server with bad manners on demand."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    ranges: bool = True
+    etags: bool = True
+    cut_after: deque[int] = field(default_factory=deque)
+    """The next answers break off after so many bytes."""
+    statuses: deque[int] = field(default_factory=deque)
+    """The next answers are these."""
+    sas: str = ""
+    block_delay_s: float = 0.0
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    sent_bytes: int = 0
+    url: str = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        asked = request.headers.get("Range", "")
+        self.requests.append((request.path, asked))
+        if self.statuses:
+            return web.Response(status=self.statuses.popleft())
+        if self.sas and request.query_string != self.sas:
+            return web.Response(status=403)
+        data = self.files.get(request.path)
+        if data is None:
+            return web.Response(status=404)
+        etag = f'"{hashlib.md5(data).hexdigest()}"' if self.etags else ""
+        if etag and request.headers.get("If-Match", etag) != etag:
+            return web.Response(status=412)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        if start >= len(data) and start:
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
+        return await self._send(request, data, start, etag)
+
+    async def _send(self, request: web.Request, data: bytes, start: int, etag: str) -> web.StreamResponse:
+        headers = {"Content-Length": str(len(data) - start), **({"ETag": etag} if etag else {})}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        reply = web.StreamResponse(status=206 if start else 200, headers=headers)
+        await reply.prepare(request)
+        body = data[start:]
+        cut = self.cut_after.popleft() if self.cut_after else None
+        body = body if cut is None else body[:cut]
+        for at in range(0, len(body), 4096):
+            await reply.write(body[at : at + 4096])
+            self.sent_bytes += len(body[at : at + 4096])
+            await asyncio.sleep(self.block_delay_s)
+        if cut is not None and request.transport is not None:
+            request.transport.close()
+        return reply
+
+
+class FakeHub:
+    """One device's hub in memory: a twin, bells, messages, methods; `down` refuses connections."""
+
+    def __init__(self) -> None:
+        self.desired: dict[str, Any] = {"$version": 1}
+        self.reported: dict[str, Any] = {"$version": 1}
+        self.reports: list[dict[str, Any]] = []
+        self.outputs: list[tuple[str, bytes, str]] = []
+        self.answers: list[tuple[str, int, Any]] = []
+        self.down = False
+        self.connections = 0
+        self.expires_at = 4e9
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[FakeHub]:
+        if self.down:
+            raise HubUnreachable("the hub is down")
+        self.connections += 1
+        yield self
+
+    async def fetch_twin(self) -> dict[str, Any]:
+        return {"desired": dict(self.desired), "reported": dict(self.reported)}
+
+    async def report(self, patch: dict[str, Any]) -> int:
+        self.reports.append(patch)
+        self.reported = merge(self.reported, patch)
+        return 1
+
+    async def send_output(self, output: str, body: bytes, *, mid: str) -> None:
+        self.outputs.append((output, body, mid))
+
+    async def answer_method(self, rid: str, status: int, *, payload: object = None) -> None:
+        self.answers.append((rid, status, payload))
+
+    async def events(self) -> AsyncIterator[Any]:
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def desire(self, **fields: Any) -> None:
+        """Writes desired properties and rings."""
+        self.desired = {**merge(self.desired, fields), "$version": self.desired["$version"] + 1}
+        self._events.put_nowait(TwinBell())
+
+    def send(self, name: str, body: bytes) -> None:
+        self._events.put_nowait(InputMessage(name, body, {}))
+
+    def call(self, name: str, payload: object = None, rid: str = "1") -> None:
+        self._events.put_nowait(MethodCall(rid, name, payload))
+
+    def drop(self) -> None:
+        self._events.put_nowait(HubUnreachable("the connection broke"))
+
+
+class CrashingJournal:
+    """The real journal, and a kill before or after a record of one state is written."""
+
+    def __init__(self, journal: Journal, state: State, *, after: bool) -> None:
+        self._journal = journal
+        self._state = state
+        self._after = after
+        self.crashed = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.crashed:
+            raise Crash
+        return getattr(self._journal, name)
+
+    async def save_record(self, key: str, *, model: str, state: str, body: bytes) -> None:
+        if self.crashed or (state == self._state and not self._after):
+            self.crashed = True
+            raise Crash
+        await self._journal.save_record(key, model=model, state=state, body=body)
+        if state == self._state:
+            self.crashed = True
+            raise Crash
+
+
+@dataclass
+class World:
+    """One storage folder, one hub, one origin; agents come and go."""
+
+    root: Path
+    settings: AgentSettings
+    origin: Origin
+    hub: FakeHub = field(default_factory=FakeHub)
+    manifests: FakeManifests = field(default_factory=FakeManifests)
+    activator: FakeActivator = field(default_factory=FakeActivator)
+    wrap: Callable[[Journal], Any] = lambda journal: journal
+    boot: str = "boot-1"
+    agent: Agent | None = None
+
+    @property
+    def repository(self) -> Repository:
+        return Repository(self.root)
+
+    @asynccontextmanager
+    async def run(self, *, fresh_activator: bool = True) -> AsyncIterator[Agent]:
+        """An agent on the folder, until the block ends; what it raised is raised."""
+        if fresh_activator:
+            failures = self.activator.failures
+            self.activator = FakeActivator(failures=failures)
+        repository = self.repository
+        repository.prepare()
+        async with AsyncExitStack() as stack:
+            journal = self.wrap(await stack.enter_async_context(open_journal(repository.journal_path)))
+            http = await stack.enter_async_context(open_http())
+            parts = Parts(
+                repository=repository,
+                journal=journal,
+                fetcher=Fetcher(http, rate_bps=self.settings.rate_bps),
+                manifests=self.manifests,
+                activator=self.activator,
+                open_hub=self.hub.open,  # type: ignore[arg-type] # the fake has the shape
+                now=__import__("time").time,
+                random=lambda: 0.5,
+                get_received_bytes=lambda: http.received_bytes,
+                boot=self.boot,
+            )
+            self.agent = Agent(parts, self.settings)
+            running = asyncio.create_task(self.agent.run())
+            started = asyncio.create_task(self.agent.started.wait())
+            await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                yield self.agent
+            finally:
+                started.cancel()
+                running.cancel()
+                await asyncio.wait({running})
+                if not running.cancelled() and (error := running.exception()) is not None and not is_crash(error):
+                    raise error
+
+    # --- publishing ---------------------------------------------------------------------------------------------------
+    def publish(self, version: str, *, model: str = "detector", codec: str = "none", size: int = 20_000) -> Manifest:
+        """A version with a model file, labels and one golden picture; returns its manifest."""
+        files = {"model.onnx": (f"{model} {version} ".encode() * size)[:size], "labels.txt": b"worker\nfire\n"}
+        entries = tuple(self._publish_file(name, data, codec) for name, data in files.items())
+        self.put_blob(PICTURE)
+        golden = (Golden(input=str(Digest.of(PICTURE)), size=len(PICTURE), truth=(TruthObject(label="worker"),)),)
+        manifest = Manifest(model=model, version=version, spec=SPEC, files=entries, golden=golden)
+        self.manifests.known[model, version] = make_manifest_bytes(manifest)
+        return manifest
+
+    def _publish_file(self, name: str, data: bytes, codec: str) -> FileEntry:
+        coded = encode_full(data, codec)  # type: ignore[arg-type]
+        source = Source(
+            kind="full", codec=codec, blob=self.put_blob(coded.data), size=len(coded.data), memory=coded.memory_bytes
+        )
+        md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
+        return FileEntry(path=name, sha256=str(Digest.of(data)), md5=md5, size=len(data), sources=(source,))
+
+    def put_blob(self, data: bytes) -> str:
+        digest = Digest.of(data)
+        self.origin.files[f"/repo/{digest.blob_path}"] = data
+        return str(digest)
+
+    def deploy(self, version: str, *, model: str = "detector", sas: str | None = None, **more: Any) -> None:
+        """What `edgeferry deploy` does."""
+        manifest = self.manifests.known[model, version]
+        entry = {"version": version, "manifest": str(Digest.of(manifest)), **more}
+        section: dict[str, Any] = {"repo": f"{self.origin.url}/repo", "models": {model: entry}}
+        self.hub.desire(edgeferry={**section, **({"sas": sas} if sas is not None else {})})
+
+    def deploy_classic(self, name: str, data: bytes, *, md5: str | None = None) -> None:
+        """What the guide's operator does."""
+        self.origin.files[f"/{name}"] = data
+        sum_ = base64.b64encode(hashlib.md5(data).digest()).decode() if md5 is None else md5
+        self.hub.desire(
+            FileName=name, DownloadUrl=f"{self.origin.url}/{quote(name)}?sig=secret", ContentMD5=sum_ or None
+        )
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+    def get_record(self, model: str = "detector") -> UpdateRecord | None:
+        assert self.agent is not None
+        lane = self.agent._lanes.get(model)
+        return lane.record if lane is not None else None
+
+    async def wait_state(
+        self, *states: State, version: str = "", model: str = "detector", timeout_s: float = 10
+    ) -> UpdateRecord:
+        """The record once it is in one of `states` (and of `version`)."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    record = self.get_record(model)
+                    if record is not None and record.state in states and version in ("", record.version):
+                        return record
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise AssertionError(f"never {states} {version}: {self.get_record(model)}") from None
+
+    def list_leftovers(self) -> list[str]:
+        """What lies where nothing should lie between updates."""
+        root = self.root / "edgeferry"
+        partial = [f"partial/{path.name}" for path in (root / "partial").iterdir()]
+        shared = [path.name for path in self.root.iterdir() if path.name != "edgeferry"]
+        temp = [str(path) for path in self.root.rglob(".tmp-*")]
+        return [*partial, *shared, *temp]
+
+
+def is_crash(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_crash(inner) for inner in error.exceptions)
+    return isinstance(error, Crash)
+
+
+def make_zip(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+@asynccontextmanager
+async def open_origin() -> AsyncIterator[Origin]:
+    origin = Origin()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", origin.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    origin.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield origin
+    finally:
+        await runner.cleanup()
+
+
+__all__ = ["EdgeferryError"]
