@@ -47,6 +47,7 @@ ALL = Thresholds(score=0.0)
 
 def test_probabilities_are_answered_as_they_are() -> None:
     assert classify([0.2, 0.7, 0.1], thresholds=ALL) == [("normal", 0.7), ("low", 0.2), ("high", 0.1)]
+    assert classify([0.0, 0.6, 0.0]) == [("normal", 0.6)]  # quantised: the small ones have rounded to 0
 
 
 def test_logits_go_through_softmax() -> None:

@@ -1,8 +1,10 @@
 """LiteRT: the only file that imports ai_edge_litert.
 
 Rules:
-- An interpreter serves one call at a time, so there is a pool of them, one per concurrent inference; each maps the same
-  file. Calls from several threads are safe because an interpreter is taken out of the pool for the call.
+- An interpreter serves one call at a time, so there is a pool of them, one per concurrent inference. Calls from several
+  threads are safe because an interpreter is taken out of the pool for the call.
+- Interpreters map the same file, but XNNPACK packs the weights anew in each: of a large model there are at most
+  LARGE_MAX, however many cores there are, or memory would go by cores x model.
 - One thread per inference, XNNPACK on (the default resolver).
 - Tensors go by their tensor names; a name that is empty or doubled becomes `name#index`.
 """
@@ -22,6 +24,9 @@ from edgeferry.runtime.session import EngineSettings, Session, Tensor, TensorInf
 
 _ERRORS = (RuntimeError, ValueError, TypeError, OverflowError, AttributeError, LookupError, OSError)
 
+SMALL_TOTAL_BYTES = 128 << 20
+LARGE_MAX = 3
+
 Detail = dict[str, Any]
 
 
@@ -31,7 +36,8 @@ class LitertSession:
     def __init__(self, path: Path, settings: EngineSettings) -> None:
         self._pool: queue.LifoQueue[Interpreter] = queue.LifoQueue()
         try:
-            interpreters = [_open_interpreter(path, settings.threads) for _ in range(settings.concurrency)]
+            count = count_interpreters(path.stat().st_size, settings.concurrency)
+            interpreters = [_open_interpreter(path, settings.threads) for _ in range(count)]
             self._input_details = _name_details(interpreters[0].get_input_details())
             self._output_details = _name_details(interpreters[0].get_output_details())
         except _ERRORS as error:
@@ -74,6 +80,11 @@ class LitertSession:
 def open_litert(path: Path, settings: EngineSettings) -> Session:
     """Loads a .tflite file; raises ModelUnreadable."""
     return LitertSession(path, settings)
+
+
+def count_interpreters(model_bytes: int, concurrency: int) -> int:
+    """How many interpreters of a model of that size are held for so many concurrent inferences."""
+    return min(concurrency, max(LARGE_MAX, SMALL_TOTAL_BYTES // max(model_bytes, 1)))
 
 
 def _open_interpreter(path: Path, threads: int) -> Interpreter:
