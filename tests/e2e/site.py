@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,14 @@ from typing import Any
 import aiohttp
 
 from edgeferry.app.processes import Process, Processes, open_processes, wait_for_json
+from edgeferry.wire.iothub_auth import make_sas_token, parse_connection_string
+from edgeferry.wire.service_api import Identity, add_api_version, get_method_path, get_twin_path
 
 SDK_SCRIPT = Path(__file__).parent / "sdk" / "operator_of_the_guide.py"
 DEVICE = "turbine-3"
+
+
+CLASSIC_FIELDS = ("FileName", "DownloadUrl", "ContentMD5")
 
 
 @dataclass
@@ -76,6 +83,9 @@ class Site:
         storage = storage or self.folder / f"storage-{module}"
         storage.mkdir(exist_ok=True)
         port = find_free_port()
+        config = self.folder / f"{module}.toml"
+        config.write_text("probation_s = 1.0\n")
+        extra = (*extra, "--config", str(config))
         words = ["device", "run", "--storage", str(storage), "--port", str(port), *extra]
         words += ["--mqtt-port", str(self.ready["mqtt_port"]), "--ca-file", self.ready["ca_path"]]
         if "IOTEDGE_WORKLOADURI" not in environment:
@@ -106,6 +116,84 @@ class Site:
         """What reached `$upstream`."""
         printed = await self.processes.run(["hub", "messages", "--json", *self.hub_data])
         return [json.loads(line) for line in printed.splitlines() if line.strip()]
+
+
+@dataclass
+class Twin:
+    """The twin of a module, as an operator reads and writes it through the hub's REST."""
+
+    site: Site
+    module: str
+
+    async def set(self, **desired: Any) -> int:
+        """Sends a twin patch of desired properties; returns their new `$version`."""
+        answer = await self._call("PATCH", get_twin_path, {"properties": {"desired": desired}})
+        return int(answer["properties"]["desired"]["$version"])
+
+    async def set_bundle(self, file_name: Any, url: Any, md5: Any = None) -> int:
+        """Sets the guide's three fields; None takes one out."""
+        return await self.set(**dict(zip(CLASSIC_FIELDS, (file_name, url, md5), strict=True)))
+
+    async def read(self) -> dict[str, Any]:
+        """Desired and reported properties."""
+        return dict((await self._call("GET", get_twin_path))["properties"])
+
+    async def call(self, method: str, payload: Any = None) -> dict[str, Any]:
+        """A direct method: `{"status", "payload"}`."""
+        body = {"methodName": method, "payload": payload or {}, "responseTimeoutInSeconds": 10}
+        return await self._call("POST", get_method_path, body)
+
+    async def wait(self, check: Callable[[dict[str, Any]], Any], timeout_s: float = 40) -> dict[str, Any]:
+        """The reported properties, once `check` holds for them."""
+        reported: dict[str, Any] = {}
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            reported = (await self.read())["reported"]
+            if check(reported):
+                return reported
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"the twin of {self.module} still reports {json.dumps(reported)}")
+
+    async def wait_active(self, file_name: str, version: int, timeout_s: float = 40) -> dict[str, Any]:
+        """Waits until the classic update is in use, settled, and nothing is wrong any more."""
+
+        def is_active(reported: dict[str, Any]) -> bool:
+            section = reported.get("edgeferry", {})
+            model = section.get("models", {}).get("default", {})
+            settled = model.get("state") == "ACTIVE" and "error" not in model and "error" not in section
+            return settled and reported["LatestAIModelFileName"] == file_name and section["observed"] >= version
+
+        return await self.wait(is_active, timeout_s)
+
+    async def wait_error(self, version: int, code: str | None = None, timeout_s: float = 40) -> dict[str, Any]:
+        """The error that is reported once `version` of the desired properties was observed; `code` is waited for."""
+
+        def find(reported: dict[str, Any]) -> dict[str, Any] | None:
+            section = reported.get("edgeferry", {})
+            if section.get("observed", 0) < version:
+                return None
+            model = section.get("models", {}).get("default", {})
+            error = section.get("error") or model.get("error")
+            under_way = model.get("state") not in ("ACTIVE", "REJECTED", "WAITING", "ROLLED_BACK", None)
+            return None if under_way or not error or (code and error["code"] != code) else error
+
+        return dict(find(await self.wait(find, timeout_s)) or {})
+
+    async def _call(self, method: str, get_path: Callable[[Identity], str], body: Any = None) -> dict[str, Any]:
+        service = parse_connection_string(self.site.service)
+        expires_at = int(time.time()) + 600
+        token = make_sas_token(
+            service.host_name, service.shared_access_key, expires_at, policy=service.shared_access_key_name
+        )
+        url = f"https://{service.host_name}{add_api_version(get_path(Identity(DEVICE, self.module)))}"
+        tls = ssl.create_default_context(cafile=self.site.ready["ca_path"])
+        headers = {"Authorization": token, "If-Match": '"*"'}
+        async with (
+            aiohttp.ClientSession(headers=headers) as http,
+            http.request(method, url, json=body, ssl=tls) as reply,
+        ):
+            assert reply.status == 200, await reply.text()
+            return dict(await reply.json())
 
 
 @asynccontextmanager
