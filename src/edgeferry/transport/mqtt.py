@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import aiomqtt
 import msgspec
@@ -52,6 +53,9 @@ PAYLOAD_MAX_BYTES = 256 << 10
 _REFUSED = frozenset(
     {4, 5, 134, 135}
 )  # CONNACK: bad user name or password, not authorised; as of MQTT 3.1.1 and as paho says it
+_GOODBYE_S = 3.0
+"""How long a hub may take to close a connection that we end."""
+_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
 Sign = Callable[[bytes], Awaitable[str]]
@@ -141,6 +145,8 @@ class HubConnection:
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._failure: EdgeferryError | None = None
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refusals: set[asyncio.Task[None]] = set()
 
     async def fetch_twin(self) -> dict[str, object]:
         """The whole twin: `{"desired": {..., "$version": n}, "reported": {...}}`.
@@ -157,8 +163,8 @@ class HubConnection:
 
     async def report(self, patch: Mapping[str, object]) -> int:
         """Merges `patch` into the reported properties (None deletes); returns their `$version` once the hub has it."""
-        response, _ = await self._ask(topics.ReportedPatch(self._make_rid()), msgspec.json.encode(patch))
-        return response.version or 0
+        version, _ = await self._ask(topics.ReportedPatch(self._make_rid()), msgspec.json.encode(patch))
+        return version
 
     async def send_output(self, output: str, body: bytes, *, mid: str) -> None:
         """Sends a JSON message to `output`; returns when the hub has it. By its `mid` a receiver drops doubles."""
@@ -185,26 +191,37 @@ class HubConnection:
             await self._arrived.wait()
 
     # --- asking and publishing ----------------------------------------------------------------------------------------
-    async def _ask(
-        self, question: topics.TwinGet | topics.ReportedPatch, body: bytes
-    ) -> tuple[topics.TwinResponse, bytes]:
-        if self._failure is not None:
-            raise self._failure
+    async def _ask(self, question: topics.TwinGet | topics.ReportedPatch, body: bytes) -> tuple[int, bytes]:
+        """Publishes a question; returns version and body of its answer when that is a success."""
         answer = self._waiting[question.rid] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(self._settings.answer_timeout_s):
-                await self._publish(question, body)
-                response, data = await answer
-        except TimeoutError as error:
-            raise LinkTimeout(f"the hub gave no answer in {self._settings.answer_timeout_s:g} s") from error
+            await self._publish(question, body)
+            response, data = await self._hold(answer)
         finally:
             del self._waiting[question.rid]
         _require_success(response)
-        return response, data
+        return response.version or 0, data
 
     async def _publish(self, message: topics.Uplink, body: bytes) -> None:
-        with _translate_mqtt_errors():
-            await self._client.publish(topics.make_uplink_topic(message, **self._ids), body, qos=1)
+        topic = topics.make_uplink_topic(message, **self._ids)
+        await self._hold(asyncio.ensure_future(self._client.publish(topic, body, qos=1, timeout=math.inf)))
+
+    async def _hold(self, work: asyncio.Future[_T]) -> _T:
+        """What `work` gives, while the connection holds and for as long as the hub may take.
+
+        aiomqtt's own time-outs are not used: they rest on `wait_for`, which loses a cancel in Python 3.11.
+        """
+        try:
+            async with asyncio.timeout(self._settings.answer_timeout_s):
+                await asyncio.wait((work, self._broken), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and self._failure is not None:
+                raise self._failure
+            with _translate_mqtt_errors():
+                return work.result()
+        except TimeoutError as error:
+            raise LinkTimeout(f"the hub gave no answer in {self._settings.answer_timeout_s:g} s") from error
+        finally:
+            work.cancel()
 
     def _make_rid(self) -> str:
         return str(next(self._rids))
@@ -215,8 +232,8 @@ class HubConnection:
         filters = [topics.TWIN_RESPONSE_FILTER, topics.DESIRED_PATCH_FILTER, topics.METHOD_FILTER]
         if self._ids["module_id"]:
             filters.append(topics.get_input_filter(self._ids["device_id"], self._ids["module_id"]))
-        with _translate_mqtt_errors():
-            granted = await self._client.subscribe([(name, 1) for name in filters])
+        asking = self._client.subscribe([(name, 1) for name in filters], timeout=math.inf)
+        granted = await self._hold(asyncio.ensure_future(asking))
         if any(_get_code(code) >= 128 for code in granted):
             raise HubRefused("the hub does not let this identity subscribe to its own topics")
 
@@ -225,11 +242,11 @@ class HubConnection:
         try:
             with _translate_mqtt_errors():
                 async for message in self._client.messages:
-                    await self._take(str(message.topic), bytes(message.payload or b""))
+                    self._take(str(message.topic), bytes(message.payload or b""))
         except EdgeferryError as error:
             self._fail(error)
 
-    async def _take(self, topic: str, body: bytes) -> None:
+    def _take(self, topic: str, body: bytes) -> None:
         try:
             message = topics.parse_downlink(topic, **self._ids)
         except ProtocolViolated as error:
@@ -245,16 +262,27 @@ class HubConnection:
             case topics.InputMessage(name, properties):
                 self._put(InputMessage(name, body, properties))
             case topics.MethodCall(name, rid):
-                await self._take_method(rid, name, body)
+                self._take_method(rid, name, body)
 
-    async def _take_method(self, rid: str, name: str, body: bytes) -> None:
+    def _take_method(self, rid: str, name: str, body: bytes) -> None:
         if len(self._events) >= self._settings.queue_max:
-            await self.answer_method(rid, 429)
+            self._refuse(rid, 429)
             return
         try:
             self._put(MethodCall(rid, name, _decode(body) if body.strip() else None))
         except ProtocolViolated:
-            await self.answer_method(rid, 400)
+            self._refuse(rid, 400)
+
+    def _refuse(self, rid: str, status: int) -> None:
+        """Answers in a task of its own: what else arrives must not wait for it."""
+
+        async def refuse() -> None:
+            with suppress(EdgeferryError):  # the caller of the method sees a time-out instead
+                await self.answer_method(rid, status)
+
+        task = asyncio.create_task(refuse())
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
 
     def _put(self, event: Event) -> None:
         if isinstance(event, TwinBell) and event in self._events:
@@ -274,9 +302,8 @@ class HubConnection:
     def _fail(self, error: EdgeferryError) -> None:
         self._failure = error
         self._arrived.set()
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(error)
+        if not self._broken.done():
+            self._broken.set_result(None)
 
 
 @asynccontextmanager
@@ -327,14 +354,17 @@ async def _connect(client: aiomqtt.Client) -> None:
     connecting = asyncio.ensure_future(client.__aenter__())
     try:
         await asyncio.shield(connecting)
-    except asyncio.CancelledError:
+    except BaseException:
         await asyncio.wait([connecting])
         if connecting.exception() is None:
             await _disconnect(client)
+        else:
+            client._client.disconnect()  # without a CONNACK aiomqtt leaves the socket open
         raise
 
 
 async def _disconnect(client: aiomqtt.Client) -> None:
+    client.timeout = _GOODBYE_S
     try:
         await client.__aexit__(None, None, None)
     except aiomqtt.MqttError as error:  # it is gone, which is all that was wanted
