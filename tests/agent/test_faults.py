@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.agent_world import CrashingJournal, World
@@ -157,7 +158,7 @@ async def is_clean(world: World) -> bool:
 
 async def has_reported(world: World, state: State) -> dict[str, Any] | None:
     found = world.hub.reported.get("edgeferry", {}).get("models", {}).get("detector")
-    return found if found and found["state"] == state else None
+    return found if found and (found["state"], found["target"]) == (state, "1.1.0") else None
 
 
 async def test_a_broken_transfer_goes_on_where_it_broke(world: World) -> None:
