@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import statistics
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,6 +63,22 @@ async def test_a_failure_inside_the_block_closes_the_socket_too(app: Starlette) 
             raise ZeroDivisionError
     async with open_api(app, "127.0.0.1", address.port) as again:
         assert again.port == address.port
+
+
+async def test_an_answer_does_not_wait_for_the_clients_acknowledgement(session: aiohttp.ClientSession) -> None:
+    async def answer(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * 500)
+
+    app = Starlette(routes=[Route("/quick", answer, methods=["POST"])])
+    app.state.access = Access()
+    times_s = []
+    async with open_api(app, "127.0.0.1", 0) as address:
+        for _ in range(25):
+            started = time.perf_counter()
+            async with session.post(address.url + "/quick", data=bytes(50_000)) as response:
+                await response.read()
+            times_s.append(time.perf_counter() - started)
+    assert statistics.median(times_s) < 0.035, "Nagle's algorithm and delayed ACKs cost 40 ms an answer"
 
 
 async def test_signals_stay_with_the_process(app: Starlette) -> None:

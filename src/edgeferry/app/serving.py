@@ -146,10 +146,14 @@ def _make_config(app: Starlette) -> uvicorn.Config:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigInvalid(f"cannot listen on {host or 'every address'}:{port}: {reason}") from error
+    # asyncio sets it only on sockets that were made with IPPROTO_TCP, and these are not: without it each answer waits
+    # 40 ms for the client's delayed ACK. Accepted sockets inherit it (Linux).
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 async def _close_silent(server: uvicorn.Server, silence_s: float) -> None:
