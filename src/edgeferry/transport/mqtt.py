@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypedDict, TypeVar
 
 import aiomqtt
 import msgspec
+import structlog
 from aiomqtt.exceptions import MqttConnectError
 
 from edgeferry.errors import (
@@ -37,56 +37,32 @@ from edgeferry.errors import (
     ServerBusy,
     ServerFailed,
 )
+from edgeferry.transport.identity import HubIdentity, Sign, make_key_sign
 from edgeferry.transport.tls import make_tls_context
 from edgeferry.wire import iothub_topics as topics
-from edgeferry.wire.iothub_auth import (
-    format_sas_token,
-    get_string_to_sign,
-    make_client_id,
-    make_resource,
-    make_signature,
-    make_user_name,
-)
+from edgeferry.wire.iothub_auth import make_client_id, make_user_name
+
+__all__ = [
+    "HubConnection",
+    "HubIdentity",
+    "HubSettings",
+    "Event",
+    "InputMessage",
+    "MethodCall",
+    "Sign",
+    "TwinBell",
+    "make_key_sign",
+    "open_hub_connection",
+]
 
 PAYLOAD_MAX_BYTES = 256 << 10
 """What IoT Hub allows a message to be (docs/iothub-protocol.md section 2)."""
-_REFUSED = frozenset(
-    {4, 5, 134, 135}
-)  # CONNACK: bad user name or password, not authorised; as of MQTT 3.1.1 and as paho says it
+_REFUSED = frozenset({4, 5, 134, 135})
+"""CONNACK: bad user name or password, not authorised; in the numbers of MQTT 3.1.1 and, after paho, of 5."""
 _GOODBYE_S = 3.0
 """How long a hub may take to close a connection that we end."""
 _T = TypeVar("_T")
-_LOG = logging.getLogger(__name__)
-
-Sign = Callable[[bytes], Awaitable[str]]
-"""Gives the base64 HMAC-SHA256 of its argument with this identity's key: held here, or by the workload API."""
-
-
-@dataclass(frozen=True, slots=True)
-class HubIdentity:
-    """Who connects where: `host` is the hub's name, `gateway` the peer where it is another; no `module`: a device."""
-
-    host: str
-    device: str
-    sign: Sign = field(repr=False)
-    module: str = ""
-    gateway: str = ""
-    ca_pem: bytes | None = field(default=None, repr=False)
-    port: int = 8883
-
-    async def make_password(self, expires_at: int) -> str:
-        """The token until `expires_at` (Unix seconds)."""
-        resource = make_resource(self.host, self.device, self.module or None)
-        return format_sas_token(resource, await self.sign(get_string_to_sign(resource, expires_at)), expires_at)
-
-
-def make_key_sign(key_base64: str) -> Sign:
-    """Signs with a key held here; ConfigInvalid when it is used and is no base64."""
-
-    async def sign(data: bytes) -> str:
-        return make_signature(key_base64, data)
-
-    return sign
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +226,7 @@ class HubConnection:
         try:
             message = topics.parse_downlink(topic, **self._ids)
         except ProtocolViolated as error:
-            _LOG.warning("message of the hub dropped: %s", error.message)
+            _log.warning("message of the hub dropped", reason=error.message)
             return
         match message:
             case topics.TwinResponse(rid):
@@ -297,7 +273,7 @@ class HubConnection:
         if oldest is not None:
             self._events.remove(oldest)
             self.dropped_inputs += 1
-            _LOG.warning("too many input messages waiting: the oldest, of input %s, was dropped", oldest.input[:80])
+            _log.warning("too many messages wait: the oldest was dropped", input=oldest.input[:80])
 
     def _fail(self, error: EdgeferryError) -> None:
         self._failure = error
@@ -368,7 +344,7 @@ async def _disconnect(client: aiomqtt.Client) -> None:
     try:
         await client.__aexit__(None, None, None)
     except aiomqtt.MqttError as error:  # it is gone, which is all that was wanted
-        _LOG.info("the hub was not there to say goodbye to: %s", error)
+        _log.info("the hub was not there to say goodbye to", reason=str(error))
 
 
 @contextmanager
