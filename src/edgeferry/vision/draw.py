@@ -61,19 +61,20 @@ def _draw_object(draw: ImageDraw.ImageDraw, font: _Font, found: FoundObject, siz
     _, _, text_width, text_height = _measure(draw, font, text)
     x = max(0.0, min(corners[0], width - text_width))
     above = corners[1] - text_height
-    _draw_tag(draw, font, text, (x, above if above >= 0 else min(corners[1], height - text_height)), colour)
+    y = above if above >= 0 else min(corners[1], height - text_height)
+    _draw_tag(draw, font, text=text, at=(x, y), colour=colour)
 
 
 def _draw_classes(draw: ImageDraw.ImageDraw, font: _Font, answer: ClassificationAnswer) -> None:
     y = 0.0
     for one in answer.classes[:CLASSES_MAX]:
         text = f"{one.label} {one.score:.0%}"
-        _draw_tag(draw, font, text, (0.0, y), _COLOURS[one.class_index % len(_COLOURS)])
+        _draw_tag(draw, font, text=text, at=(0.0, y), colour=_COLOURS[one.class_index % len(_COLOURS)])
         y += _measure(draw, font, text)[3]
 
 
 def _draw_tag(
-    draw: ImageDraw.ImageDraw, font: _Font, text: str, at: tuple[float, float], colour: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw, font: _Font, *, text: str, at: tuple[float, float], colour: tuple[int, int, int]
 ) -> None:
     _, _, width, height = _measure(draw, font, text)
     draw.rectangle((at[0], at[1], at[0] + width, at[1] + height), fill=colour)
