@@ -31,6 +31,14 @@ async def test_records_are_kept_replaced_and_forgotten(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+async def test_what_returned_survives_a_power_cut_by_sqlites_own_settings(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        found = [
+            journal._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")
+        ]
+    assert found == ["wal", 2]
+
+
 async def test_the_ledger_adds_up_by_day_and_kind(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
         await asyncio.gather(*(journal.add_bytes("2026-11-23", "http", 10) for _ in range(20)))

@@ -212,7 +212,7 @@ async def test_a_cancel_while_connecting_leaves_no_connection_behind(hub: Runnin
 
     async def connect() -> None:
         async with open_hub_connection(identity):
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     for wait_s in (0.0, 0.001, 0.01, 0.03):
         task = asyncio.create_task(connect())

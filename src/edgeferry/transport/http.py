@@ -173,13 +173,14 @@ class HttpClient:
         pace = _Pace(self._settings.read_timeout_s, url)
         while facts is None or not facts.is_empty:
             with _translate_http_errors(url):
-                waiting_since = time.monotonic()
+                began = time.monotonic()
                 block = await response.content.readany()
+                waited_s = time.monotonic() - began
             if not block:
                 return
             self.received_bytes += len(block)
             yield block
-            pace.check(time.monotonic() - waiting_since, len(block))
+            pace.check(waited_s, len(block))
 
 
 class _Pace:
