@@ -23,14 +23,16 @@ from edgeferry.agent.announce import INPUT
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
+from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.machine import TERMINAL, Event, State
 from edgeferry.agent.places import find_stored, remove_shared
-from edgeferry.agent.plan import make_local_target, make_wanted
+from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
 from edgeferry.agent.reporter import DeviceView, Reporter, make_model_view, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
-from edgeferry.agent.tools import AgentSettings, Tools, in_thread
+from edgeferry.agent.threads import in_thread
+from edgeferry.agent.tools import AgentSettings, Tools
 from edgeferry.agent.turns import Turns
 from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.model.digest import Digest
@@ -297,6 +299,7 @@ class Agent:
         await in_thread(self._parts.repository.gc, keep, keep_blobs=blobs)
         lane = self._lanes[record.model]
         await in_thread(remove_shared, self._parts.repository, list(lane.rows.values()))
+        await lane.forget_old_rows()
 
     # --- tasks --------------------------------------------------------------------------------------------------------
     def _get_lane(self, model: str) -> Lane:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import msgspec
 
 from edgeferry.agent.record import UpdateRecord
-from edgeferry.agent.tools import Tools, in_thread
+from edgeferry.agent.threads import in_thread
+from edgeferry.agent.tools import Tools
 from edgeferry.model.digest import Digest
 from edgeferry.model.stored import StoredVersion
 from edgeferry.names import get_stem

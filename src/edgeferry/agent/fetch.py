@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
+from edgeferry.agent.threads import in_thread
 from edgeferry.errors import LinkBroken, LinkTimeout, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
@@ -88,10 +89,10 @@ class Fetcher:
             partial.append(block)
             progress(partial.length_bytes)
             if partial.length_bytes - synced >= _SYNC_EVERY_BYTES:
-                await asyncio.to_thread(partial.sync)
+                await in_thread(partial.sync)
                 synced = partial.length_bytes
             await self._pace(len(block))
-        await asyncio.to_thread(partial.sync)
+        await in_thread(partial.sync)
         if reply.total_bytes is not None and partial.length_bytes != reply.total_bytes:
             raise LinkBroken(f"expected {reply.total_bytes} bytes, the answer ended after {partial.length_bytes}")
 

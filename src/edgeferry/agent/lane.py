@@ -32,7 +32,8 @@ from edgeferry.agent.machine import (
 from edgeferry.agent.places import remove_traces
 from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, change, make_record, write_record_bytes
 from edgeferry.agent.steps import STEPS
-from edgeferry.agent.tools import AgentSettings, Outcome, Tools, in_thread
+from edgeferry.agent.threads import in_thread
+from edgeferry.agent.tools import AgentSettings, Outcome, Tools
 from edgeferry.agent.turns import Turns
 from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkError, StorageError
 
@@ -40,6 +41,8 @@ _LOG = logging.getLogger(__name__)
 _LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
 _FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
+_ROWS_MAX = 50
+"""Ended updates that a device remembers for each model."""
 _SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED})
 
 
@@ -209,6 +212,13 @@ class Lane:
             await self.around.settled(record)
         except StorageError as error:  # the sweep at the next start takes what is left
             _LOG.warning("cannot tidy up after %s@%s: %s", record.model, record.version, error.message)
+
+    async def forget_old_rows(self) -> None:
+        """Keeps what ended last; of what the twin may still name, nothing is forgotten while it is shown."""
+        ended = [row for row in self.rows.values() if row.state in TERMINAL and row is not self.record]
+        for row in sorted(ended, key=lambda one: one.changed_at)[:-_ROWS_MAX]:
+            await self.around.tools.journal.delete_record(row.key)
+            del self.rows[row.key]
 
     async def _write(self, record: UpdateRecord, *, shown: UpdateRecord | None = None) -> None:
         """The one road into the journal; returns only when the row is on the disk."""

@@ -6,6 +6,7 @@ tell (`model/inspect.py`).
 Rules:
 - What serves is a copy of our own; what other modules read, or write, is never served from.
 - What the model file does not tell comes from the bundle's `spec.toml`; what nobody tells is SpecIncomplete.
+- Paths from another module's message are confined to the storage root, links included.
 - Blocking: called through a thread.
 """
 
@@ -13,18 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from edgeferry.agent.record import UpdateRecord
-from edgeferry.errors import BundleIncomplete
+from edgeferry.agent.record import Target, UpdateRecord, make_local_version
+from edgeferry.errors import BundleIncomplete, RequestInvalid
 from edgeferry.model.bundle import SPEC_FILE, find_label_file, find_model_file
+from edgeferry.model.digest import Digest
 from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.labels import LABELS_MAX_BYTES, read_labels
 from edgeferry.model.spec import ModelSpec, read_spec_toml
 from edgeferry.model.stored import StoredVersion
-from edgeferry.storage.files import open_mapped, read_bounded
+from edgeferry.storage.files import open_mapped, read_bounded, translate_disk_errors
 from edgeferry.storage.repository import Repository
+from edgeferry.twin.contract import CLASSIC_MODEL
 
 _SPEC_MAX_BYTES = 1 << 20
+_PATH_MAX_CHARS = 1024
 
 
 def list_files(folder: Path) -> dict[str, Path]:
@@ -54,3 +59,49 @@ def _read_overrides(files: Mapping[str, Path]) -> dict[str, object] | None:
     if SPEC_FILE not in files:
         return None
     return read_spec_toml(read_bounded(files[SPEC_FILE], _SPEC_MAX_BYTES).decode("utf-8", "replace"))
+
+
+def make_local_target(message: Mapping[str, Any], storage: Path) -> Target:
+    """The target that another module's message `{"local_model_path", "local_labelmap_path"}` names; reads the disk.
+
+    Args:
+        message: the parsed body.
+        storage: the storage root that both modules share.
+
+    Raises:
+        RequestInvalid: a path is missing, leads out of `storage`, or is no file.
+        StorageFailed: the disk does not do as asked.
+    """
+    with translate_disk_errors(storage):
+        return _make_local_target(message, storage)
+
+
+def _make_local_target(message: Mapping[str, Any], storage: Path) -> Target:
+    model = _confine(message.get("local_model_path"), storage, "local_model_path")
+    given = message.get("local_labelmap_path")
+    label = _confine(given, storage, "local_labelmap_path") if given not in (None, "") else ""
+    status = (storage / model).stat()
+    key = f"local|{model}|{label}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+    identity = Digest.of(key.encode("utf-8", "surrogatepass"))
+    return Target(
+        kind="local",
+        model=CLASSIC_MODEL,
+        version=make_local_version(Path(model).parent.name + ".d", identity),
+        key=key,
+        identity=str(identity),
+        model_path=model,
+        label_path=label,
+    )
+
+
+def _confine(value: object, storage: Path, what: str) -> str:
+    """`value` relative to `storage`, every link in it followed."""
+    if not isinstance(value, str) or not value or len(value) > _PATH_MAX_CHARS or "\x00" in value:
+        raise RequestInvalid(f"expected {what} as a path below the storage root")
+    root = storage.resolve()
+    path = (root / value).resolve()
+    if Path(value).is_absolute() or ".." in Path(value).parts or not path.is_relative_to(root):
+        raise RequestInvalid(f"expected {what} to stay below the storage root, found {value!r:.80}")
+    if not path.is_file():
+        raise RequestInvalid(f"expected a file at {what}, found none at {value!r:.80}")
+    return str(path.relative_to(root))

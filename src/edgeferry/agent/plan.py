@@ -5,7 +5,6 @@ What this file leaves to others: reading the twin (`twin/contract.py`), fetching
 Rules:
 - A full desired document in, all targets out: what a twin no longer names is no longer a target.
 - Where our section names a model, the three classic fields are not followed, and that is said.
-- Paths from another module's message are confined to the storage root, links included.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from edgeferry.agent.record import (
     Artifact,
@@ -23,7 +20,7 @@ from edgeferry.agent.record import (
     make_local_version,
     make_signed_key,
 )
-from edgeferry.errors import ClassicRefused, EdgeferryError, NameInvalid, RequestInvalid, TwinInvalid
+from edgeferry.errors import ClassicRefused, EdgeferryError, NameInvalid, TwinInvalid
 from edgeferry.link.route import pick_route
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest
@@ -31,7 +28,6 @@ from edgeferry.names import get_stem, require_file_name
 from edgeferry.twin.contract import CLASSIC_MODEL, ClassicDesired, Desired, Problem
 
 _OURS = re.compile(r"edgeferry", re.IGNORECASE)
-_PATH_MAX_CHARS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,46 +90,6 @@ def _make_classic(classic: ClassicDesired) -> Target:
         url=classic.download_url,
         md5=classic.content_md5,
     )
-
-
-def make_local_target(message: Mapping[str, Any], storage: Path) -> Target:
-    """The target that another module's message `{"local_model_path", "local_labelmap_path"}` names; reads the disk.
-
-    Args:
-        message: the parsed body.
-        storage: the storage root that both modules share.
-
-    Raises:
-        RequestInvalid: a path is missing, leads out of `storage`, or is no file.
-    """
-    model = _confine(message.get("local_model_path"), storage, "local_model_path")
-    given = message.get("local_labelmap_path")
-    label = _confine(given, storage, "local_labelmap_path") if given not in (None, "") else ""
-    status = (storage / model).stat()
-    key = f"local|{model}|{label}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-    identity = Digest.of(key.encode("utf-8", "surrogatepass"))
-    return Target(
-        kind="local",
-        model=CLASSIC_MODEL,
-        version=make_local_version(Path(model).parent.name + ".d", identity),
-        key=key,
-        identity=str(identity),
-        model_path=model,
-        label_path=label,
-    )
-
-
-def _confine(value: object, storage: Path, what: str) -> str:
-    """`value` relative to `storage`, every link in it followed."""
-    if not isinstance(value, str) or not value or len(value) > _PATH_MAX_CHARS or "\x00" in value:
-        raise RequestInvalid(f"expected {what} as a path below the storage root")
-    root = storage.resolve()
-    path = (root / value).resolve()
-    if Path(value).is_absolute() or ".." in Path(value).parts or not path.is_relative_to(root):
-        raise RequestInvalid(f"expected {what} to stay below the storage root, found {value!r:.80}")
-    if not path.is_file():
-        raise RequestInvalid(f"expected a file at {what}, found none at {value!r:.80}")
-    return str(path.relative_to(root))
 
 
 def plan_artifacts(manifest: Manifest, have: Set[Digest]) -> tuple[Artifact, ...]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from edgeferry.agent.machine import TERMINAL, State, get_restart
 from edgeferry.agent.places import list_download_keys
 from edgeferry.agent.record import UpdateRecord, change, read_record_bytes, write_record_bytes
-from edgeferry.agent.tools import Tools, in_thread
+from edgeferry.agent.threads import in_thread
+from edgeferry.agent.tools import Tools
 from edgeferry.errors import EdgeferryError, StorageError
 from edgeferry.model.stored import StoredVersion
 
@@ -49,6 +50,8 @@ async def _restore(tools: Tools, key: str, body: bytes, *, was_clean: bool) -> U
     active = await in_thread(tools.repository.read_ref, record.model, "active")
     is_target = active is not None and active.identity == record.identity
     restored = change(record, state=get_restart(record.state, ref_is_target=is_target))
+    if active is None and restored.state in (State.ACTIVE, State.PROBATION):
+        restored = change(restored, state=State.RESOLVING, artifacts=(), index=0)  # not whole any more: found out again
     restored = _count_death(tools, restored, was_clean=was_clean)
     if restored != record:  # like any other move: written before anything is done about it
         data = write_record_bytes(restored)

@@ -36,7 +36,8 @@ from edgeferry.agent.places import (
 )
 from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change
-from edgeferry.agent.tools import Outcome, Tools, in_thread
+from edgeferry.agent.threads import in_thread
+from edgeferry.agent.tools import Outcome, Tools
 from edgeferry.errors import (
     CaptivePortal,
     ClassicRefused,

@@ -1,17 +1,15 @@
-"""What a step works with and what it says at its end; and how blocking work is awaited.
+"""What a step works with, and what it says at its end.
 
 Rules:
 - A step never writes the journal's records and never picks a state: it returns an Outcome, the lane does the rest.
-- Blocking disk work runs in a thread that is waited for even when the step is cancelled: no two hands on one file.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal
 
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.machine import Event
@@ -21,9 +19,6 @@ from edgeferry.errors import EdgeferryError
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +87,3 @@ class Outcome:
     event: Event
     record: UpdateRecord
     error: EdgeferryError | None = None
-
-
-async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Runs blocking `work` in a thread; when cancelled, still waits until the thread is done."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait([running])
-        raise

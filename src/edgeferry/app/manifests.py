@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeferry.agent.fetch import make_small_fetch
-from edgeferry.agent.tools import in_thread
+from edgeferry.agent.threads import in_thread
 from edgeferry.errors import MetadataUntrusted
 from edgeferry.model.digest import Digest
 from edgeferry.transport.http import HttpClient
