@@ -126,6 +126,14 @@ async def test_get_twin_is_never_answered_with_a_refusal(hub: RunningHub) -> Non
             assert not isinstance(packet, mqtt.Publish)
 
 
+async def test_get_twin_is_answered_also_to_who_did_not_subscribe(hub: RunningHub) -> None:
+    async with open_raw(hub) as client:  # the Python SDK asks like this after a reconnect
+        await client.connect(await hub.add_module("d", "a"))
+        await client.send(mqtt.Publish("$iothub/twin/GET/?$rid=7", b" ", 1, 1))
+        answer = await client.receive()
+        assert isinstance(answer, mqtt.Publish) and answer.topic == "$iothub/twin/res/200/?$rid=7"
+
+
 async def test_a_reported_patch_is_answered_with_its_version_or_its_flaw(hub: RunningHub) -> None:
     async with open_raw(hub) as client:
         await client.connect(await hub.add_module("d", "a"))

@@ -4,7 +4,8 @@ Bytes, timers and sockets stand in mqtt_front.py; packets, sessions and topics i
 
 Rules (docs/iothub-protocol.md section 3):
 - GET twin is answered with 200 or not at all: on any trouble the connection is closed. SDKs repeat a refused GET at
-  once, thousands of times a second.
+  once, thousands of times a second. Answers about the twin go to who asked, subscribed or not: after a reconnect the
+  Python SDK asks without having subscribed, and waits for the answer for ever.
 - Subscriptions of a persistent session are on disk before SUBACK: SDKs never subscribe again after a reconnect.
 - An unknown topic, QoS 2 or a message over 256 KB closes the connection. RETAIN becomes the property `mqtt-retain`.
 - A message is acknowledged when it is on disk; an input leaves its queue when it was acknowledged.
@@ -33,7 +34,6 @@ from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_topics import (
     DESIRED_PATCH_FILTER,
     METHOD_FILTER,
-    TWIN_RESPONSE_FILTER,
     DesiredPatch,
     Downlink,
     InputMessage,
@@ -216,8 +216,7 @@ class DeviceLink:
 
     async def _answer_twin_get(self, rid: str) -> None:
         _, twin = await self._rooms.twins.read(self.record.identity)
-        if TWIN_RESPONSE_FILTER in self._session.subscriptions:
-            self._send(TwinResponse(rid, 200), msgspec.json.encode(twin.to_device_view()))
+        self._send(TwinResponse(rid, 200), msgspec.json.encode(twin.to_device_view()))
 
     async def _answer_reported(self, rid: str, payload: bytes) -> None:
         status, version, body = 204, None, b""
@@ -226,8 +225,7 @@ class DeviceLink:
         except (RequestError, LimitExceeded, StorageError) as error:
             status = 503 if isinstance(error, StorageError) else 413 if isinstance(error, LimitExceeded) else 400
             body = msgspec.json.encode({"errorCode": status * 1000, "message": error.message})
-        if TWIN_RESPONSE_FILTER in self._session.subscriptions:
-            self._send(TwinResponse(rid, status, version), body)
+        self._send(TwinResponse(rid, status, version), body)
 
     async def _accept_message(self, message: Telemetry, packet: mqtt.Publish) -> None:
         if len(packet.payload) > MESSAGE_MAX_BYTES:
