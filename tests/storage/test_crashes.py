@@ -15,7 +15,7 @@ import pytest
 from tests.storage.storage_samples import SPEC, add_version, list_names, list_tree
 
 from edgeferry.model.bundle import BundleLimits
-from edgeferry.storage.classic import unpack_classic
+from edgeferry.storage.classic import publish_folder, unpack_classic
 from edgeferry.storage.files import write_atomically
 from edgeferry.storage.repository import Repository
 
@@ -170,3 +170,39 @@ def test_the_harness_itself_does_crash(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
     assert run_and_crash(lambda: write_atomically(path, b"new"), at=1000)
     assert path.read_bytes() == b"new"
+
+
+def test_nothing_gets_its_name_before_its_bytes_are_on_the_disk(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps only what was fsynced: at each rename the file, or the folder with all its files, has been."""
+    synced: set[int] = set()
+    renamed: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def check_replace(source: str | Path, target: str | Path) -> None:
+        path = Path(source)
+        for one in [path, *path.rglob("*")]:
+            assert one.stat().st_ino in synced, f"{one} is not on the disk when it becomes {target}"
+        renamed.append(Path(target).name)
+        replace(source, target)
+        synced.discard(Path(target).parent.stat().st_ino)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", check_replace)
+    repository.write_ref("detector", "active", add_version(repository, "1.0.0", OLD))
+    zip_path = repository.storage_root / "bundle.zip"
+    with zipfile.ZipFile(zip_path, "w") as archive:
+        archive.writestr("model.onnx", b"weights")
+    folder = repository.unpack_classic(zip_path, "bundle")
+    files = {"model.onnx": folder / "model.onnx"}
+    repository.store_classic("default", "v", identity="i", files=files, spec=SPEC)
+    publish_folder(repository.storage_root, "again", files)
+    for name in ("1.0.0", "v", "active", "bundle", "again", "manifest.json"):
+        assert name in renamed
+    for last in (repository.root / "models" / "detector", repository.storage_root):
+        assert last.stat().st_ino in synced, f"the new name in {last} is not on the disk at the end"
