@@ -113,11 +113,11 @@ async def test_answers_go_to_those_who_asked(make_fake: MakeVersion) -> None:
 
 async def test_terms_travel_with_each_request_and_are_never_mixed_up(make_fake: MakeVersion) -> None:
     async with open_worker(make_fake()) as worker:
-        other = Terms(labels=(("rouge", "vert", "bleu"),), thresholds=(Thresholds(),))
+        other = Terms(labels=(("rot", "gelb", "blau"),), thresholds=(Thresholds(),))
         strict = Terms(labels=other.labels, thresholds=(Thresholds(score=0.99),))
         turns = [None, other, other, strict, None, other, strict] * 10
         replies = await asyncio.gather(*(worker.infer(RED, terms=terms, timeout_s=10) for terms in turns))
-        wanted = {None: "red", other: "rouge", strict: ""}
+        wanted = {None: "red", other: "rot", strict: ""}
         for terms, reply in zip(turns, replies, strict=True):
             assert isinstance(reply.answer, ClassificationAnswer)
             assert "".join(one.label for one in reply.answer.classes) == wanted[terms]

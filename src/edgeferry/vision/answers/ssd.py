@@ -23,7 +23,7 @@ from edgeferry.vision.preprocess import Placement
 
 _WANTED = "boxes [1, n, 4], classes [1, n], scores [1, n] and count [1]"
 _OP = "TFLite_Detection_PostProcess"
-_CLASS_WORDS = ("class", "categor", "label")
+_CLASS_WORDS = ("class", "category", "categories", "label")
 _SCORE_WORDS = ("score", "confiden", "probab")
 
 
