@@ -126,6 +126,7 @@ class Slot:
         self._ready = asyncio.Event()
         self._restart_error: EdgeferryError | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -251,7 +252,9 @@ class Slot:
         old, self.serving = self.serving, new
         self._restart_error = None
         self._ready.set()
-        self._spawn(self._watch(new))
+        watching, self._watching = self._watching, self._spawn(self._watch(new))
+        if watching is not None and watching is not asyncio.current_task():
+            watching.cancel()  # with it a restart of the old version that is under way
         if old is not None:
             self._spawn(self._retire(old))
 
@@ -292,10 +295,11 @@ class Slot:
         else:
             await port.close(drain_timeout_s=0.0)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finish)
+        return task
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
