@@ -1,4 +1,4 @@
-"""Writes the vectors of docs/formats/manifest.md. Run `python tests/vectors/make_manifest.py`; what is committed counts."""
+"""Writes the vectors of docs/formats/manifest.md: `python tests/vectors/make_manifest.py`. What is committed counts."""
 
 from __future__ import annotations
 
