@@ -52,7 +52,10 @@ def make_cli_page() -> str:
 
 def main(check: bool) -> int:
     """Writes the pages, or with `check` compares them; returns the exit code."""
-    pages = {DOCS / "cli.md": make_cli_page(), DOCS / "states.md": f"{STATES_HEAD}\n{make_diagram()}\n"}
+    pages = {
+        DOCS / "cli.md": make_cli_page(),
+        DOCS / "states.md": f"{STATES_HEAD}\n```mermaid\n{make_diagram()}\n```\n",
+    }
     stale = [path for path, text in pages.items() if not path.is_file() or path.read_text() != text]
     if check:
         for path in stale:

@@ -26,9 +26,9 @@ def test_every_device_library_has_a_wheel(python: str, machine: str, tmp_path: P
     platforms = [word for minor in GLIBC_MINORS for word in ("--platform", f"manylinux_2_{minor}_{machine}")]
     options = ["--dry-run", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--target", str(tmp_path)]
     pins = ["--constraint", str(ROOT / "requirements" / "constraints.txt")]
+    where = ["--python-version", python, *platforms, *pins]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, "--python-version", python, *platforms, *pins]
-        + get_device_requirements(),
+        [sys.executable, "-m", "pip", "install", *options, *where, *get_device_requirements()],
         capture_output=True,
         text=True,
         timeout=300,

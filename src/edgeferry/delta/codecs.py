@@ -26,7 +26,7 @@ from edgeferry.errors import DeltaDamaged
 Codec = Literal["none", "zstd", "planes-zstd"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
 
-LEVEL = 19
+LEVEL, LEVEL_LONG = 19, 22
 MAX_WINDOW_LOG = 26
 """64 MiB: the largest window whose decoder stays under 96 MB (docs/delta-facts.md, bound on memory)."""
 MEMORY_MAX_BYTES = 96_000_000
@@ -119,11 +119,15 @@ def get_decode_memory(codec: str, coded: Buffer) -> int:
 
 # --- zstd: one frame, its content size stated, its window bounded -----------------------------------------------------
 def _compress(view: Buffer) -> bytes:
+    """The shorter of two frames: long matches help some files and cost others a little."""
     window_log = max(10, min(MAX_WINDOW_LOG, len(view).bit_length()))
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL, source_size=len(view), window_log=window_log, enable_ldm=True, write_content_size=True
+    size = len(view)
+    plain = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=size, write_content_size=True)
+    long = zstandard.ZstdCompressionParameters.from_level(
+        LEVEL_LONG, source_size=size, window_log=window_log, enable_ldm=True, write_content_size=True
     )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(view)
+    frames = (zstandard.ZstdCompressor(compression_params=one).compress(view) for one in (plain, long))
+    return min(frames, key=len)
 
 
 def _read_parameters(view: memoryview) -> zstandard.FrameParameters:
