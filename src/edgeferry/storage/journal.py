@@ -6,7 +6,7 @@ Rules:
 - WAL, synchronous=FULL: a call that returned is on the disk.
 - One thread touches the database; every method is a coroutine that waits for it.
 - A journal that is damaged, or of a newer release, is moved aside and begun anew: refs tell what is true, records only
-  what we were doing, so that a device without a journal serves on. `damage` says that it happened.
+  what we were doing, so that a device without a journal serves on. `damage` and the log say that it happened.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import structlog
 
 from edgeferry.errors import NoSpace, StorageBusy, StorageError, StorageFailed
 from edgeferry.storage.files import fsync_folder, rename_durably, translate_disk_errors
@@ -34,6 +36,7 @@ CREATE TABLE value (key TEXT PRIMARY KEY, body BLOB NOT NULL);
 """
 _BUSY_TIMEOUT_S = 5.0
 _T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,8 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
     """
     with ThreadPoolExecutor(1, thread_name_prefix="journal") as writer:
         connection, damage = await _run_in(writer, lambda: _open_or_replace(path))
+        if damage is not None:
+            _log.warning(damage.message, code=damage.code)
         try:
             yield Journal(connection, writer, damage)
         finally:
