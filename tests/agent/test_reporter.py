@@ -1,0 +1,121 @@
+"""The compact record in the twin, and when it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from edgeferry.agent.machine import State
+from edgeferry.agent.record import Artifact, UpdateRecord
+from edgeferry.agent.reporter import DeviceView, ModelView, Reporter, make_model_view, make_reported
+from edgeferry.twin.document import check_values
+
+ERROR = {"code": "golden_mismatch", "message": "found 1 of 21 " * 20, "advice": "Look at the training. " * 10}
+
+
+def make_view(count: int, *, error: dict[str, str] | None = ERROR, file: str = "tensorflow001.zip") -> DeviceView:
+    models = tuple(
+        ModelView(model=f"model{n}", active="1.0.0", target="1.1.0", state="REJECTED", error=error)
+        for n in range(count)
+    )
+    return DeviceView(device="d", role="both", models=models, latest_file=file, problem=error, observed=4_000_000)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_the_record_stays_under_512_bytes_and_within_the_twins_rules(count: int) -> None:
+    reported = make_reported(make_view(count))
+    assert len(msgspec.json.encode(reported)) <= 512
+    check_values(reported)
+    assert set(reported["edgeferry"]["models"]) == {f"model{n}" for n in range(count)}
+
+
+def test_one_model_with_an_error_keeps_code_message_and_advice() -> None:
+    view = DeviceView(device="d", role="both", models=make_view(1).models)
+    model = make_reported(view)["edgeferry"]["models"]["model0"]
+    assert set(model["error"]) == {"code", "message", "advice"}
+    assert model["active"] == "1.0.0"
+
+
+def test_progress_is_bytes_of_all_artifacts_and_only_said_while_it_moves() -> None:
+    artifacts = (Artifact(size=100), Artifact(size=300))
+    record = UpdateRecord(
+        kind="signed",
+        model="m",
+        version="2",
+        key="k",
+        identity="i",
+        state=State.DOWNLOADING,
+        artifacts=artifacts,
+        index=1,
+    )
+    view = make_model_view("m", record, active="1", previous="", here_bytes=100)
+    assert view.progress == 0.5
+    reported = make_reported(DeviceView(device="d", role="both", models=(view,)))
+    assert reported["edgeferry"]["models"]["m"]["progress"] == 0.5
+    done = make_model_view(
+        "m", msgspec.structs.replace(record, state=State.ACTIVE), active="2", previous="1", here_bytes=0
+    )
+    assert (
+        "progress" not in make_reported(DeviceView(device="d", role="both", models=(done,)))["edgeferry"]["models"]["m"]
+    )
+
+
+async def test_only_what_differs_is_sent_and_what_went_is_deleted() -> None:
+    views = [make_view(1), make_view(1, error=None)]
+    sent: list[dict[str, Any]] = []
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch)
+
+    reporter = Reporter(lambda: views[0], every_s=60)
+    task = asyncio.create_task(reporter.run({"$version": 3}, send))
+    await wait_for(lambda: len(sent) == 1)
+    assert sent[0]["LatestAIModelFileName"] == "tensorflow001.zip"
+    views.pop(0)
+    reporter.note_change()
+    await wait_for(lambda: len(sent) == 2)
+    assert sent[1] == {"edgeferry": {"error": None, "models": {"model0": {"error": None}}}}
+    task.cancel()
+
+
+async def test_what_the_hub_holds_already_is_not_sent_again() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch)
+
+    reporter = Reporter(lambda: make_view(1), every_s=60)
+    task = asyncio.create_task(reporter.run(make_reported(make_view(1)), send))
+    await asyncio.sleep(0.05)
+    assert sent == []
+    task.cancel()
+
+
+async def test_progress_alone_is_said_at_most_every_n_seconds() -> None:
+    shown = {"progress": 0.0}
+    sent: list[float] = []
+
+    def view() -> DeviceView:
+        model = ModelView(model="m", state="DOWNLOADING", target="1", progress=shown["progress"])
+        return DeviceView(device="d", role="both", models=(model,))
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch["edgeferry"]["models"]["m"]["progress"])
+
+    reporter = Reporter(view, every_s=0.3)
+    task = asyncio.create_task(reporter.run({}, send))
+    for step in range(1, 40):
+        await asyncio.sleep(0.02)
+        shown["progress"] = step / 40
+        reporter.note_progress()
+    assert 2 <= len(sent) <= 4
+    task.cancel()
+
+
+async def wait_for(check: Any) -> None:
+    async with asyncio.timeout(5):
+        while not check():
+            await asyncio.sleep(0.01)
