@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeferry.delta import codecs
-from edgeferry.delta.codecs import CODECS, Codec, decode_blocks, decode_full, encode_full, encode_smallest
+from edgeferry.delta.codecs import (
+    CODECS,
+    Codec,
+    decode_blocks,
+    decode_full,
+    encode_all,
+    encode_full,
+    encode_smallest,
+    find_smallest,
+)
 from edgeferry.delta.tensors import FloatRange
 from edgeferry.errors import DeltaDamaged
 
@@ -55,6 +64,13 @@ def test_planes_are_the_smallest_for_a_float_model(shared_models: Path, name: st
 
 def test_incompressible_bytes_travel_as_they_are() -> None:
     assert encode_smallest(np.random.default_rng(1).bytes(4000)).codec == "none"
+
+
+def test_a_quantised_model_needs_no_planes(shared_models: Path) -> None:
+    data = (shared_models / "pairs/ssdv1_metadata_only/v1.tflite").read_bytes()
+    candidates = encode_all(data)
+    assert [coded.codec for coded in candidates] == ["none", "zstd"]
+    assert len(find_smallest(candidates).data) < 2_850_000  # 2.91 MB at the highest level alone
 
 
 @pytest.mark.parametrize("path", sorted(VECTORS.glob("good-*")), ids=lambda path: path.name)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import zstandard
@@ -26,9 +26,11 @@ from edgeferry.errors import DeltaDamaged
 Codec = Literal["none", "zstd", "planes-zstd"]
 CODECS: tuple[Codec, ...] = get_args(Codec)
 
-LEVEL, LEVEL_LONG = 19, 22
+LEVELS, LEVELS_OF_LARGE, LARGE_BYTES = (3, 19, 22), (3, 12), 32 << 20
+"""Levels that are tried. High ones win on floats, the low one on quantised weights, where chance matches spoil the
+statistics of the literals. At 19 a megabyte takes about a second, so large files get less."""
 MAX_WINDOW_LOG = 26
-"""64 MiB: the largest window whose decoder stays under 96 MB (docs/delta-facts.md, bound on memory)."""
+"""64 MiB: the largest window whose decoder stays under 96 MB (docs/formats/coded.md, bound on memory)."""
 MEMORY_MAX_BYTES = 96_000_000
 BLOCK_BYTES = 1 << 20
 BLOCK_COUNT = 1 << 18
@@ -61,9 +63,20 @@ def encode_full(data: Buffer, codec: Codec) -> Coded:
     return Coded(codec, coded, get_decode_memory(codec, coded))
 
 
+def encode_all(data: Buffer) -> tuple[Coded, ...]:
+    """The file in every codec; without byte planes where it has no float tensors."""
+    codecs = CODECS if find_float_ranges(data) else tuple(codec for codec in CODECS if codec != "planes-zstd")
+    return tuple(encode_full(data, codec) for codec in codecs)
+
+
+def find_smallest(candidates: tuple[Coded, ...]) -> Coded:
+    """The shortest; on a tie the simplest."""
+    return min(candidates, key=lambda coded: len(coded.data))
+
+
 def encode_smallest(data: Buffer) -> Coded:
-    """The shortest of all codecs for this file; on a tie the simplest."""
-    return min((encode_full(data, codec) for codec in CODECS), key=lambda coded: len(coded.data))
+    """The file in the codec that makes it shortest."""
+    return find_smallest(encode_all(data))
 
 
 def decode_full(data: Buffer, codec: str, size_bytes: int) -> bytes:
@@ -119,15 +132,22 @@ def get_decode_memory(codec: str, coded: Buffer) -> int:
 
 # --- zstd: one frame, its content size stated, its window bounded -----------------------------------------------------
 def _compress(view: Buffer) -> bytes:
-    """The shorter of two frames: long matches help some files and cost others a little."""
-    window_log = max(10, min(MAX_WINDOW_LOG, len(view).bit_length()))
-    size = len(view)
-    plain = zstandard.ZstdCompressionParameters.from_level(LEVEL, source_size=size, write_content_size=True)
-    long = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL_LONG, source_size=size, window_log=window_log, enable_ldm=True, write_content_size=True
+    """The shortest of several frames."""
+    levels = LEVELS if len(view) < LARGE_BYTES else LEVELS_OF_LARGE
+    return min((_compress_at(view, level) for level in levels), key=len)
+
+
+def _compress_at(view: Buffer, level: int) -> bytes:
+    """At one level; with long matches in all but level 19, where they help some files and cost others a little."""
+    long: dict[str, Any] = {} if level == 19 else {"enable_ldm": True, "window_log": _get_window_log(len(view))}
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, source_size=len(view), write_content_size=True, **long
     )
-    frames = (zstandard.ZstdCompressor(compression_params=one).compress(view) for one in (plain, long))
-    return min(frames, key=len)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(view)
+
+
+def _get_window_log(size_bytes: int) -> int:
+    return max(10, min(MAX_WINDOW_LOG, size_bytes.bit_length()))
 
 
 def _read_parameters(view: memoryview) -> zstandard.FrameParameters:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from edgeferry.delta.codecs import CODECS, Coded, decode_full, encode_full, get_decode_memory
+from edgeferry.delta.codecs import Coded, decode_full, encode_all, find_smallest, get_decode_memory
 from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken, MetadataUntrusted
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
 from edgeferry.model.digest import Digest, Hasher
@@ -206,8 +206,8 @@ def _code(packed: _Packed, say: Say) -> _CodedFiles:
     done = _CodedFiles()
     for path, data in packed.files.items():
         say(f"coding {path} ({len(data):,} bytes)")
-        candidates = [encode_full(data, codec) for codec in CODECS]
-        best = min(candidates, key=lambda coded: len(coded.data))
+        candidates = encode_all(data)
+        best = find_smallest(candidates)
         _check_decodes(best, data, path=path)
         sizes: dict[str, int] = {coded.codec: len(coded.data) for coded in candidates}
         _add_file(done, path, data=data, best=best, sizes=sizes)
