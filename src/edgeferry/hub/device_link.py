@@ -2,7 +2,7 @@
 
 Bytes, timers and sockets stand in mqtt_front.py; packets, sessions and topics in wire/.
 
-Rules (docs/iothub-protocol.md section 3):
+Rules (docs/formats/iothub.md section 3):
 - GET twin is answered with 200 or not at all: on any trouble the connection is closed. SDKs repeat a refused GET at
   once, thousands of times a second. Answers about the twin go to who asked, subscribed or not: after a reconnect the
   Python SDK asks without having subscribed, and waits for the answer for ever.

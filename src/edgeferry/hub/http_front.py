@@ -67,7 +67,7 @@ class ServiceRest:
     service_key: str
 
     def make_routes(self) -> list[Route]:
-        """Every route, in the order of docs/iothub-protocol.md section 5."""
+        """Every route, in the order of docs/formats/iothub.md section 5."""
         return [
             self._make_route("/devices", list_devices, "GET"),
             self._make_route("/devices/", list_devices, "GET"),

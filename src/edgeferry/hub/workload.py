@@ -2,7 +2,7 @@
 
 It is served on a unix socket; who may open the socket may sign as any module of the one device it stands for.
 
-Source: docs/iothub-protocol.md section 2 (measured with the Python and Node SDKs).
+Source: docs/formats/iothub.md section 2 (measured with the Python and Node SDKs).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Rules:
 - The API is published on the device's loopback unless said otherwise, and takes requests from the named networks only.
 - No secret of ours is in it; a SAS that the operator gives is, as in any twin.
 
-Source: docs/iothub-protocol.md section 7; the shape is `deployment_schema.json` beside this file.
+Source: docs/formats/iothub.md section 7; the shape is `deployment_schema.json` beside this file.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Rules:
 - Names are checked on the way in and on the way out: what another hand put here is not a version.
 - A ref names content, not only a version: the same version published anew with other content gets a folder of its own.
 
-Layout (docs/contracts.md, "Device storage")::
+Layout (docs/formats/storage.md)::
 
     <storage>/edgeferry/  models/<name>/versions/<version>/     manifest.json, files: hard links into blobs/
                           models/<name>/active, previous        refs

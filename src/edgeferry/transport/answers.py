@@ -1,7 +1,7 @@
 """What an HTTP answer means to us: status to error, and whether a range is the range we asked for.
 
 Moving bytes is `http.py`'s. Sources: RFC 9110 (ranges 14, conditions 13, Retry-After 10.2.3), RFC 6585 (429, 511),
-docs/iothub-protocol.md section 6 (what Azure and Azurite do).
+docs/formats/iothub.md section 6 (what Azure and Azurite do).
 
 Rules:
 - Decided by status, never by an error code in a body.

@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 PAYLOAD_MAX_BYTES = 256 << 10
-"""What IoT Hub allows a message to be (docs/iothub-protocol.md section 2)."""
+"""What IoT Hub allows a message to be (docs/formats/iothub.md section 2)."""
 _REFUSED = frozenset({4, 5, 134, 135})
 """CONNACK: bad user name or password, not authorised; in the numbers of MQTT 3.1.1 and, after paho, of 5."""
 _GOODBYE_S = 3.0

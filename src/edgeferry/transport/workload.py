@@ -3,7 +3,7 @@
 Rules:
 - A module holds no key: tokens are signed by the daemon, over a unix socket.
 
-Source: docs/iothub-protocol.md section 2 (`/trust-bundle`, `/modules/{m}/genid/{g}/sign`).
+Source: docs/formats/iothub.md section 2 (`/trust-bundle`, `/modules/{m}/genid/{g}/sign`).
 """
 
 from __future__ import annotations

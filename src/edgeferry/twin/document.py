@@ -11,7 +11,7 @@ Rules:
 - A replacement (PUT) is told to the device as a twin patch with nulls for the keys that went.
 - `$version` and `$metadata` at the top of what comes in are dropped: SDKs send back what they read.
 
-Limits: docs/iothub-protocol.md section 2 (Azure IoT Hub's documented ones); sizes count bytes of keys and values, 8 for
+Limits: docs/formats/iothub.md section 2 (Azure IoT Hub's documented ones); sizes count bytes of keys and values, 8 for
 a number, 4 for a boolean.
 """
 

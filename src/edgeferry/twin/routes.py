@@ -7,7 +7,7 @@ Rules:
   `/messages/modules/{m}/outputs/{o}`. Sinks: `$upstream`, `BrokeredEndpoint("/modules/{m}/inputs/{i}")`.
 - The three words compare without case, names with case. `parse_route(str(route)) == route`.
 
-Source: docs/iothub-protocol.md section 7.
+Source: docs/formats/iothub.md section 7.
 """
 
 from __future__ import annotations

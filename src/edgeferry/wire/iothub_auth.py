@@ -8,7 +8,7 @@ Rules:
 - Fields of a token come in any order: it is read as a map. `+` is a literal plus.
 - A key never enters a message, a `repr` or a log.
 
-Source: docs/iothub-protocol.md section 2 (measured with azure-iot-device 2.14.0 and azure-iot-hub 2.7.0).
+Source: docs/formats/iothub.md section 2 (measured with azure-iot-device 2.14.0 and azure-iot-hub 2.7.0).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Rules:
 - Below `inputs/{input}/` the next segment is the bag; input names are percent-encoded.
 - `$rid` is echoed exactly as it was sent.
 
-Source: docs/iothub-protocol.md section 2 (measured with the Python and Node SDKs).
+Source: docs/formats/iothub.md section 2 (measured with the Python and Node SDKs).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from edgeferry.errors import ProtocolViolated
 from edgeferry.wire.mqtt_packets import ConnAck, Connect, Packet, PingResp, Publish, SubAck, UnsubAck
 
-KEEPALIVE_CAP_S = 1767.0  # docs/iothub-protocol.md section 2: 1.5 x keepalive, capped
+KEEPALIVE_CAP_S = 1767.0  # docs/formats/iothub.md section 2: 1.5 x keepalive, capped
 KEEPALIVE_FACTOR = 1.5
 CONNECT_TIMEOUT_S = 30.0
 FILTERS_MAX = 5

@@ -7,7 +7,7 @@ Rules:
 - An error body is `{"Message": "ErrorCode:X;..."}` beside the header `iothub-errorcode: X`.
 - Keys are shown by identity calls only, never by twin calls.
 
-Source: docs/iothub-protocol.md section 5 (api-version 2021-04-12, measured with the Python and Node service SDKs).
+Source: docs/formats/iothub.md section 5 (api-version 2021-04-12, measured with the Python and Node service SDKs).
 """
 
 from __future__ import annotations
