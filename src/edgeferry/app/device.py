@@ -126,12 +126,18 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
 
 @asynccontextmanager
 async def _running(agent: Agent) -> AsyncIterator[None]:
-    """The agent as a task; the block begins once what was active serves, and ends when the agent does."""
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(agent.run())
-        await agent.started.wait()
+    """The agent as a task; the block begins once what was active serves. What ends the agent at its start is raised."""
+    running = asyncio.create_task(agent.run(), name="agent")
+    started = asyncio.create_task(agent.started.wait())
+    try:
+        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
         yield
+    finally:
+        started.cancel()
         running.cancel()
+        await asyncio.wait({running})
 
 
 def _make_parts(
