@@ -345,15 +345,46 @@ async def test_a_portals_page_is_no_verdict(world: World, classic_zip: bytes) ->
         await world.wait_state(State.ACTIVE, model="default")
 
 
-async def test_a_folder_of_somebody_else_survives_a_rejected_bundle(world: World) -> None:
-    theirs = world.root / "shared" / "data.bin"
-    theirs.parent.mkdir(parents=True)
-    theirs.write_bytes(b"theirs")
+@pytest.mark.parametrize("theirs", ["shared/data.bin", "shared.zip"])
+async def test_what_others_keep_in_the_storage_is_never_replaced(world: World, classic_zip: bytes, theirs: str) -> None:
+    (world.root / theirs).parent.mkdir(parents=True)
+    (world.root / theirs).write_bytes(b"theirs")
     async with world.run():
-        world.deploy_classic("shared.zip", make_zip({"model.onnx": b"junk"}))
-        await world.wait_state(State.REJECTED, model="default")
-        await asyncio.sleep(0.1)
-        assert theirs.read_bytes() == b"theirs"
+        world.deploy_classic("shared.zip", classic_zip)
+        record = await world.wait_state(State.REJECTED, model="default")
+        assert record.fault is not None
+        assert record.fault.code == "name_invalid"
+        assert world.origin.requests == []
+        await asyncio.sleep(0.05)
+        assert (world.root / theirs).read_bytes() == b"theirs"
+
+
+async def test_a_name_that_we_took_is_given_back_when_its_version_goes(world: World, classic_zip: bytes) -> None:
+    async with world.run():
+        for name in ("a.zip", "b.zip", "c.zip"):
+            world.deploy_classic(name, make_zip({**unzip(classic_zip), "notes.md": name.encode()}))
+            await poll(lambda name=name: has_latest(world, name))  # type: ignore[misc]
+            await world.wait_state(State.ACTIVE, model="default")
+        await poll(lambda: has_folders(world, ["b", "c"]))
+        (world.root / "a").mkdir()
+        world.deploy_classic("a.zip", classic_zip)
+        record = await world.wait_state(State.REJECTED, model="default")
+        assert record.fault is not None
+        assert record.fault.code == "name_invalid"
+
+
+async def has_folders(world: World, names: list[str]) -> bool:
+    return sorted(path.name for path in world.root.iterdir()) == [*names, "edgeferry"]
+
+
+async def test_a_bundle_that_is_too_large_is_refused_before_it_is_fetched(world: World, classic_zip: bytes) -> None:
+    world.settings = replace(world.settings, bundle_max_bytes=1000)
+    async with world.run():
+        world.deploy_classic("gauge.zip", classic_zip)
+        record = await world.wait_state(State.REJECTED, model="default")
+        assert record.fault is not None
+        assert record.fault.code == "bundle_too_large"
+        await poll(lambda: is_clean(world))
 
 
 async def test_our_section_wins_over_the_classic_fields_and_that_is_said(world: World, classic_zip: bytes) -> None:
@@ -391,6 +422,9 @@ async def test_a_device_with_a_pinned_root_takes_no_classic_bundle(world: World,
         {"FileName": ["x"], "DownloadUrl": "http://127.0.0.1/x"},
         {"FileName": "x.zip", "DownloadUrl": "http://127.0.0.1/x", "ContentMD5": "short"},
         {"edgeferry": "yes"},
+        {"edgeferry": {"link": {"rate_bps": "fast"}}},
+        {"edgeferry": {"link": {"rate_bps": -1}}},
+        {"edgeferry": {"policy": {"default_model": 7}}},
         {"edgeferry": {"models": {"detector": {"version": "../1", "manifest": "sha256:x"}}}},
         {"edgeferry": {"repo": "http://127.0.0.1/", "models": {"../x": {}}}},
     ],

@@ -20,12 +20,13 @@ from typing import Any
 import msgspec
 
 from edgeferry.agent.announce import INPUT
+from edgeferry.agent.claims import release
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.machine import TERMINAL, Event, State
-from edgeferry.agent.places import find_stored, remove_shared
+from edgeferry.agent.places import find_stored
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
@@ -60,7 +61,8 @@ class Parts:
     random: Callable[[], float]
     get_received_bytes: Callable[[], int]
     boot: str = ""
-    take_policy: Callable[[Mapping[str, Any]], None] = field(default=lambda policy: None)
+    take_default_model: Callable[[str | None], None] = field(default=lambda name: None)
+    """Is told which model the twin makes the default one, if it does."""
 
 
 class Agent:
@@ -174,9 +176,8 @@ class Agent:
         )
         for problem in wanted.problems:
             _LOG.warning("cannot follow the twin: %s", problem.error.message)
-        rate = desired.link.get("rate_bps")
-        self._parts.fetcher.set_rate(rate if isinstance(rate, int) and rate > 0 else self.settings.rate_bps)
-        self._parts.take_policy(desired.policy)
+        self._parts.fetcher.set_rate(self.settings.rate_bps if wanted.rate_bps is None else wanted.rate_bps)
+        self._parts.take_default_model(wanted.default_model)
 
     def _aim(self) -> None:
         targets = dict(self._targets)
@@ -298,7 +299,7 @@ class Agent:
         keep = [one for one in found if one is not None]
         await in_thread(self._parts.repository.gc, keep, keep_blobs=blobs)
         lane = self._lanes[record.model]
-        await in_thread(remove_shared, self._parts.repository, list(lane.rows.values()))
+        await release(self._parts.repository, self._parts.journal, list(lane.rows.values()))
         await lane.forget_old_rows()
 
     # --- tasks --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from edgeferry.agent.threads import in_thread
-from edgeferry.errors import LinkBroken, LinkTimeout, ObjectChanged
+from edgeferry.errors import BundleTooLarge, LinkBroken, LinkTimeout, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
 from edgeferry.transport.http import HttpClient, RangeReply, require_ok
@@ -67,6 +67,7 @@ class Fetcher:
         Raises:
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
             ObjectChanged: the object is another one now; `partial` is empty again.
+            BundleTooLarge: nobody announced a size, and it is more than `partial` takes.
             NoSpace: the disk is full; what fitted is in `partial`.
         """
         if size_bytes is not None and partial.length_bytes == size_bytes:
@@ -78,6 +79,8 @@ class Fetcher:
                     partial.truncate(0)
                 if note_tag is not None:
                     await note_tag(reply.etag)
+                if size_bytes is None:
+                    _require_bounded(reply.total_bytes or 0, partial)
                 await self._take(reply, partial, progress)
         except ObjectChanged:
             partial.truncate(0)
@@ -86,6 +89,8 @@ class Fetcher:
     async def _take(self, reply: RangeReply, partial: PartialFile, progress: Progress) -> None:
         synced = partial.length_bytes
         async for block in reply.blocks:
+            if reply.total_bytes is None:
+                _require_bounded(partial.length_bytes + len(block), partial)
             partial.append(block)
             progress(partial.length_bytes)
             if partial.length_bytes - synced >= _SYNC_EVERY_BYTES:
@@ -100,6 +105,12 @@ class Fetcher:
         if self._bucket is not None:
             self._bucket, wait_s = self._bucket.take(size_bytes, time.monotonic())
             await asyncio.sleep(wait_s)
+
+
+def _require_bounded(size_bytes: int, partial: PartialFile) -> None:
+    """What nobody announced is bounded by what this device takes."""
+    if size_bytes > partial.max_bytes:
+        raise BundleTooLarge(f"expected a bundle of at most {partial.max_bytes} bytes, the server sends {size_bytes}")
 
 
 def make_url(repo: str, path: str, sas: str) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from edgeferry.agent.claims import is_claimed
 from edgeferry.agent.machine import (
     LOOP_LIMIT,
     TERMINAL,
@@ -207,7 +208,8 @@ class Lane:
         tools = self.around.tools
         try:
             if record.state is not State.ACTIVE:
-                await in_thread(remove_traces, tools.repository, record)
+                owns = record.kind == "classic" and await is_claimed(tools.journal, record.file_name)
+                await in_thread(remove_traces, tools.repository, record, owns_zip=owns)
                 await tools.activator.discard(record.model)
             await self.around.settled(record)
         except StorageError as error:  # the sweep at the next start takes what is left

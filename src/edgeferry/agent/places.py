@@ -16,14 +16,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
-from edgeferry.agent.machine import TERMINAL
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
 from edgeferry.errors import StorageFailed
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES
 from edgeferry.model.stored import StoredVersion
-from edgeferry.storage.classic import get_classic_folder, get_zip_path, place_zip, remove_zip, unpack_classic
+from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
 from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
 from edgeferry.storage.repository import Repository
@@ -153,18 +152,9 @@ def _list_keys(record: UpdateRecord) -> list[str]:
     return [*downloads, *decoded]
 
 
-def remove_traces(repository: Repository, record: UpdateRecord) -> None:
+def remove_traces(repository: Repository, record: UpdateRecord, *, owns_zip: bool) -> None:
     """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `Repository.gc`'s."""
     for key in _list_keys(record):
         remove_tree(get_partial_path(repository.partial_folder, key))
-    if record.kind == "classic":
+    if owns_zip:
         remove_zip(repository.storage_root, record.file_name)
-
-
-def remove_shared(repository: Repository, rows: Iterable[UpdateRecord]) -> None:
-    """Removes the shared folders of classic versions that are not kept here any more: those that we made, no others."""
-    classic = [row for row in rows if row.kind == "classic" and row.switched_at > 0]
-    kept = {row.file_name for row in classic if find_stored(repository, row) is not None or row.state not in TERMINAL}
-    for row in classic:
-        if row.file_name not in kept:
-            remove_tree(get_classic_folder(repository.storage_root, row.file_name))

@@ -25,9 +25,10 @@ from edgeferry.link.route import pick_route
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest
 from edgeferry.names import get_stem, require_file_name
-from edgeferry.twin.contract import CLASSIC_MODEL, ClassicDesired, Desired, Problem
+from edgeferry.twin.contract import CLASSIC_MODEL, SECTION, ClassicDesired, Desired, Problem
 
-_OURS = re.compile(r"edgeferry", re.IGNORECASE)
+_OURS = re.compile(r"\.?edgeferry", re.IGNORECASE)
+_RATE_MAX_BPS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,28 @@ class Wanted:
 
     targets: Mapping[str, Target] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
+    rate_bps: int | None = None
+    """A cap on downloads, bits per second, 0 for none; None: the twin says nothing."""
+    default_model: str | None = None
 
 
 def make_wanted(desired: Desired, *, accept_classic: bool) -> Wanted:
-    """Turns a full desired document into targets; never raises on what a cloud may send."""
+    """Turns a full desired document into what this device shall do; never raises on what a cloud may send."""
+    targets, problems = _make_targets(desired, accept_classic=accept_classic)
+    rate, model = desired.link.get("rate_bps"), desired.policy.get("default_model")
+    sane = rate is None or (type(rate) is int and 0 <= rate <= _RATE_MAX_BPS)
+    if not sane:
+        problems += (_make_problem(f"{SECTION}.link.rate_bps", "expected bits per second as a whole number from 0"),)
+    if model is not None and not isinstance(model, str):
+        problems += (_make_problem(f"{SECTION}.policy.default_model", "expected the name of a model"),)
+    return Wanted(targets, problems, rate if sane else None, model if isinstance(model, str) else None)
+
+
+def _make_problem(place: str, message: str) -> Problem:
+    return Problem(place, TwinInvalid(f"{place}: {message}", place=place))
+
+
+def _make_targets(desired: Desired, *, accept_classic: bool) -> tuple[dict[str, Target], tuple[Problem, ...]]:
     targets = {
         entry.model: Target(
             kind="signed",
@@ -55,12 +74,12 @@ def make_wanted(desired: Desired, *, accept_classic: bool) -> Wanted:
         for entry in desired.models
     }
     if desired.classic is None:
-        return Wanted(targets, desired.problems)
+        return targets, desired.problems
     try:
         _require_classic(desired, accept_classic=accept_classic)
-        return Wanted({CLASSIC_MODEL: _make_classic(desired.classic)}, desired.problems)
+        return {CLASSIC_MODEL: _make_classic(desired.classic)}, desired.problems
     except EdgeferryError as error:
-        return Wanted(targets, (*desired.problems, Problem("FileName", error)))
+        return targets, (*desired.problems, Problem("FileName", error))
 
 
 def _require_classic(desired: Desired, *, accept_classic: bool) -> None:

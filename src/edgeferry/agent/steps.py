@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 
 from edgeferry.agent.announce import announce
+from edgeferry.agent.claims import claim
 from edgeferry.agent.fetch import Progress, make_url
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
@@ -75,6 +76,7 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
     if record.kind == "classic":
         if tools.settings.require_md5 and not target.md5:
             raise ClassicRefused("this device takes classic updates only with ContentMD5")
+        await claim(tools.repository, tools.journal, record.file_name)
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
     manifest = await _fetch_manifest(tools, record, target)
     artifacts = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs))

@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -150,9 +149,8 @@ def _make_parts(
     root: bytes | Digest | None,
     open_hub: OpenHub | None,
 ) -> Parts:
-    def take_policy(policy: Mapping[str, Any]) -> None:
-        wanted = policy.get("default_model")
-        slots.default_model = wanted if isinstance(wanted, str) else config.default_model
+    def take_default_model(name: str | None) -> None:
+        slots.default_model = config.default_model if name is None else name
 
     return Parts(
         repository=repository,
@@ -165,7 +163,7 @@ def _make_parts(
         random=random.random,
         get_received_bytes=lambda: http.received_bytes,
         boot=_BOOT_ID.read_text("ascii").strip() if _BOOT_ID.is_file() else "",
-        take_policy=take_policy,
+        take_default_model=take_default_model,
     )
 
 
