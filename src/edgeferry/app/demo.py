@@ -23,7 +23,8 @@ from edgeferry.app.demo_site import MODEL, Site, get_now_s, open_site
 from edgeferry.errors import ConfigInvalid, EdgeferryError, InvariantBroken
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http
 
-LINK_BPS = 64_000
+DEFAULT_LINK_BPS = 64_000
+BAD_VERSION = "1.3.0-bad"
 FILE_NAME = "detector.onnx"
 NEW_CLASS = "leak"
 _ACTIVE_TIMEOUT_S = 170.0
@@ -67,13 +68,16 @@ class Loop:
         return self.answered.total() + len(self.failures)
 
 
-async def run_demo(out: Path, models: Path, *, say: Say, progress: Progress) -> DemoFigures:
-    """Tells the story in the folder `out` and returns the figures; raises what made it impossible to go on."""
+async def run_demo(out: Path, models: Path, *, link_bps: int, say: Say, progress: Progress) -> DemoFigures:
+    """Tells the story in the folder `out` and returns the figures; raises what made it impossible to go on.
+
+    `link_bps`: bits per second between device and hub during the update.
+    """
     begun = get_now_s()
     async with open_site(out, models) as site, open_http(HttpSettings()) as http:
         await _begin(site, http, say=say)
         async with _open_loop(site, http) as loop:
-            update = await _update(site, loop, say=say, progress=progress)
+            update = await _update(site, loop, link_bps=link_bps, say=say, progress=progress)
             pictures = await _draw_scenes(site, http, out / "pictures")
             refused = await _refuse(site, say=say)
             sees_leak = await _find_labels(site, http, NEW_CLASS)
@@ -97,6 +101,7 @@ async def run_up(out: Path, models: Path, *, say: Say) -> None:
 class _Update:
     """What the update cost."""
 
+    link_bps: int
     guide_zip_bytes: int
     wire_bytes: int
     payload_bytes: int
@@ -114,17 +119,18 @@ async def _begin(site: Site, http: HttpClient, *, say: Say) -> None:
         say(f"  {scene.name:<20} {await _describe(site, http, scene)}")
 
 
-async def _update(site: Site, loop: Loop, *, say: Say, progress: Progress) -> _Update:
+async def _update(site: Site, loop: Loop, *, link_bps: int, say: Say, progress: Progress) -> _Update:
     report = await site.publish("1.1.0", FILE_NAME, "v1.1")
-    say(f"{MODEL} 1.1.0 is published: it also knows '{NEW_CLASS}'. The link is now {LINK_BPS // 1000} kbit/s.")
+    say(f"{MODEL} 1.1.0 is published: it also knows '{NEW_CLASS}'. The link is now {link_bps // 1000} kbit/s.")
     await loop.settled.wait()
     before, requests, begun = site.link.passed_bytes, loop.total, get_now_s()
-    site.link.limit(LINK_BPS)
+    site.link.limit(link_bps)
     await site.deploy("1.1.0")
     await _wait_active(site, "1.1.0", progress=progress)
     seconds = get_now_s() - begun
     site.link.limit(0)
     return _Update(
+        link_bps=link_bps,
         guide_zip_bytes=int(report["classic"]["size"]),
         wire_bytes=site.link.passed_bytes - before,
         payload_bytes=int(report["download_bytes"]),
@@ -134,9 +140,10 @@ async def _update(site: Site, loop: Loop, *, say: Say, progress: Progress) -> _U
 
 
 async def _refuse(site: Site, *, say: Say) -> str:
-    say(f"{MODEL} 1.3.0-bad is published: a valid file whose labels are rotated.")
-    await site.publish("1.3.0-bad", FILE_NAME, None)
-    await site.deploy("1.3.0-bad")
+    """Deploys the bad version; returns the code that it was refused with, or "" when it was not."""
+    say(f"{MODEL} {BAD_VERSION} is published: a valid file whose labels are rotated.")
+    await site.publish(BAD_VERSION, FILE_NAME, None)
+    await site.deploy(BAD_VERSION)
     async with asyncio.timeout(_ACTIVE_TIMEOUT_S):
         while True:
             status = await _read_model(site)
@@ -145,6 +152,8 @@ async def _refuse(site: Site, *, say: Say) -> str:
                 say(f"  refused: {error.get('code')}: {str(error.get('message', '')).partition(':')[0]}")
                 say(f"  {MODEL} {status['active']} serves on.")
                 return str(error.get("code", ""))
+            if status["active"] == BAD_VERSION:
+                return ""
             await asyncio.sleep(_POLL_S)
 
 
@@ -259,14 +268,14 @@ def _make_figures(update: _Update, loop: Loop, *, refused: str, sees_leak: bool,
         "both versions answered": {"1.0.0", "1.1.0"} <= set(loop.answered),
         f"1.1.0 sees '{NEW_CLASS}'": sees_leak,
         "the update cost fewer bytes than the guide's ZIP": update.wire_bytes < update.guide_zip_bytes,
-        "1.3.0-bad was refused on its golden truth": refused == "golden_mismatch",
-        "1.3.0-bad never answered": "1.3.0-bad" not in loop.answered,
+        f"{BAD_VERSION} was refused on its golden truth": refused == "golden_mismatch",
+        f"{BAD_VERSION} never answered": BAD_VERSION not in loop.answered,
     }
     return DemoFigures(
         guide_zip_bytes=update.guide_zip_bytes,
         update_wire_bytes=update.wire_bytes,
         update_payload_bytes=update.payload_bytes,
-        link_bps=LINK_BPS,
+        link_bps=update.link_bps,
         update_s=round(update.seconds, 1),
         requests=loop.total,
         requests_during_update=update.requests,

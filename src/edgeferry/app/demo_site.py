@@ -28,6 +28,8 @@ MODULE = "ferry"
 MODEL = "detector"
 _MARK = ".edgeferry-demo"
 _READY_TIMEOUT_S = 60.0
+_PROBATION_S = 3.0
+"""Short, since nobody watches a demo for a minute; a device's default is a minute."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Site:
         """Starts the device's process, for the first time or again."""
         words = ["device", "run", "--storage", str(self.storage), "--port", str(self.api_port)]
         words += ["--mqtt-port", str(self.mqtt_port), "--ca-file", str(self.ca_file)]
+        words += ["--config", str(self.folder / "device.toml")]
         self.device = await self.processes.start("device", words, EDGEFERRY_CONNECTION_STRING=self.identity)
 
     async def publish(self, version: str, file_name: str, golden: str | None) -> dict[str, Any]:
@@ -140,6 +143,7 @@ async def _start_hub(processes: Processes, folder: Path) -> dict[str, Any]:
 
 async def _init_device(site: Site) -> None:
     """Provisions the device: an identity of the hub, a pinned root."""
+    (site.folder / "device.toml").write_text(f"probation_s = {_PROBATION_S}\n")
     root = site.folder / "site" / "metadata" / "1.root.json"
     await site.processes.run(["device", "init", "--storage", str(site.storage), "--root", str(root)])
     words = ["hub", "device", "connection-string", DEVICE, "--module", MODULE, "--data", str(site.folder / "hub")]

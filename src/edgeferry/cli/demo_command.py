@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from edgeferry.app.demo import DemoFigures, run_demo, run_up
+from edgeferry.app.demo import DEFAULT_LINK_BPS, DemoFigures, run_demo, run_up
 from edgeferry.cli.exit_codes import FAILED, OK
 from edgeferry.errors import ConfigInvalid
 
@@ -34,8 +34,11 @@ _CHECKOUT_MODELS = Path(__file__).resolve().parents[3] / "models"
     help="The demo models (a checkout's models/).",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file.")
+@click.option(
+    "--link-bps", type=click.IntRange(min=8000), default=DEFAULT_LINK_BPS, show_default=True, help="The thin link."
+)
 @click.option("--up", is_flag=True, help="Leave a hub and one device with the demo model running.")
-def demo(out: Path, models: Path, json_path: Path | None, up: bool) -> None:
+def demo(out: Path, models: Path, json_path: Path | None, link_bps: int, up: bool) -> None:
     """Publish, deploy, update over a 64 kbit/s link, refuse a bad version: with real processes, in three minutes."""
     if not (models / "detector").is_dir():
         raise ConfigInvalid(f"expected the demo models under {models}: run from a checkout, or give --models")
@@ -43,7 +46,7 @@ def demo(out: Path, models: Path, json_path: Path | None, up: bool) -> None:
     if up:
         asyncio.run(run_up(out, models, say=console.print))
         return
-    figures = _run(console, out, models)
+    figures = _run(console, out, models, link_bps)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
@@ -51,7 +54,7 @@ def demo(out: Path, models: Path, json_path: Path | None, up: bool) -> None:
     sys.exit(OK if all(figures.claims.values()) else FAILED)
 
 
-def _run(console: Console, out: Path, models: Path) -> DemoFigures:
+def _run(console: Console, out: Path, models: Path, link_bps: int) -> DemoFigures:
     columns = (TextColumn("  1.1.0"), BarColumn(30), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
         task = bar.add_task("", total=1.0, visible=False)
@@ -64,7 +67,7 @@ def _run(console: Console, out: Path, models: Path) -> DemoFigures:
                 last[0] = tenth
                 console.print(f"  1.1.0 {share:4.0%}  {words}")
 
-        return asyncio.run(run_demo(out, models, say=bar.console.print, progress=show))
+        return asyncio.run(run_demo(out, models, link_bps=link_bps, say=bar.console.print, progress=show))
 
 
 def _print_figures(console: Console, figures: DemoFigures) -> None:
