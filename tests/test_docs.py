@@ -47,3 +47,15 @@ def test_there_are_commands_to_check() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert not missing
+
+
+CITATION = re.compile(r"\b(docs/[\w./-]+\.md)(?: section (\d+))?")
+
+
+def test_pages_and_sections_that_the_source_cites_exist() -> None:
+    files = [path for folder in ("src", "tests", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+    cited = {found for path in files for found in CITATION.findall(path.read_text())}
+    assert len(cited) >= 8
+    for page, section in sorted(cited):
+        assert (ROOT / page).is_file(), page
+        assert not section or f"\n## {section}. " in (ROOT / page).read_text(), f"{page} section {section}"
