@@ -287,7 +287,7 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(make_fake: MakeVersion
     worker = await start_worker(make_fake("run garbage", golden=False), SETTINGS)
     with pytest.raises(WorkerLost, match="protocol"):
         await worker.infer(RED, timeout_s=10)
-    await wait_gone(worker.pid)
+    await asyncio.wait_for(worker.wait_dead(), DEADLINE_S)
 
 
 async def test_a_request_that_nobody_waits_for_is_not_worked_on(make_fake: MakeVersion) -> None:
@@ -307,6 +307,29 @@ async def test_a_worker_that_owes_answers_for_too_long_is_ended(make_fake: MakeV
         with pytest.raises(RequestTimeout):
             await worker.infer(RED, timeout_s=0.2)
     assert await asyncio.wait_for(worker.wait_dead(), DEADLINE_S) == -signal.SIGKILL
+
+
+async def test_a_worker_that_owes_answers_is_ended_also_when_its_callers_leave(make_fake: MakeVersion) -> None:
+    worker = await start_worker(make_fake("run hang", golden=False), replace(SETTINGS, hang_timeout_s=0.3))
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(worker.infer(RED, timeout_s=30), 0.2)
+    assert await asyncio.wait_for(worker.wait_dead(), DEADLINE_S) == -signal.SIGKILL
+
+
+async def test_pictures_that_nobody_waits_for_are_not_kept(make_fake: MakeVersion) -> None:
+    worker = await start_worker(make_fake("run hang", golden=False), replace(SETTINGS, concurrency=1))
+    before = read_resident_bytes(worker.pid)
+    for picture in (RED, *[bytes(16 << 20)] * 12):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(worker.infer(picture, timeout_s=30), 0.05)
+    await worker.reprove(worker.version)  # its reply says that the worker has read all that came before
+    assert read_resident_bytes(worker.pid) - before < 64 << 20
+    await worker.kill()
+
+
+def read_resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_closing_lets_running_requests_finish(make_fake: MakeVersion) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from edgeferry.errors import GoldenMismatch, ModelCrashed, ModelNotReady, QueueFull, WorkerLost
 from edgeferry.runtime.child import InferReply
+from edgeferry.serve import slot
 from edgeferry.serve.fake import FakeEngine
 from edgeferry.serve.slot import SlotSettings
 from edgeferry.serve.slots import Slots, SlotsSettings
@@ -250,6 +252,28 @@ async def test_requests_fail_at_once_while_restarts_fail_and_work_again_after(
         await asyncio.wait_for(_ask(slots), 0.2)
     await until(lambda: len(engine.started) == 2)
     assert await _ask(slots) == ("1.0.0", "label-of-1.0.0")
+
+
+async def test_workers_that_die_young_are_started_again_with_pauses(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion
+) -> None:
+    await slots.switch(make_version())
+    deadline = time.monotonic() + 0.8
+    while time.monotonic() < deadline:
+        engine.started[-1].die()
+        await asyncio.sleep(0.005)
+    assert len(engine.started) == 3, "the first, one at once, and one after half a second"
+
+
+async def test_after_a_long_life_a_worker_is_started_again_at_once(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot, "_LONG_LIFE_S", 0.0)
+    monkeypatch.setattr(slot, "_RESTART_PAUSE_S", 60.0)
+    await slots.switch(make_version())
+    for count in range(2, 5):
+        engine.started[-1].die()
+        await until(lambda count=count: len(engine.started) == count)
 
 
 async def test_a_switch_ends_the_restarts_of_the_dead_version(

@@ -234,12 +234,12 @@ class Worker:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError as error:
-            if self._line.get_silence_s() > self._settings.hang_timeout_s:
-                self._spawned.kill()
             raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
         finally:
-            if future.cancelled():
+            if future.cancelled():  # by this time-out, by the caller's own, or because the caller left
                 self._line.tell(Cancel(id_))
+                if self._line.get_silence_s() > self._settings.hang_timeout_s:
+                    self._spawned.kill()
 
     def _explain_death(self, exit_code: int) -> EdgeferryError:
         how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"

@@ -5,6 +5,8 @@ What this file leaves to others: the process at the other end (`spawn.py`), what
 Rules:
 - A request is written at once and in whole, so frames keep the order of the calls.
 - A `Failed` reply becomes the leaf of `errors.py` that its code names.
+- A worker that reads nothing is owed at most UNSENT_MAX_BYTES (and one request more): callers who come and leave must
+  not fill our memory.
 - When the line ends, for whatever reason, all that wait get WorkerLost. Replies that break the protocol end it.
 """
 
@@ -12,7 +14,15 @@ from __future__ import annotations
 
 import asyncio
 
-from edgeferry.errors import EdgeferryError, InvariantBroken, ProtocolError, ProtocolViolated, WorkerLost, find_leaves
+from edgeferry.errors import (
+    EdgeferryError,
+    InvariantBroken,
+    ProtocolError,
+    ProtocolViolated,
+    QueueFull,
+    WorkerLost,
+    find_leaves,
+)
 from edgeferry.runtime.spawn import Spawned
 from edgeferry.wire.worker_frames import (
     PREFIX_BYTES,
@@ -29,6 +39,7 @@ from edgeferry.wire.worker_frames import (
     read_reply,
 )
 
+UNSENT_MAX_BYTES = 256 << 20
 _LEAVES = {leaf.code: leaf for leaf in find_leaves()}
 
 Answer = tuple[Reply, bytes]
@@ -65,10 +76,13 @@ class Line:
 
         Raises:
             WorkerLost: the line has ended.
+            QueueFull: the worker reads too slowly.
             LimitExceeded: the frame would be too large; nothing was sent.
         """
         if self._lost is not None:
             raise WorkerLost(self._lost.message)
+        if body and self._writer.transport.get_write_buffer_size() > UNSENT_MAX_BYTES:
+            raise QueueFull("expected the worker to take requests, found it busy")
         frame = make_frame(request, len(body))
         if not self._waiting:
             self._heard_at = self._loop.time()
@@ -130,4 +144,6 @@ def _make_error(reply: Failed) -> EdgeferryError:
     leaf = _LEAVES.get(reply.code)
     if leaf is None:
         return InvariantBroken(f"a worker replied with the unknown code {reply.code!r:.60}: {reply.message:.300}")
-    return leaf(reply.message, **reply.values)
+    error = leaf(reply.message)
+    error.values.update(reply.values)  # not as arguments: their names are the worker's
+    return error

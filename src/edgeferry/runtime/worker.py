@@ -71,7 +71,6 @@ _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 class _Job:
     ask: Ask
     terms: Terms
-    picture: bytearray
 
 
 class Line:
@@ -120,7 +119,7 @@ class WorkerProcess:
         self._line = line
         self._begin = begin
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._cancelled: set[int] = set()
+        self._pictures: dict[int, bytearray] = {}  # of asks that wait; a Cancel takes its picture out at once
         self._model: ServedModel | None = None
         self._terms = Terms((), ())
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(begin.concurrency)]
@@ -140,11 +139,12 @@ class WorkerProcess:
         match request:
             case Ask():
                 self._terms = request.terms or self._terms
-                self._jobs.put(_Job(request, self._terms, body))
+                self._pictures[request.id] = body
+                self._jobs.put(_Job(request, self._terms))
             case Prove():
                 threading.Thread(target=self._prove_again, args=(request,), daemon=True).start()
             case Cancel():
-                self._cancelled.add(request.id)
+                self._pictures.pop(request.id, None)
             case Stop():
                 return False
             case Begin():
@@ -166,16 +166,15 @@ class WorkerProcess:
             except Exception as error:  # noqa: BLE001  request edge: one picture must not end the worker
                 broken = InvariantBroken(f"{type(error).__name__}: {error!s:.300}")
                 reply, drawn = _make_failed(job.ask.id, broken), b""
-            self._cancelled.discard(job.ask.id)
-            del job  # the picture need not live until the next one comes
             self._line.send(reply, drawn)
 
     def _answer(self, job: _Job) -> tuple[Reply, bytes]:
-        if job.ask.id in self._cancelled:
+        picture = self._pictures.pop(job.ask.id, None)
+        if picture is None:
             raise RequestTimeout("nobody waited any more when its turn came")
         if self._model is None:
             raise ModelNotReady("expected a proven model, found none in this worker")
-        served = self._model.answer(job.picture, job.terms, job.ask.draw)
+        served = self._model.answer(picture, job.terms, job.ask.draw)
         reply = Answered(
             id=job.ask.id,
             answer=served.answer,

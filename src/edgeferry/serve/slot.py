@@ -7,8 +7,9 @@ Rules:
   reference assignment, so no request can meet the labels of another version.
 - The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`.
 - Versions with the same model files and preprocessing hold one worker together; only the golden truth runs again.
-- A worker that dies while serving is started again, with growing pauses while that fails. Requests in flight fail alone
-  with WorkerLost; new ones wait for the restart, but not longer than `restart_wait_s`.
+- A worker that dies while serving is started again: at once after a long life, else after pauses that grow while starts
+  fail or workers die young. Requests in flight fail alone with WorkerLost; new ones wait for the restart, but at most
+  `restart_wait_s`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
 _log = structlog.get_logger(__name__)
 _RESTART_PAUSE_S = 0.5
 _RESTART_PAUSE_MAX_S = 60.0
+_LONG_LIFE_S = 60.0
 NOT_READY_MESSAGE = "PLEASE SET AI MODEL FIRST"
 """The guide's own words: its clients look for them."""
 
@@ -125,6 +127,7 @@ class Slot:
         self._moving = asyncio.Lock()
         self._ready = asyncio.Event()
         self._restart_error: EdgeferryError | None = None
+        self._restart_pause_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
 
@@ -149,6 +152,7 @@ class Slot:
             self._candidate = None
             self._point_at(new)
             self.deaths = self.answered = 0
+            self._restart_pause_s = 0.0
             _log.info("switched", model=self.model, version=version.version)
 
     async def discard(self) -> None:
@@ -267,27 +271,35 @@ class Slot:
 
     async def _watch(self, serving: Serving) -> None:
         """Waits for the worker's death; when it was still the one that serves, counts it and starts it again."""
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         exit_code = await serving.worker.port.wait_dead()
         if self.serving is not serving:
             return
         self._ready.clear()
         self.deaths += 1
         _log.error("worker_died", model=self.model, version=serving.version.version, exit_code=exit_code)
+        if loop.time() - began_at >= _LONG_LIFE_S:
+            self._restart_pause_s = 0.0
         await self._restart(serving)
 
     async def _restart(self, dead: Serving) -> None:
-        pause_s = _RESTART_PAUSE_S
         while self.serving is dead:
+            await self._pause_restart()
             try:
                 port = await self._engine.start(dead.version)
             except EdgeferryError as error:
                 _log.error("restart_failed", model=self.model, code=error.code, message=error.message)
                 self._restart_error = error
                 self._ready.set()
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _RESTART_PAUSE_MAX_S)
             else:
                 await self._take_restarted(dead, port)
+
+    async def _pause_restart(self) -> None:
+        """Waits before a start: not before the first one, then longer each time."""
+        pause_s = self._restart_pause_s
+        self._restart_pause_s = min(max(2 * pause_s, _RESTART_PAUSE_S), _RESTART_PAUSE_MAX_S)
+        await asyncio.sleep(pause_s)
 
     async def _take_restarted(self, dead: Serving, port: WorkerPort) -> None:
         if self.serving is dead:
