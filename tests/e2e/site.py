@@ -78,13 +78,15 @@ class Site:
         shown = json.loads(await self.processes.run(["hub", "device", "show", DEVICE, "--json", *self.hub_data]))
         return str(shown["modules"][module]["generation_id"])
 
-    async def start_device(self, module: str, *extra: str, storage: Path | None = None, **environment: str) -> Device:
+    async def start_device(
+        self, module: str, *extra: str, storage: Path | None = None, settings: str = "", **environment: str
+    ) -> Device:
         """Starts a device process as `module`, that authenticates with its connection string unless told otherwise."""
         storage = storage or self.folder / f"storage-{module}"
         storage.mkdir(exist_ok=True)
         port = find_free_port()
         config = self.folder / f"{module}.toml"
-        config.write_text("probation_s = 1.0\n")
+        config.write_text(f"probation_s = 1.0\n{settings}")
         extra = (*extra, "--config", str(config))
         words = ["device", "run", "--storage", str(storage), "--port", str(port), *extra]
         words += ["--mqtt-port", str(self.ready["mqtt_port"]), "--ca-file", self.ready["ca_path"]]
@@ -143,7 +145,7 @@ class Twin:
         body = {"methodName": method, "payload": payload or {}, "responseTimeoutInSeconds": 10}
         return await self._call("POST", get_method_path, body)
 
-    async def wait(self, check: Callable[[dict[str, Any]], Any], timeout_s: float = 40) -> dict[str, Any]:
+    async def wait(self, check: Callable[[dict[str, Any]], Any], timeout_s: float = 20) -> dict[str, Any]:
         """The reported properties, once `check` holds for them."""
         reported: dict[str, Any] = {}
         deadline = time.monotonic() + timeout_s
@@ -154,7 +156,7 @@ class Twin:
             await asyncio.sleep(0.1)
         raise AssertionError(f"the twin of {self.module} still reports {json.dumps(reported)}")
 
-    async def wait_active(self, file_name: str, version: int, timeout_s: float = 40) -> dict[str, Any]:
+    async def wait_active(self, file_name: str, version: int, timeout_s: float = 20) -> dict[str, Any]:
         """Waits until the classic update is in use, settled, and nothing is wrong any more."""
 
         def is_active(reported: dict[str, Any]) -> bool:
@@ -165,7 +167,7 @@ class Twin:
 
         return await self.wait(is_active, timeout_s)
 
-    async def wait_error(self, version: int, code: str | None = None, timeout_s: float = 40) -> dict[str, Any]:
+    async def wait_error(self, version: int, code: str | None = None, timeout_s: float = 20) -> dict[str, Any]:
         """The error that is reported once `version` of the desired properties was observed; `code` is waited for."""
 
         def find(reported: dict[str, Any]) -> dict[str, Any] | None:

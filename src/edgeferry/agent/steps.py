@@ -142,6 +142,14 @@ async def _transfer_classic(
     await tools.fetcher.download(
         target.url, partial, size_bytes=None, progress=progress, etag=etag or None, note_tag=note_tag
     )
+    if not target.md5 and await _is_page(partial):  # nothing that comes later would tell
+        partial.truncate(0)
+        raise CaptivePortal("expected a bundle, the network answered with a page")
+
+
+async def _is_page(partial: PartialFile) -> bool:
+    head = await in_thread(partial.read_head)
+    return head.lstrip().lower().startswith(_PAGE_STARTS)
 
 
 async def _require_space(tools: Tools, artifact: Artifact, here_bytes: int) -> None:
@@ -167,9 +175,9 @@ async def verify(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
 
 
 async def _refetch(record: UpdateRecord, partial: PartialFile) -> Outcome:
-    head = await in_thread(partial.read_head)
+    is_page = await _is_page(partial)
     await in_thread(partial.discard)
-    if head.lstrip().lower().startswith(_PAGE_STARTS):
+    if is_page:
         raise CaptivePortal("expected a model, the network answered with a page")
     if record.damages >= _DAMAGES_MAX:
         what = "ContentMD5" if record.kind == "classic" else "digest"

@@ -1,0 +1,17 @@
+"""One hub and one origin for all tests of a file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from e2e.world import World, open_world
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """A running hub and origin; the tests of a file that use it run on one loop, in one process."""
+    async with open_world(tmp_path_factory.mktemp("world")) as found:
+        yield found
