@@ -7,7 +7,7 @@ TESTS ?= tests
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite system
+.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite azure-sdk moto system
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -27,7 +27,10 @@ node_modules/.package-lock.json: package.json package-lock.json
 azurite: node_modules/.package-lock.json ## install the Azurite blob server for the tests (needs Node.js)
 
 azure-sdk: setup ## make the environment with Microsoft's SDKs for the tests
-	@$(BIN)/python scripts/make_sdk_env.py
+	@$(BIN)/python scripts/make_sdk_env.py azure
+
+moto: setup ## make the environment with moto, a double of Amazon S3, for the tests
+	@$(BIN)/python scripts/make_sdk_env.py moto
 
 demo: setup ## the whole story on this machine in under three minutes, figures at the end
 	@$(BIN)/edgeferry demo --out out/demo --json out/demo/figures.json
@@ -35,13 +38,13 @@ demo: setup ## the whole story on this machine in under three minutes, figures a
 up: setup ## a hub and one device with the demo model, in the foreground
 	@$(BIN)/edgeferry demo --up --out out/up
 
-test: setup azurite azure-sdk ## every test but the long ones; under 15 minutes on two cores
+test: setup azurite azure-sdk moto ## every test but the long ones; under 15 minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not soak and not soak_full' $(TESTS)
 
-soak: setup azurite azure-sdk ## seeded faults, kills and fuzzing, short form
+soak: setup azurite azure-sdk moto ## seeded faults, kills and fuzzing, short form
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m soak $(TESTS)
 
-soak-full: setup azurite azure-sdk ## the same with the full counts (long)
+soak-full: setup azurite azure-sdk moto ## the same with the full counts (long)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'soak or soak_full' $(TESTS)
 
 check: setup ## format, lint, types, floors of the house, spelling, docs in step
@@ -56,7 +59,7 @@ format: setup ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## measure downloads coded, metadata bytes and requests; writes docs/benchmarks.md
+bench: setup ## measure full downloads and an update's metadata; writes docs/benchmarks.md
 	$(BIN)/python scripts/bench.py --write docs/benchmarks.md
 
 docs: setup ## write docs/cli.md and the state diagram from the code

@@ -12,7 +12,9 @@ import io
 import json
 import lzma
 import os
+import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +25,8 @@ import zstandard
 from edgeferry.delta.codecs import decode_full, encode_smallest
 
 ROOT = Path(__file__).resolve().parent.parent
+METADATA_MAX_BYTES = 4096
+"""What all metadata of one update may cost above TCP."""
 SHARED = Path(os.environ.get("EDGEFERRY_SHARED", ROOT.parent / "shared")) / "models"
 
 
@@ -73,6 +77,32 @@ def measure(name: str, data: bytes) -> Row:
     )
 
 
+def measure_metadata() -> list[tuple[str, int]]:
+    """Publishes our detectors into an empty folder; (version, bytes of the one object a device fetches for it)."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = ["--to", f"{folder}/site", "--keys", f"{folder}/keys"]
+        run_edgeferry("repo", "init", *place)
+        for version, golden in (("1.0.0", "v1.0"), ("1.1.0", "v1.1"), ("1.2.0", "v1.1")):
+            model = ROOT / "models" / "detector" / version / "detector.onnx"
+            words = ["--name", "detector", "--version", version, "--golden", str(ROOT / "models" / "golden" / golden)]
+            report = json.loads(run_edgeferry("publish", str(model), *words, *place, "--json"))
+            found.append((version, int(report["bundle_bytes"])))
+    return found
+
+
+def run_edgeferry(*words: str) -> str:
+    """What the command prints; raises when it fails."""
+    command = [sys.executable, "-m", "edgeferry.cli.main", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def make_metadata_table(sizes: list[tuple[str, int]]) -> str:
+    """The metadata's sizes as a Markdown table."""
+    lines = (f"| detector {version} | {size:,} |" for version, size in sizes)
+    return "| published up to | bytes in the one object |\n|---|--:|\n" + "\n".join(lines) + "\n"
+
+
 def make_table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     head = (
@@ -92,20 +122,26 @@ def main() -> int:
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     rows = [measure(name, path.read_bytes()) for name, path in list_models()]
-    table = make_table(rows)
+    sizes = measure_metadata()
+    table, metadata = make_table(rows), make_metadata_table(sizes)
     print(table)
+    print(metadata)
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        figures = {"full": [asdict(row) for row in rows], "metadata": dict(sizes)}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.write:
         options.write.write_text(
             "# Measurements\n\nWritten by `make bench`.\n\n## Full downloads, coded without loss\n\n"
             "Asked: never larger than zstd -19 or the file itself. Patches between versions are not here yet.\n\n"
-            f"{table}"
+            f"{table}\n## Metadata of one update\n\nAsked: under {METADATA_MAX_BYTES:,} bytes above TCP, in one GET.\n\n{metadata}"
         )
     short = [row.file for row in rows if not row.holds]
     for file in short:
         print(f"FALLS SHORT: {file} is larger than zstd -19 or the file itself")
-    return 1 if short else 0
+    large = [version for version, size in sizes if size >= METADATA_MAX_BYTES]
+    for version in large:
+        print(f"FALLS SHORT: the metadata of {version} takes {METADATA_MAX_BYTES} bytes or more")
+    return 1 if short or large else 0
 
 
 if __name__ == "__main__":
