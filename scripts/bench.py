@@ -133,7 +133,8 @@ def main() -> int:
         options.write.write_text(
             "# Measurements\n\nWritten by `make bench`.\n\n## Full downloads, coded without loss\n\n"
             "Asked: never larger than zstd -19 or the file itself. Patches between versions are not here yet.\n\n"
-            f"{table}\n## Metadata of one update\n\nAsked: under {METADATA_MAX_BYTES:,} bytes above TCP, in one GET.\n\n{metadata}"
+            f"{table}\n## Metadata of one update\n\n"
+            f"Asked: under {METADATA_MAX_BYTES:,} bytes above TCP, in one GET.\n\n{metadata}"
         )
     short = [row.file for row in rows if not row.holds]
     for file in short:
