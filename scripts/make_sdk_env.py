@@ -1,9 +1,9 @@
-"""Makes the environment of Microsoft's SDKs: `.venv-azure` from requirements/azure-sdk.txt, exact pins.
+"""Makes the environment of a real peer for the tests: `.venv-<peer>` from requirements/<pins>.txt, exact pins.
 
-Usage: python scripts/make_sdk_env.py [--quiet]
+Usage: python scripts/make_sdk_env.py [azure | moto]
 
-Prints the path of its python. Safe to run at the same time from several processes, and again: it does nothing when the
-environment was made from the same pins.
+`azure` (the default) is Microsoft's SDKs, `moto` an HTTP double of Amazon S3. Prints the path of its python. Safe to
+run at the same time from several processes, and again: it does nothing when the environment was made from the same pins.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PINS = ROOT / "requirements" / "azure-sdk.txt"
-ENVIRONMENT = ROOT / ".venv-azure"
-STAMP = ENVIRONMENT / "made-from"
-PYTHON = ENVIRONMENT / "bin" / "python"
+PINS = {"azure": ROOT / "requirements" / "azure-sdk.txt", "moto": ROOT / "requirements" / "moto.txt"}
 
 
-def make_environment() -> Path:
-    """Makes the environment when it is missing or of other pins; returns its python.
+def make_environment(peer: str) -> Path:
+    """Makes the peer's environment when it is missing or of other pins; returns its python.
 
     Raises:
         subprocess.CalledProcessError: the packages cannot be installed.
     """
-    wanted = hashlib.sha256(PINS.read_bytes()).hexdigest()
-    with PINS.open() as lock:
+    pins, environment = PINS[peer], ROOT / f".venv-{peer}"
+    python, stamp = environment / "bin" / "python", environment / "made-from"
+    wanted = hashlib.sha256(pins.read_bytes()).hexdigest()
+    with pins.open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists()):
-            shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-            venv.create(ENVIRONMENT, with_pip=True)
+        if not (stamp.is_file() and stamp.read_text() == wanted and python.exists()):
+            shutil.rmtree(environment, ignore_errors=True)
+            venv.create(environment, with_pip=True)
             install = [
-                PYTHON,
+                python,
                 "-m",
                 "pip",
                 "install",
@@ -44,15 +43,18 @@ def make_environment() -> Path:
                 "--no-deps",
                 "--disable-pip-version-check",
                 "-r",
-                PINS,
+                pins,
             ]
             subprocess.run(install, check=True, capture_output=True, text=True, timeout=600)
-            STAMP.write_text(wanted)
-    return PYTHON
+            stamp.write_text(wanted)
+    return python
 
 
 if __name__ == "__main__":
+    wanted_peer = sys.argv[1] if len(sys.argv) > 1 else "azure"
+    if wanted_peer not in PINS:
+        sys.exit(f"expected one of {', '.join(PINS)}, found {wanted_peer}")
     try:
-        print(make_environment())
+        print(make_environment(wanted_peer))
     except subprocess.CalledProcessError as failure:
-        sys.exit(f"pip could not install {PINS.name}:\n{failure.stderr}")
+        sys.exit(f"pip could not install {PINS[wanted_peer].name}:\n{failure.stderr}")

@@ -29,7 +29,11 @@ _ADDRESSES = itertools.count(1)
 def azure_sdk_python() -> Path:
     """The python that has azure-iot-device and azure-iot-hub; makes its environment when that is missing."""
     made = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_sdk_env.py"], capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, ROOT / "scripts" / "make_sdk_env.py", "azure"],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     if made.returncode:
         pytest.skip(f"Microsoft's SDKs cannot be installed from requirements/azure-sdk.txt: {made.stderr[-500:]}")

@@ -1,24 +1,36 @@
-"""One suite over every place where versions are published: a folder, and Azurite as Azure Blob."""
+"""One suite over every place where versions are published: a folder, Azurite as Azure Blob, moto as S3."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgeferry.errors import ConfigInvalid, Conflict, LinkDown, NameInvalid, StorageFailed, StoreRefused
-from edgeferry.storage.blob_store import BlobStore, open_blob_store, parse_azure_url
+from edgeferry.storage.blob_store import PART_BYTES, BlobStore, open_blob_store, parse_azure_url
 from fixtures_azurite import Azurite
+from fixtures_s3 import S3
 
 OpenAgain = Callable[[], BlobStore]
 
 
-@pytest.fixture(params=["folder", pytest.param("azurite", marks=pytest.mark.needs_azurite)])
+@pytest.fixture(
+    params=[
+        "folder",
+        pytest.param("azurite", marks=pytest.mark.needs_azurite),
+        pytest.param("s3", marks=pytest.mark.needs_s3),
+    ]
+)
 def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> OpenAgain:
     """Opens the same empty place each time it is called."""
     if request.param == "folder":
         return lambda: open_blob_store(str(tmp_path / "published"), {})
+    if request.param == "s3":
+        s3: S3 = request.getfixturevalue("s3")
+        place = f"s3://{s3.make_bucket()}/some/prefix"
+        return lambda: open_blob_store(place, s3.environ)
     azurite: Azurite = request.getfixturevalue("azurite")
     url = azurite.make_container() + "/some/prefix"
     return lambda: open_blob_store(url, azurite.environ)
@@ -93,6 +105,37 @@ def test_a_large_object_comes_back_whole(store: BlobStore) -> None:
     data = bytes(range(256)) * 50_000
     store.put("blobs/large", data)
     assert store.find("blobs/large", len(data))[0] == data  # type: ignore[index]
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 7])
+def test_a_blob_is_written_once_and_its_bytes_are_counted_as_they_leave(store: BlobStore, size_bytes: int) -> None:
+    data = random.Random(size_bytes).randbytes(size_bytes)
+    sent: list[int] = []
+    assert store.put_blob("blobs/one", data, sent.append)
+    assert store.find("blobs/one", size_bytes)[0] == data  # type: ignore[index]
+    assert (sum(sent), max(sent)) == (size_bytes, min(size_bytes, PART_BYTES))
+    sent.clear()
+    assert not store.put_blob("blobs/one", data, sent.append)
+    assert sum(sent) == size_bytes
+
+
+@pytest.mark.needs_s3
+def test_a_missing_bucket_is_refused_with_what_to_do(s3: S3) -> None:
+    with pytest.raises(StoreRefused, match="create"):
+        open_blob_store("s3://nothere", s3.environ).put("a", b"x")
+    with pytest.raises(StoreRefused, match="create"):
+        open_blob_store("s3://nothere", s3.environ).put_blob("a", bytes(PART_BYTES + 1), lambda _: None)
+
+
+@pytest.mark.needs_s3
+def test_what_a_buckets_policy_denies_is_refused(s3: S3) -> None:
+    bucket = s3.make_bucket()
+    store = open_blob_store(f"s3://{bucket}", s3.environ)
+    store.put("a", b"x")
+    s3.set_policy(bucket, ("Deny", "*"))
+    with pytest.raises(StoreRefused) as caught:
+        store.find("a", 1)
+    assert s3.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
 
 
 @pytest.mark.needs_azurite

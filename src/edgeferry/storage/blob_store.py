@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +29,9 @@ from edgeferry.errors import ConfigInvalid, Conflict, LinkDown, NameInvalid, Sto
 
 _PATH = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]*(/[0-9A-Za-z][0-9A-Za-z._+-]*)*")
 EMULATOR_ACCOUNT = "devstoreaccount1"
+_S3_SETTINGS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
+PART_BYTES = 5 << 20
+"""Blobs that are larger travel in parts of this size, the least that S3 takes."""
 _RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
 _TYPES = {".json": "application/json", ".zip": "application/zip", ".zst": "application/zstd"}
 _REFUSALS = (obstore_errors.PermissionDeniedError, obstore_errors.UnauthenticatedError)
@@ -92,6 +95,24 @@ class BlobStore:
             return False
         return True
 
+    def put_blob(self, path: str, data: bytes, sent: Callable[[int], None]) -> bool:
+        """Writes what is named by its own content, unless it is there; tells whether it was written.
+
+        What is large goes in parts, each with retries and a time limit of its own; that cannot be "create only", but
+        whoever writes the same name writes the same bytes.
+
+        Args:
+            path: ends with the digest of `data`.
+            data: the whole object.
+            sent: is told of bytes as they leave; of all of them at once when nothing need leave.
+        """
+        if len(data) <= PART_BYTES or self._is_there(path):
+            written = len(data) <= PART_BYTES and self.put_new(path, data)
+            sent(len(data))
+            return written
+        self._put(path, _iterate_parts(data, sent), None)
+        return True
+
     def put_if(self, path: str, data: bytes, etag: str) -> None:
         """Writes the object if what is there still has `etag`.
 
@@ -112,8 +133,16 @@ class BlobStore:
             for page in obstore.list(self._store, _require_path(prefix)):
                 yield from (entry["path"] for entry in page)
 
-    def _put(self, path: str, data: bytes, mode: Any) -> None:
-        options: dict[str, Any] = {} if mode is None else {"mode": mode}
+    def _is_there(self, path: str) -> bool:
+        try:
+            with self._translated(path):
+                obstore.head(self._store, _require_path(path))
+        except (FileNotFoundError, obstore_errors.NotFoundError):
+            return False
+        return True
+
+    def _put(self, path: str, data: bytes | Iterator[bytes], mode: Any) -> None:
+        options: dict[str, Any] = {"chunk_size": PART_BYTES, "max_concurrency": 2} if mode is None else {"mode": mode}
         if self._folder is None:
             options["attributes"] = _make_attributes(path)
         try:
@@ -156,7 +185,9 @@ def open_blob_store(url: str, environ: Mapping[str, str]) -> BlobStore:
         url: a folder's path or `file://` URL; `https://<account>.blob.core.windows.net/<container>[/<prefix>][?<SAS>]`;
             `http(s)://<host>/<account>/<container>[/<prefix>]` (Azurite and other path-style servers); or
             `s3://<bucket>[/<prefix>]`.
-        environ: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN; AWS_*.
+        environ: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN; or AWS_ACCESS_KEY_ID,
+            AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and, for other servers that speak S3, AWS_ENDPOINT_URL
+            (without keys: the role of the machine).
 
     Raises:
         ConfigInvalid: the URL names no such place.
@@ -226,11 +257,13 @@ def _open_s3(url: str, environ: Mapping[str, str]) -> BlobStore:
     if not parts.hostname:
         raise ConfigInvalid(f"expected s3://bucket[/prefix], found {_hide_query(url)}")
     allow_http = environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    config: Any = {name.lower(): environ[name] for name in _S3_SETTINGS if environ.get(name)}
     store = S3Store(
         parts.netloc,
         prefix=unquote(parts.path.strip("/")) or None,
         client_options=_make_client(allow_http=allow_http),
         retry_config=_RETRY,
+        **config,
     )
     return BlobStore(store, name=f"the bucket {parts.netloc!r}")
 
@@ -252,6 +285,13 @@ def _make_attributes(path: str) -> dict[str, str]:
         "Content-Type": _TYPES.get(suffix, "application/octet-stream"),
         "Cache-Control": "public, max-age=31536000, immutable" if lasting else "no-cache",
     }
+
+
+def _iterate_parts(data: bytes, sent: Callable[[int], None]) -> Iterator[bytes]:
+    for start in range(0, len(data), PART_BYTES):
+        part = data[start : start + PART_BYTES]
+        yield part
+        sent(len(part))
 
 
 def _require_path(path: str) -> str:
