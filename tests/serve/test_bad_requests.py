@@ -14,6 +14,7 @@ import pytest
 from edgeferry.serve.api import ApiSettings
 from edgeferry.serve.fake import FakeEngine
 from edgeferry.serve.slots import Slots
+from edgeferry.transport.http_server import ServerLimits
 
 if TYPE_CHECKING:
     from tests.serve.conftest import ApiClient, MakeVersion, OpenClient, Until
@@ -25,7 +26,7 @@ SMALL = ApiSettings(body_max_bytes=100_000, body_timeout_s=0.3, request_timeout_
 async def small(slots: Slots, open_client: OpenClient, make_version: MakeVersion) -> AsyncIterator[ApiClient]:
     """A server with small limits that serves one model."""
     await slots.switch(make_version())
-    async with open_client(slots, SMALL, silence_s=0.5) as client:
+    async with open_client(slots, SMALL, limits=ServerLimits(silence_s=0.5)) as client:
         yield client
 
 

@@ -21,7 +21,6 @@ from starlette.applications import Starlette
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.http_files import FileDoor
 from edgeferry.hub.http_front import ServiceRest
-from edgeferry.hub.http_server import listen_on_address, listen_on_path, open_http_server
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.mqtt_front import make_tls_context, open_mqtt_front
 from edgeferry.hub.presence import Presence
@@ -34,6 +33,7 @@ from edgeferry.storage.files import make_folder, open_folder_lock, read_bounded
 from edgeferry.storage.hub_certificates import CertificateFiles, ensure_certificates
 from edgeferry.storage.hub_db import HubDb, open_hub_db
 from edgeferry.storage.hub_tables import HubTables, UpstreamMessage
+from edgeferry.transport.http_server import ServerLimits, listen_on_address, listen_on_path, open_http_server
 from edgeferry.twin.document import make_twin
 from edgeferry.twin.routes import parse_route
 from edgeferry.wire.file_signatures import FILES_PREFIX, SERVICE_POLICY, make_file_query
@@ -41,6 +41,7 @@ from edgeferry.wire.iothub_auth import ConnectionString
 from edgeferry.wire.service_api import Identity, IdentityRecord, require_identity
 
 DEFAULT_MQTT_PORT, DEFAULT_HTTPS_PORT = 8883, 8443
+HTTP_LIMITS = ServerLimits(connections=2000, stop_patience_s=5)  # a fleet fetches at once, over links that take hours
 DEFAULT_ROUTES = ("FROM /messages/* INTO $upstream",)
 HOST_NAME_SETTING, HTTPS_PORT_SETTING = "hub.host_name", "hub.https_port"
 
@@ -204,17 +205,19 @@ async def _open_http_doors(
     file_routes = FileDoor(settings.files, service_key, settings.clock).make_routes() if settings.files else []
     service = Starlette(routes=[*ServiceRest(rooms, service_key).make_routes(), *file_routes])
     https = listen_on_address(settings.listen, settings.https_port)
-    await stack.enter_async_context(open_http_server(service, https, tls))
+    await stack.enter_async_context(open_http_server(service, https, tls=tls, limits=HTTP_LIMITS))
     http_port = None
     if settings.http_files_port is not None:
         plain = listen_on_address("127.0.0.1", settings.http_files_port)
         http_port = plain.getsockname()[1]
-        await stack.enter_async_context(open_http_server(Starlette(routes=file_routes), plain, None))
+        await stack.enter_async_context(open_http_server(Starlette(routes=file_routes), plain, limits=HTTP_LIMITS))
     if settings.workload_socket and settings.workload_device:
         bundle = read_bounded(files.authority, 64 * 1024).decode("ascii")
         workload = WorkloadApi(settings.workload_device, rooms.registry, bundle)
         unix = listen_on_path(settings.workload_socket)
-        await stack.enter_async_context(open_http_server(Starlette(routes=workload.make_routes()), unix, None))
+        await stack.enter_async_context(
+            open_http_server(Starlette(routes=workload.make_routes()), unix, limits=HTTP_LIMITS)
+        )
     return https.getsockname()[1], http_port
 
 

@@ -1,7 +1,7 @@
 """The service REST, as service SDKs call it: all routes in one list, a thin function for each.
 
 What they do stands in registry.py, twins.py and methods.py; shapes and codes in wire/service_api.py; sockets in
-http_server.py.
+transport/http_server.py.
 
 Rules:
 - Every call carries a token of a policy; `sr` must be the host that the caller speaks to, or a path above the one it

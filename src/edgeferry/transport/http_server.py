@@ -1,0 +1,143 @@
+"""An HTTP server inside the running event loop: over TLS, plain on loopback, or on a unix socket; for device and hub.
+
+What this file leaves to others: applications (`serve/api.py`, `hub/`), who may call, where to listen (`app/`).
+
+Rules:
+- uvicorn neither takes over signals nor logs requests: signals are the process's, and a query string may hold a token.
+- Connections are bounded in number, header size and silence, before anything is known of who opened them.
+- Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured).
+- The server stops when its block ends: the socket closes first, requests that run get `stop_patience_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgeferry.errors import ConfigInvalid
+
+_KEEP_ALIVE_S = 75
+_HEADERS_MAX_BYTES = 16 << 10
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Connections at once (more are answered 503), how long one may stay without a whole request header, and how long
+    running requests have when the server stops (seconds)."""
+
+    connections: int = 500
+    silence_s: float = 15.0
+    stop_patience_s: int = 10
+
+
+def listen_on_address(host: str, port: int) -> socket.socket:
+    """A bound, listening TCP socket; port 0 picks a free one, an empty host is every address.
+
+    Raises:
+        ConfigInvalid: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigInvalid(f"cannot listen on {host or 'every address'}:{port}: {reason}") from error
+    # asyncio sets it only on sockets that were made with IPPROTO_TCP, and these are not: without it each answer waits
+    # 40 ms for the client's delayed ACK. Accepted sockets inherit it (Linux).
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def listen_on_path(path: Path) -> socket.socket:
+    """A listening unix socket that only its owner may use; one left behind by a dead process is replaced.
+
+    Raises:
+        ConfigInvalid: something else lies at `path`, or it cannot be made.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            path.unlink()
+        sock.bind(str(path))
+        os.chmod(path, 0o600)  # noqa: PTH101 - the same call, on the path that bind took
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise ConfigInvalid(f"cannot listen on {path}: {error.strerror or error}") from error
+    return sock
+
+
+@asynccontextmanager
+async def open_http_server(
+    app: ASGIApp, sock: socket.socket, *, tls: ssl.SSLContext | None = None, limits: ServerLimits | None = None
+) -> AsyncIterator[None]:
+    """Serves `app` on a listening socket for as long as the block runs, then closes the socket."""
+    limits = limits or ServerLimits()
+    server = uvicorn.Server(_make_config(app, tls, limits))
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals are the process's
+    serving = asyncio.create_task(server.serve(sockets=[sock]), name="http server")
+    sweeping = asyncio.create_task(_close_silent(server, limits.silence_s), name="http silence")
+    try:
+        while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn tells by an attribute, not by an event
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        sweeping.cancel()
+        server.should_exit = True
+        await serving
+        sock.close()
+
+
+def _make_config(app: ASGIApp, tls: ssl.SSLContext | None, limits: ServerLimits) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=limits.stop_patience_s,
+        h11_max_incomplete_event_size=_HEADERS_MAX_BYTES,
+        limit_concurrency=limits.connections,
+        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
+    )
+
+
+async def _close_silent(server: uvicorn.Server, silence_s: float) -> None:
+    """Closes connections that sent no whole request header for `silence_s`; uvicorn itself waits for ever.
+
+    Between a request's answer and the first byte of the next one uvicorn's own keep-alive timer runs.
+    """
+    silent_since: dict[tuple[H11Protocol, object], float] = {}
+    while True:
+        await asyncio.sleep(silence_s / 5)
+        now = time.monotonic()
+        connections = [cast("H11Protocol", connection) for connection in server.server_state.connections]
+        silent = {(connection, connection.cycle) for connection in connections if _waits_for_header(connection)}
+        silent_since = {key: silent_since.get(key, now) for key in silent}
+        for (connection, _), since in silent_since.items():
+            if now - since >= silence_s:
+                connection.transport.close()
+
+
+def _waits_for_header(connection: H11Protocol) -> bool:
+    cycle = connection.cycle
+    return cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)
