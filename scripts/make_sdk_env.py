@@ -3,7 +3,7 @@
 Usage: python scripts/make_sdk_env.py [azure | moto]
 
 `azure` (the default) is Microsoft's SDKs, `moto` an HTTP double of Amazon S3. Prints the path of its python. Safe to
-run at the same time from several processes, and again: it does nothing when the environment was made from the same pins.
+run at the same time from several processes, and again: an environment that was made from the same pins stays.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.publish.desk import LABELS, SPEC, make_model
+from tests.publish.desk import LABELS, SPEC, make_model, make_picture
 
 from edgeferry.cli.main import cli
 from edgeferry.cli.operator_commands import parse_life
@@ -72,7 +72,7 @@ def test_golden_folders_are_read(run: Run, model: Path, tmp_path: Path) -> None:
     run("repo", "init")
     golden = tmp_path / "golden"
     golden.mkdir()
-    (golden / "one.jpg").write_bytes(b"a picture")
+    (golden / "one.jpg").write_bytes(make_picture())
     (golden / "one.json").write_text('{"label": "low"}')
     assert read_json(publish(run, model, "--golden", golden, "--json"))["golden"] == 1
     inherited = read_json(publish(run, model, "--json", version="1.1.0"))

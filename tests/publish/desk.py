@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from edgeferry.publish.publisher import Request
 from edgeferry.storage.blob_store import open_blob_store
@@ -42,6 +44,13 @@ def make_model(seed: int = 1, classes: int = 3) -> bytes:
     weight = numpy_helper.from_array(weights, "weights")
     graph = helper.make_graph(nodes, "gauge", [pixels], [scores], [weight, shape])
     return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString())
+
+
+def make_picture(grey: int = 128) -> bytes:
+    """A little grey PNG."""
+    stream = io.BytesIO()
+    Image.new("L", (32, 32), grey).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def make_desk(folder: Path, url: str = "", environ: dict[str, str] | None = None) -> Desk:

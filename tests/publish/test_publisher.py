@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.publish.desk import LABELS, NOW, SPEC, make_desk, make_model, make_request, say_nothing
+from tests.publish.desk import LABELS, NOW, SPEC, make_desk, make_model, make_picture, make_request, say_nothing
 
 from edgeferry.delta.codecs import decode_full
 from edgeferry.errors import ConfigInvalid, Conflict, ModelUnreadable, NameInvalid, SpecIncomplete, StoreRefused
@@ -23,14 +23,25 @@ from edgeferry.trust.draft import open_draft
 from edgeferry.trust.signer import Desk
 from edgeferry.trust.verifier import Verifier
 from fixtures_azurite import Azurite
+from fixtures_s3 import S3
 
-GOLDEN = {"one.jpg": b"a picture", "one.json": b'{"label": "low"}'}
+PICTURE = make_picture()
+GOLDEN = {"one.jpg": PICTURE, "one.json": b'{"label": "low"}'}
 
 
-@pytest.fixture(params=["folder", pytest.param("azurite", marks=pytest.mark.needs_azurite)])
+@pytest.fixture(
+    params=[
+        "folder",
+        pytest.param("azurite", marks=pytest.mark.needs_azurite),
+        pytest.param("s3", marks=pytest.mark.needs_s3),
+    ]
+)
 def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
     if request.param == "folder":
         return make_desk(tmp_path)
+    if request.param == "s3":
+        s3: S3 = request.getfixturevalue("s3")
+        return make_desk(tmp_path, f"s3://{s3.make_bucket()}/site", s3.environ)
     azurite: Azurite = request.getfixturevalue("azurite")
     return make_desk(tmp_path, azurite.make_container(), azurite.environ)
 
@@ -61,7 +72,7 @@ def test_a_device_gets_back_what_the_operator_gave(desk: Desk, tmp_path: Path) -
         assert Digest.of(data) == Digest.from_str(entry.sha256)
         assert base64.b64encode(hashlib.md5(data).digest()).decode() == entry.md5
     [golden] = manifest.golden
-    assert read(desk, Digest.from_str(golden.input).blob_path) == b"a picture"
+    assert read(desk, Digest.from_str(golden.input).blob_path) == PICTURE
     [stage] = manifest.spec.stages
     assert (stage.labels.file, stage.input.width) == ("labels.txt", 32)
 
@@ -72,8 +83,39 @@ def test_the_report_says_what_travels(desk: Desk) -> None:
     assert model.codec == "planes-zstd"
     assert model.coded_size == min(model.sizes_by_codec.values())
     assert set(model.sizes_by_codec) == {"none", "zstd", "planes-zstd"}
-    assert report.download_bytes == sum(file.coded_size for file in report.files)
+    assert report.download_bytes == report.update_bytes == sum(file.coded_size for file in report.files)
+    assert report.golden_bytes == 0
     assert json.loads(msgspec.json.encode(report))["classic"]["md5"] == report.classic.md5
+
+
+def test_the_report_counts_golden_pictures_and_what_the_version_before_brought(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path)
+    first = publish(make_request(golden_files=GOLDEN), desk, say=say_nothing)
+    files = sum(file.coded_size for file in first.files)
+    assert first.golden_bytes == len(PICTURE)
+    assert first.download_bytes == first.update_bytes == files + len(PICTURE)
+    new = make_picture(7)
+    golden = GOLDEN | {"two.png": new, "two.json": b'{"label": "high"}'}
+    request = make_request("1.1.0", model_data=make_model(2), golden_files=golden)
+    for _ in range(2):  # the second time it is published already
+        second = publish(request, desk, say=say_nothing)
+        assert second.golden_bytes == len(PICTURE) + len(new)
+        assert second.download_bytes == sum(file.coded_size for file in second.files) + second.golden_bytes
+        assert second.update_bytes == second.files[0].coded_size + len(new)
+    relabelled = make_request("1.2.0", model_data=make_model(2), labels_data=b"high\nlow\nodd\n", golden_files=golden)
+    assert publish(relabelled, desk, say=say_nothing).update_bytes == len(b"high\nlow\nodd\n")
+
+
+def test_uploaded_bytes_are_told_up_to_the_last(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    publish(
+        make_request(), make_desk(tmp_path), say=say_nothing, progress=lambda done, total: told.append((done, total))
+    )
+    counts = [done for done, _ in told]
+    assert counts == sorted(counts)
+    assert {total for _, total in told} == {counts[-1]}
+    blobs = sum(path.stat().st_size for path in (tmp_path / "repo" / "blobs").rglob("*") if path.is_file())
+    assert counts[-1] == blobs + (tmp_path / "repo" / "classic" / "gauge-1.0.0.zip").stat().st_size
 
 
 def test_the_classic_zip_needs_nothing_else(desk: Desk) -> None:
@@ -105,7 +147,7 @@ def test_inherited_golden_truth_must_fit_the_new_labels_too(desk: Desk) -> None:
 
 
 def test_golden_truth_of_an_unknown_label_is_refused(desk: Desk) -> None:
-    golden = {"one.jpg": b"a picture", "one.json": b'{"label": "leak"}'}
+    golden = {"one.jpg": PICTURE, "one.json": b'{"label": "leak"}'}
     with pytest.raises(ConfigInvalid, match="leak"):
         publish(make_request(golden_files=golden), desk, say=say_nothing)
 
@@ -125,7 +167,7 @@ def test_the_same_version_again_is_nothing_to_do(desk: Desk) -> None:
     [
         {"model_data": make_model(2)},
         {"labels_data": b"a\nb\nc\n"},
-        {"golden_files": {"one.jpg": b"another", "one.json": b'{"label": "low"}'}},
+        {"golden_files": {"one.jpg": make_picture(9), "one.json": b'{"label": "low"}'}},
         {"spec_text": SPEC.replace("255.0", "128.0")},
     ],
     ids=["model", "labels", "golden", "spec"],
@@ -149,6 +191,9 @@ def test_the_same_version_with_other_content_is_a_conflict(desk: Desk, change: d
         ({"model": "root"}, NameInvalid),
         ({"version": "1/0"}, NameInvalid),
         ({"golden_files": {}}, ConfigInvalid),
+        ({"golden_files": GOLDEN | {"one.jpg": b"no picture"}}, ConfigInvalid),
+        ({"golden_files": GOLDEN | {"one.jpg": PICTURE[:-30]}}, ConfigInvalid),
+        ({"golden_files": GOLDEN | {"one.json": b'{"label": "leak"}'}}, ConfigInvalid),
     ],
 )
 def test_what_cannot_be_published_leaves_no_trace(
@@ -175,7 +220,7 @@ def test_a_publisher_that_loses_its_store_half_way_changes_nothing_for_readers(t
         def __getattr__(self, name: str) -> object:
             return getattr(desk.store, name)
 
-        def put(self, path: str, data: bytes) -> None:
+        def put(self, path: str, data: bytes, sent: object) -> None:
             raise StoreRefused("no")
 
     request = make_request("1.1.0", model_data=make_model(2))

@@ -243,8 +243,15 @@ def test_names_with_separators_are_refused_before_anything_is_fetched(world: Wor
 def test_a_failure_of_the_link_stays_one(world: World, error: EdgeferryError, path: str) -> None:
     wanted = world.path_of("snapshot") if "snapshot" in path else path
     world.replaced |= {BUNDLE: None, wanted: error}
+    if path == BUNDLE and isinstance(error, AccessDenied):  # so a public bucket says "missing": see the next test
+        world.replaced["metadata/timestamp.json"] = error
     with pytest.raises(type(error)):
         world.fetch_manifest()
+
+
+def test_a_bundle_that_is_denied_may_be_missing_only_and_the_files_are_asked_for(world: World) -> None:
+    world.replaced[BUNDLE] = AccessDenied("a public bucket that nobody may list denies what it does not have")
+    assert world.fetch_manifest() == make_manifest()
 
 
 def test_what_was_cut_goes_on_the_next_time(world: World) -> None:

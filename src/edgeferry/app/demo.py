@@ -133,7 +133,7 @@ async def _update(site: Site, loop: Loop, *, link_bps: int, say: Say, progress: 
         link_bps=link_bps,
         guide_zip_bytes=int(report["classic"]["size"]),
         wire_bytes=site.link.passed_bytes - before,
-        payload_bytes=int(report["download_bytes"]),
+        payload_bytes=int(report["update_bytes"]),
         seconds=seconds,
         requests=loop.total - requests,
     )

@@ -34,7 +34,7 @@ from edgeferry.publish.deploy import (
     set_query,
 )
 from edgeferry.publish.hub_service import HubService
-from edgeferry.publish.publisher import PublishReport, Request, Say, publish
+from edgeferry.publish.publisher import Progress, PublishReport, Request, Say, publish, tell_nobody
 from edgeferry.storage.blob_sas import make_container_sas
 from edgeferry.storage.blob_store import is_azure_url, open_blob_store, parse_azure_url
 from edgeferry.storage.files import read_bounded
@@ -50,6 +50,7 @@ LABELS_MAX_BYTES = 4 << 20
 SPEC_MAX_BYTES = 16 << 10
 PICTURE_MAX_BYTES = 32 << 20
 SECRET_MAX_BYTES = 8 << 10
+FIRST_ROOT = "metadata/1.root.json"
 Environ = Mapping[str, str]
 
 
@@ -117,7 +118,7 @@ def rotate_repository_key(place: Place, role: str) -> Draft:
     return rotate_key(place.open_desk(), role)
 
 
-def publish_files(files: PublishFiles, place: Place, *, say: Say) -> PublishReport:
+def publish_files(files: PublishFiles, place: Place, *, say: Say, progress: Progress = tell_nobody) -> PublishReport:
     """`publish`: reads what the operator named and publishes it."""
     request = Request(
         model=files.name,
@@ -129,7 +130,7 @@ def publish_files(files: PublishFiles, place: Place, *, say: Say) -> PublishRepo
         spec_text=_read_text(files.spec) if files.spec else "",
         golden_files=_read_folder(files.golden) if files.golden else None,
     )
-    return publish(request, place.open_desk(), say=say)
+    return publish(request, place.open_desk(), say=say, progress=progress)
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -221,7 +222,7 @@ async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
 
 
 def _read_unpinned(reader: ObjectReader) -> Draft:
-    found = reader.find("metadata/1.root.json", 64 << 10)
+    found = reader.find(FIRST_ROOT, 64 << 10)
     if found is None:
         raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
     return read_draft(reader, found[0])
@@ -234,10 +235,16 @@ class _HttpReader:
         self._http, self._base, self._query, self._loop = http, base, query, loop
 
     def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
-        """The object, or None for 404."""
+        """The object, or None where there is none.
+
+        A store whose objects all may read and nobody list (a public S3 bucket) answers 403 for what is not there. Only
+        the next root is asked for without knowing.
+        """
         fetching = self._http.fetch(set_query(f"{self._base}/{path}", self._query), max_bytes=max_bytes)
         answer = asyncio.run_coroutine_threadsafe(fetching, self._loop).result()
-        return None if answer.status == 404 else (require_ok(answer).body, "")
+        is_next_root = path.endswith(".root.json") and path != FIRST_ROOT
+        missing = answer.status == 404 or (answer.status == 403 and is_next_root)
+        return None if missing else (require_ok(answer).body, "")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

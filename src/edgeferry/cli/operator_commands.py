@@ -22,6 +22,7 @@ import msgspec
 from edgeferry.app import operator
 from edgeferry.app.operator import DeployTerms, PublishFiles
 from edgeferry.cli.exit_codes import ends_with_exit_code
+from edgeferry.cli.upload_progress import open_upload_progress
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.inspect import Inspection
 from edgeferry.publish.deploy import Outcome
@@ -155,7 +156,9 @@ def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 @ends_with_exit_code
 def publish(url: str, keys: Path, as_json: bool, **given: Any) -> None:
     """Publishes a model version: packs, codes, signs and uploads it."""
-    report = operator.publish_files(PublishFiles(**given), operator.Place(url, keys, os.environ), say=_say)
+    place = operator.Place(url, keys, os.environ)
+    with open_upload_progress() as progress:
+        report = operator.publish_files(PublishFiles(**given), place, say=_say, progress=progress)
     if as_json:
         _print_json(report)
     else:
@@ -168,8 +171,12 @@ def _print_publish_report(report: PublishReport) -> None:
     for file in report.files:
         tried = ", ".join(f"{codec} {size:,}" for codec, size in sorted(file.sizes_by_codec.items()))
         click.echo(f"  {file.path:<24} {file.size:>12,} bytes, travels as {file.coded_size:,} ({tried})")
-    golden = f"{report.golden} golden pictures{' of the version before' if report.golden_inherited else ''}"
-    click.echo(f"  download {report.download_bytes:,} bytes, manifest {report.manifest_bytes:,} bytes, {golden}")
+    origin = " of the version before" if report.golden_inherited else ""
+    click.echo(
+        f"  {report.golden} golden pictures{origin}, {report.golden_bytes:,} bytes; manifest {report.manifest_bytes:,}"
+    )
+    known = f", {report.update_bytes:,} with the version before" if report.update_bytes != report.download_bytes else ""
+    click.echo(f"  a device downloads {report.download_bytes:,} bytes{known}")
     click.echo(f"  {report.classic.path} {report.classic.size:,} bytes, ContentMD5 {report.classic.md5}")
     for note in report.notes:
         click.echo(f"  note: {note}")

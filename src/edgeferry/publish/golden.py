@@ -7,6 +7,7 @@ Rules:
 - A truth is `{"objects": [{"label", "box"?}]}` or `{"label": ...}`, with an optional `tolerance` `{"iou"?, "share"?}`;
   a box is (top, left, bottom, right) in 0..1 of the upright picture. No objects at all: nothing may be found.
 - A label that the model cannot answer is refused: such a truth could never be found.
+- A picture must decode here, whole and within a device's limits: on a device it would refuse every version.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgeferry.errors import ConfigInvalid
+from edgeferry.errors import ConfigInvalid, RequestError
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Golden, Tolerance, TruthObject
 from edgeferry.names import get_stem
+from edgeferry.vision.image import read_picture
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 MAX_PICTURES = 64
@@ -46,7 +48,7 @@ def read_golden(files: Mapping[str, bytes]) -> GoldenSet:
         files: name -> bytes of everything in the operator's folder; other files are left alone.
 
     Raises:
-        ConfigInvalid: no picture at all, too many, a picture without truth, or a truth that is none.
+        ConfigInvalid: no picture at all, too many, one that does not decode or has no truth, or a truth that is none.
     """
     names = sorted(name for name in files if name.lower().endswith(PICTURE_SUFFIXES))
     if not names or len(names) > MAX_PICTURES:
@@ -55,6 +57,7 @@ def read_golden(files: Mapping[str, bytes]) -> GoldenSet:
         )
     samples, pictures = [], {}
     for name in names:
+        _check_picture(name, files[name])
         digest = Digest.of(files[name])
         truth = _read_truth(name, files.get(f"{get_stem(name)}.json"))
         objects = truth.objects if truth.objects is not None else (TruthObject(label=truth.label or ""),)
@@ -71,10 +74,17 @@ def check_labels(samples: Collection[Golden], labels: Collection[str]) -> None:
     wanted = {truth.label for sample in samples for truth in sample.truth}
     unknown = sorted(wanted - set(labels))
     if unknown:
+        known = ", ".join(sorted(labels))[:200] or "none"
         raise ConfigInvalid(
-            f"golden truth names labels that this model cannot answer: {', '.join(unknown)[:200]}; "
-            f"it knows {', '.join(sorted(labels))[:200]}"
+            f"golden truth names labels that this model cannot answer: {', '.join(unknown)[:200]}; it knows {known}"
         )
+
+
+def _check_picture(name: str, data: bytes) -> None:
+    try:
+        read_picture(data)
+    except RequestError as error:
+        raise ConfigInvalid(f"the golden picture {name} cannot be read: {error}") from error
 
 
 def _read_truth(name: str, data: bytes | None) -> _Truth:

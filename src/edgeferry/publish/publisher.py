@@ -13,12 +13,15 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import msgspec
 
 from edgeferry.delta.codecs import Coded, decode_full, encode_all, find_smallest, get_decode_memory
 from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken, MetadataUntrusted
+from edgeferry.link.route import pick_route
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
 from edgeferry.model.digest import Digest, Hasher
 from edgeferry.model.inspect import inspect_model, load_labels, make_spec
@@ -43,6 +46,8 @@ CHUNK_BYTES = 64 << 10
 CHUNK_DIGEST_BYTES = 16
 Say = Callable[[str], None]
 """Told, in a few words, what is being done."""
+Progress = Callable[[int, int], None]
+"""Told how many bytes of how many are in the store: (0, all) first, (all, all) last."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,13 +85,21 @@ class ClassicReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was published. Sizes in bytes; `download_bytes` is what a device that has nothing yet fetches for it."""
+    """What was published. Sizes in bytes; payload, without metadata.
+
+    Attributes:
+        download_bytes: what a device that has nothing yet fetches: coded files and golden pictures.
+        golden_bytes: the pictures' part of it.
+        update_bytes: what a device that has the version published before fetches.
+    """
 
     model: str
     version: str
     manifest: str
     unchanged: bool
     download_bytes: int
+    golden_bytes: int
+    update_bytes: int
     manifest_bytes: int
     bundle_bytes: int
     files: tuple[FileReport, ...]
@@ -104,6 +117,7 @@ class _Packed:
     files: Mapping[str, bytes]
     golden: GoldenSet
     inherited: bool
+    before: Manifest | None
     classic_zip: bytes
     classic_md5: str
     notes: tuple[str, ...]
@@ -118,7 +132,11 @@ class _CodedFiles:
     blobs: dict[Digest, bytes] = field(default_factory=dict)
 
 
-def publish(request: Request, desk: Desk, *, say: Say) -> PublishReport:
+def tell_nobody(_done: int, _total: int) -> None:
+    """A Progress that nobody looks at."""
+
+
+def publish(request: Request, desk: Desk, *, say: Say, progress: Progress = tell_nobody) -> PublishReport:
     """Publishes one version.
 
     Raises:
@@ -135,7 +153,9 @@ def publish(request: Request, desk: Desk, *, say: Say) -> PublishReport:
         return _report_unchanged(request, packed, _read_manifest(desk.store, listed))
     coded = _code(packed, say)
     manifest = _sign(request, packed, coded=coded, draft=draft, desk=desk)
-    bundle_bytes = _upload(request, packed, coded=coded, draft=draft, desk=desk, say=say)
+    _upload(request, packed, coded=coded, store=desk.store, progress=progress)
+    say("signing")
+    bundle_bytes = commit(draft, desk)[request.model]
     return _make_report(request, packed, manifest=manifest, coded_files=coded.reports, bundle_bytes=bundle_bytes)
 
 
@@ -152,14 +172,13 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
         files[request.labels_file] = request.labels_data
     overrides = read_spec_toml(request.spec_text)
     spec = make_spec(inspection, labels=labels, labels_file=request.labels_file, overrides=overrides)
-    golden, inherited = _find_golden(request, draft, store=store)
-    known = [label for stage in spec.stages for label in load_labels(stage, files.__getitem__)]
-    if known:
-        check_labels(golden.samples, known)
+    before = _find_before(request, draft, store=store)
+    golden, inherited = _find_golden(request, before)
+    check_labels(golden.samples, _list_labels(spec, files))
     classic_zip = make_bundle_zip(_list_classic_files(request, files))
     hasher = Hasher()
     hasher.update(classic_zip)
-    return _Packed(spec, files, golden, inherited, classic_zip, hasher.get_md5_base64(), inspection.notes)
+    return _Packed(spec, files, golden, inherited, before, classic_zip, hasher.get_md5_base64(), inspection.notes)
 
 
 def _list_classic_files(request: Request, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -168,13 +187,23 @@ def _list_classic_files(request: Request, files: Mapping[str, bytes]) -> dict[st
     return {**files, **spec}
 
 
-def _find_golden(request: Request, draft: Draft, *, store: ObjectStore) -> tuple[GoldenSet, bool]:
+def _list_labels(spec: ModelSpec, files: Mapping[str, bytes]) -> list[str]:
+    """Labels that stand for a class of some stage; the lines before the offset never do."""
+    return [
+        label for stage in spec.stages for label in load_labels(stage, files.__getitem__)[max(0, stage.labels.offset) :]
+    ]
+
+
+def _find_before(request: Request, draft: Draft, *, store: ObjectStore) -> Manifest | None:
+    """The version that was published before this one."""
+    before = list(takewhile(lambda one: one.version != request.version, draft.list_versions(request.model)))
+    return _read_manifest(store, before[-1]) if before else None
+
+
+def _find_golden(request: Request, before: Manifest | None) -> tuple[GoldenSet, bool]:
     if request.golden_files is not None:
         return read_golden(request.golden_files), False
-    before = [one for one in draft.list_versions(request.model) if one.version != request.version]
-    if not before:
-        return GoldenSet(), False
-    inherited = _read_manifest(store, before[-1]).golden
+    inherited = before.golden if before else ()
     return GoldenSet(inherited), bool(inherited)
 
 
@@ -197,8 +226,8 @@ def _report_unchanged(request: Request, packed: _Packed, manifest: Manifest) -> 
     if not same_files or manifest.spec != packed.spec or not same_golden:
         raise Conflict(f"{request.model} {request.version} is published with other content; choose a new version")
     packed = replace(packed, golden=GoldenSet(manifest.golden), inherited=False)
-    data, reports = make_manifest_bytes(manifest), [_make_file_report(entry) for entry in manifest.files]
-    return _make_report(request, packed, manifest=data, coded_files=reports, bundle_bytes=None)
+    reports = [_make_file_report(entry) for entry in manifest.files]
+    return _make_report(request, packed, manifest=manifest, coded_files=reports, bundle_bytes=None)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
@@ -256,8 +285,8 @@ def make_chunk_list(data: bytes) -> bytes:
 
 
 # --- sign and upload --------------------------------------------------------------------------------------------------
-def _sign(request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft, desk: Desk) -> bytes:
-    """Makes the manifest and lists it in the draft; returns its bytes."""
+def _sign(request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft, desk: Desk) -> Manifest:
+    """Makes the manifest and lists it in the draft."""
     manifest = Manifest(
         model=request.model,
         version=request.version,
@@ -270,17 +299,22 @@ def _sign(request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft
     if read_manifest_bytes(data) != manifest:
         raise InvariantBroken("the manifest does not come back from its own bytes; nothing was published")
     add_manifest(draft, NewVersion(request.model, request.version, data, packed.classic_md5), desk=desk)
-    return data
+    return manifest
 
 
-def _upload(request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft, desk: Desk, say: Say) -> int:
-    """Blobs and the ZIP, then what makes them visible: the metadata, whose last write is the timestamp."""
+def _upload(request: Request, packed: _Packed, *, coded: _CodedFiles, store: ObjectStore, progress: Progress) -> None:
+    """Blobs and the ZIP. Nobody sees them before the metadata is written."""
+    total, done = sum(map(len, coded.blobs.values())) + len(packed.classic_zip), 0
+
+    def count(sent_bytes: int) -> None:
+        nonlocal done
+        done += sent_bytes
+        progress(done, total)
+
+    count(0)
     for digest, data in coded.blobs.items():
-        if desk.store.put_new(digest.blob_path, data):
-            say(f"uploaded {digest.blob_path} ({len(data):,} bytes)")
-    desk.store.put(_get_classic_path(request), packed.classic_zip)
-    say("signing")
-    return commit(draft, desk)[request.model]
+        store.put_blob(digest.blob_path, data, count)
+    store.put(_get_classic_path(request), packed.classic_zip, count)
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -300,20 +334,39 @@ def _make_file_report(entry: FileEntry, sizes: Mapping[str, int] | None = None) 
     )
 
 
+def count_download(manifest: Manifest, have: AbstractSet[Digest]) -> int:
+    """Payload bytes that a device fetches which has the contents `have`: files as they travel, golden pictures."""
+    here, total = set(have), 0
+    for entry in manifest.files:
+        total += pick_route(entry, here).download_bytes
+        here.add(Digest.from_str(entry.sha256))
+    return total + sum(sample.size for sample in manifest.golden if Digest.from_str(sample.input) not in here)
+
+
+def _list_digests(manifest: Manifest | None) -> set[Digest]:
+    if manifest is None:
+        return set()
+    names = [entry.sha256 for entry in manifest.files] + [sample.input for sample in manifest.golden]
+    return set(map(Digest.from_str, names))
+
+
 def _make_report(
-    request: Request, packed: _Packed, *, manifest: bytes, coded_files: list[FileReport], bundle_bytes: int | None
+    request: Request, packed: _Packed, *, manifest: Manifest, coded_files: list[FileReport], bundle_bytes: int | None
 ) -> PublishReport:
     """`bundle_bytes` None says that nothing was written."""
+    data, classic_size = make_manifest_bytes(manifest), len(packed.classic_zip)
     return PublishReport(
         model=request.model,
         version=request.version,
-        manifest=str(Digest.of(manifest)),
+        manifest=str(Digest.of(data)),
         unchanged=bundle_bytes is None,
-        download_bytes=sum(report.coded_size for report in coded_files),
-        manifest_bytes=len(manifest),
+        download_bytes=count_download(manifest, set()),
+        golden_bytes=sum(sample.size for sample in manifest.golden),
+        update_bytes=count_download(manifest, _list_digests(packed.before)),
+        manifest_bytes=len(data),
         bundle_bytes=bundle_bytes or 0,
         files=tuple(coded_files),
-        classic=ClassicReport(path=_get_classic_path(request), size=len(packed.classic_zip), md5=packed.classic_md5),
+        classic=ClassicReport(path=_get_classic_path(request), size=classic_size, md5=packed.classic_md5),
         golden=len(packed.golden.samples),
         golden_inherited=packed.inherited,
         notes=packed.notes,

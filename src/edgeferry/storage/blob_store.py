@@ -28,6 +28,8 @@ from obstore.store import AzureStore, LocalStore, S3Store
 from edgeferry.errors import ConfigInvalid, Conflict, LinkDown, NameInvalid, StorageFailed, StoreRefused
 
 _PATH = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]*(/[0-9A-Za-z][0-9A-Za-z._+-]*)*")
+Sent = Callable[[int], None]
+"""Is told of bytes as they leave."""
 EMULATOR_ACCOUNT = "devstoreaccount1"
 _S3_SETTINGS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
 PART_BYTES = 5 << 20
@@ -83,9 +85,14 @@ class BlobStore:
         except (FileNotFoundError, obstore_errors.NotFoundError):
             return None
 
-    def put(self, path: str, data: bytes) -> None:
-        """Writes the object, over any that is there."""
-        self._put(path, data, None)
+    def put(self, path: str, data: bytes, sent: Sent | None = None) -> None:
+        """Writes the object, over any that is there; large ones in parts, each with retries and a time limit."""
+        sent = sent or _tell_nobody
+        if len(data) > PART_BYTES:
+            self._put(path, _iterate_parts(data, sent), None)
+        else:
+            self._put(path, data, None)
+            sent(len(data))
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Writes the object unless one is there; tells whether it was written."""
@@ -95,23 +102,17 @@ class BlobStore:
             return False
         return True
 
-    def put_blob(self, path: str, data: bytes, sent: Callable[[int], None]) -> bool:
-        """Writes what is named by its own content, unless it is there; tells whether it was written.
+    def put_blob(self, path: str, data: bytes, sent: Sent) -> None:
+        """Writes what is named by its own content, unless it is there; `sent` is told of all its bytes either way.
 
-        What is large goes in parts, each with retries and a time limit of its own; that cannot be "create only", but
-        whoever writes the same name writes the same bytes.
-
-        Args:
-            path: ends with the digest of `data`.
-            data: the whole object.
-            sent: is told of bytes as they leave; of all of them at once when nothing need leave.
+        Parts cannot be sent "create only". Nothing is lost by that: whoever writes this name writes these bytes.
         """
-        if len(data) <= PART_BYTES or self._is_there(path):
-            written = len(data) <= PART_BYTES and self.put_new(path, data)
-            sent(len(data))
-            return written
-        self._put(path, _iterate_parts(data, sent), None)
-        return True
+        if len(data) > PART_BYTES and not self._is_there(path):
+            self.put(path, data, sent)
+            return
+        if len(data) <= PART_BYTES:
+            self.put_new(path, data)
+        sent(len(data))
 
     def put_if(self, path: str, data: bytes, etag: str) -> None:
         """Writes the object if what is there still has `etag`.
@@ -185,9 +186,9 @@ def open_blob_store(url: str, environ: Mapping[str, str]) -> BlobStore:
         url: a folder's path or `file://` URL; `https://<account>.blob.core.windows.net/<container>[/<prefix>][?<SAS>]`;
             `http(s)://<host>/<account>/<container>[/<prefix>]` (Azurite and other path-style servers); or
             `s3://<bucket>[/<prefix>]`.
-        environ: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN; or AWS_ACCESS_KEY_ID,
-            AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and, for other servers that speak S3, AWS_ENDPOINT_URL
-            (without keys: the role of the machine).
+        environ: AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN; or
+            AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (without keys: the role of the machine),
+            AWS_REGION and, for other servers that speak S3, AWS_ENDPOINT_URL.
 
     Raises:
         ConfigInvalid: the URL names no such place.
@@ -287,7 +288,11 @@ def _make_attributes(path: str) -> dict[str, str]:
     }
 
 
-def _iterate_parts(data: bytes, sent: Callable[[int], None]) -> Iterator[bytes]:
+def _tell_nobody(_: int) -> None:
+    """Nobody counts."""
+
+
+def _iterate_parts(data: bytes, sent: Sent) -> Iterator[bytes]:
     for start in range(0, len(data), PART_BYTES):
         part = data[start : start + PART_BYTES]
         yield part

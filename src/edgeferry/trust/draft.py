@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,8 +36,11 @@ class ObjectReader(Protocol):
 class ObjectStore(ObjectReader, Protocol):
     """What signing needs of `storage/blob_store.py`."""
 
-    def put(self, path: str, data: bytes) -> None:
-        """Writes over."""
+    def put(self, path: str, data: bytes, sent: Callable[[int], None] | None = None) -> None:
+        """Writes over; `sent` is told of bytes as they leave."""
+
+    def put_blob(self, path: str, data: bytes, sent: Callable[[int], None]) -> None:
+        """Writes what is named by its content, unless it is there."""
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Creates only; tells whether it did."""

@@ -113,8 +113,8 @@ class Verifier:
     def _fetch_bundle(self, model: str) -> dict[str, bytes]:
         try:
             return read_bundle_object(self._fetch(get_bundle_path(model), BUNDLE_MAX_BYTES))
-        except (ObjectMissing, MetadataUntrusted):
-            return {}
+        except (ObjectMissing, AccessDenied, MetadataUntrusted):
+            return {}  # a public S3 bucket denies what it does not have; who is denied everything hears it next
 
     def _fetch_verified(self, root: bytes, bundle: Mapping[str, bytes], target_path: str, digest: Digest) -> bytes:
         fetcher = _BundleFirst(bundle, self._fetch)
