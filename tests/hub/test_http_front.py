@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -11,11 +12,14 @@ import aiohttp
 import pytest
 
 from edgeferry.app.hub import RunningHub
+from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire import service_api as api
 from edgeferry.wire.iothub_auth import make_sas_token
 from edgeferry.wire.service_api import Identity
+from raw_mqtt import open_raw
 
 D_M = Identity("d", "m")
+KEY = "A" * 43 + "="
 
 
 class Caller:
@@ -138,6 +142,40 @@ async def test_a_method_request_is_checked(hub: RunningHub, call: Caller, body: 
 @pytest.mark.parametrize("host", ["[::1", "", "a b", "localhost:x"])
 async def test_a_broken_host_header_is_refused(call: Caller, host: str) -> None:
     assert (await call("GET", "/devices", Host=host))[0] in (400, 401)
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("/devices/d", {"status": "disabled"}),
+        ("/devices/d/modules/m", {"authentication": {"symmetricKey": {"primaryKey": KEY, "secondaryKey": KEY}}}),
+    ],
+)
+async def test_a_change_over_rest_ends_the_connections_that_it_shuts_out(
+    hub: RunningHub, call: Caller, path: str, change: dict[str, Any]
+) -> None:
+    text = await hub.add_module("d", "m")
+    async with open_raw(hub) as client:
+        assert await client.connect(text) == mqtt.ConnAck(0, False)
+        status, _, _ = await call("PUT", path, data=json.dumps(change).encode(), **{"If-Match": '"*"'})
+        assert status == 200
+        assert await client.receive() is None
+
+
+async def test_deleting_a_device_ends_the_connections_of_its_modules(hub: RunningHub, call: Caller) -> None:
+    text = await hub.add_module("d", "m")
+    async with open_raw(hub) as client:
+        await client.connect(text)
+        assert (await call("DELETE", "/devices/d"))[0] == 204
+        assert await client.receive() is None
+
+
+@pytest.mark.parametrize("managed_by", [7, {"a": 1}, ["x"], "x" * 129])
+async def test_an_owner_that_is_no_name_is_refused(hub: RunningHub, call: Caller, managed_by: object) -> None:
+    await hub.add_device("d")
+    body = json.dumps({"managedBy": managed_by}).encode()
+    status, _, code = await call("PUT", "/devices/d/modules/m", data=body)
+    assert (status, code) == (400, "ArgumentInvalid")
 
 
 async def test_no_twin_shows_a_key(hub: RunningHub, call: Caller) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import asyncio.sslproto
 import json
 import random
+import socket
 import time
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import pytest
 
 from edgeferry.app.hub import RunningHub
 from edgeferry.hub import mqtt_front
+from edgeferry.hub.registry import Admission
 from edgeferry.storage.hub_tables import QueuedMessage
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import make_sas_token, make_user_name, parse_connection_string
@@ -281,6 +283,53 @@ async def test_a_command_beside_the_hub_drops_a_deleted_module(hub: RunningHub) 
         with open_tables(hub.settings.data) as tables:
             hub_admin.delete_device(tables, "d", ["a"])
         assert await is_closed(client)
+
+
+async def test_properties_that_fit_no_delivery_are_refused_and_do_not_block_the_receiver(hub: RunningHub) -> None:
+    sender, receiver = await hub.add_module("d", "a"), await hub.add_module("d", "b")
+    async with open_raw(hub) as b:
+        await b.connect(receiver)
+        await b.subscribe(INPUTS_OF_B)
+        async with open_raw(hub) as a:
+            await a.connect(sender)
+            await a.send(mqtt.Publish(EVENTS + "%24.on=out&k=" + "é" * 12_000, b"long", 1, 1))
+            assert await is_closed(a)
+        async with open_raw(hub) as a:
+            await a.connect(sender)
+            await a.send(mqtt.Publish(EVENTS + "%24.on=out&k=" + "é" * 9_000, b"fits", 1, 2))
+            assert await a.receive() == mqtt.PubAck(2)
+        packet = await b.receive()
+        assert isinstance(packet, mqtt.Publish) and packet.payload == b"fits"
+
+
+async def test_an_identity_that_is_deleted_while_it_connects_is_not_let_in(
+    hub: RunningHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, admit = await hub.add_module("d", "a"), hub.rooms.registry.admit
+
+    async def admit_and_delete(connect: mqtt.Connect) -> Admission:
+        admission = await admit(connect)
+        await hub.rooms.registry.delete(A, None)
+        return admission
+
+    monkeypatch.setattr(hub.rooms.registry, "admit", admit_and_delete)
+    async with open_raw(hub) as client:
+        assert await client.connect(text) == mqtt.ConnAck(5)
+        assert await is_closed(client)
+    assert hub.rooms.presence.find(A) is None
+
+
+async def test_what_arrives_after_the_end_of_a_connection_is_not_done(hub: RunningHub) -> None:
+    known = parse_connection_string(await hub.add_module("d", "a"))
+    token = make_sas_token(known.resource, known.shared_access_key, int(time.time()) + 60)
+    connect = mqtt.Connect("d/a", True, 60, make_user_name("localhost", "d", "a"), token.encode())
+    pipe, (ours, theirs) = mqtt_front.MqttPipe(hub.rooms, set()), socket.socketpair()
+    with theirs:
+        await asyncio.get_running_loop().create_connection(lambda: pipe, sock=ours)
+        pipe.close("its token has expired")
+        pipe.data_received(mqtt.encode(connect) + mqtt.encode(mqtt.Publish(EVENTS, b"too late", 1, 1)))
+        await asyncio.wait_for(pipe.task, 10)
+    assert await hub.read_messages() == []
 
 
 async def test_the_hub_outlives_rubbish_on_its_door(hub: RunningHub) -> None:

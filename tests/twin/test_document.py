@@ -132,6 +132,15 @@ def test_many_small_patches_cannot_pass_the_size_limit() -> None:
     assert len(twin.reported.body) == 8
 
 
+@pytest.mark.parametrize("nothing", [None, "", [], {}])
+def test_what_counts_as_nothing_cannot_grow_a_twin_without_bounds(nothing: object) -> None:
+    twin = make_twin(NOW)
+    with pytest.raises(LimitExceeded):
+        for n in range(20):
+            twin = patch_reported(twin, {f"k{n}": [nothing] * 20_000}, now=NOW)
+    assert len(twin.reported.body) < 4
+
+
 def test_tags_have_a_limit_of_their_own() -> None:
     with pytest.raises(LimitExceeded):
         write_twin(make_twin(NOW), tags={f"k{n}": "x" * 4000 for n in range(3)}, desired=None, now=NOW)

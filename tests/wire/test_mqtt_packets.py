@@ -110,6 +110,12 @@ def test_a_long_packet_is_refused_at_its_header() -> None:
         PacketDecoder(limit_bytes=1000).feed(b"\x30\xe9\x07")
 
 
+def test_a_string_that_is_too_long_is_not_written() -> None:
+    mqtt.encode(mqtt.Publish("t" * 65_535))
+    with pytest.raises(LimitExceeded):
+        mqtt.encode(mqtt.Publish("t" * 65_536))
+
+
 def test_a_decoder_never_holds_more_than_one_packet() -> None:
     decoder, stream = PacketDecoder(limit_bytes=1000), encode(mqtt.Publish("t", b"x" * 900)) * 50
     for start in range(0, len(stream), 333):

@@ -21,14 +21,14 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from edgeferry.errors import HubRefused, LimitExceeded, ProtocolViolated, RequestError, StorageError
+from edgeferry.errors import EdgeferryError, HubRefused, LimitExceeded, ProtocolViolated, RequestError, StorageError
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.presence import Presence
 from edgeferry.hub.registry import Admission, Registry
 from edgeferry.hub.routes import Router
 from edgeferry.hub.twins import Twins
 from edgeferry.storage.hub_db import HubDb
-from edgeferry.storage.hub_tables import QueuedMessage
+from edgeferry.storage.hub_tables import HubTables, QueuedMessage
 from edgeferry.twin.document import Json, parse_object
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_topics import (
@@ -169,31 +169,40 @@ class DeviceLink:
             self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_WRONG_LEVEL))
             raise ProtocolViolated(f"expected MQTT level 4, found {connect.level}")
         try:
-            self._admission = await self._rooms.registry.admit(connect)
+            self._admission = admission = await self._rooms.registry.admit(connect)
+            is_present = await self._open_session(admission.record, clean=connect.clean_session)
         except HubRefused:
+            self._admission = None
             self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_NOT_AUTHORISED))
             raise
-        is_present = await self._open_session(clean=connect.clean_session)
         self._rooms.presence.attach(self, self._session)
-        self._pipe.admit(self._admission.expires_at)
+        self._pipe.admit(admission.expires_at)
         self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_ACCEPTED, is_present))
         self._pump = asyncio.create_task(self._deliver_inputs(), name=f"inputs of {self.record.identity}")
         self._bell.set()
 
-    async def _open_session(self, *, clean: bool) -> bool:
-        """Takes up the stored session, or begins anew; True when there was one."""
-        identity, db = self.record.identity, self._rooms.db
+    async def _open_session(self, admitted: IdentityRecord, *, clean: bool) -> bool:
+        """Takes up the stored session, or begins anew; True when there was one.
+
+        Raises:
+            HubRefused: the identity has changed since it was admitted. Whoever changes it later finds this link.
+        """
+        identity = admitted.identity
+
+        def work(tables: HubTables) -> tuple[dict[str, int] | None, set[int]]:
+            if tables.find_identity(identity) != admitted:
+                raise HubRefused("the identity changed while it connected", identity=str(identity))
+            stored = None if clean else tables.read_subscriptions(identity)
+            if stored is None:
+                tables.write_subscriptions(identity, None if clean else {})
+            return stored, tables.read_queued_ids(identity)
+
         self._is_clean = clean
-        if clean:
-            await db.write(lambda tables: tables.write_subscriptions(identity, None))
-            return False
-        stored = await db.read(lambda tables: tables.read_subscriptions(identity))
+        stored, waiting = await self._rooms.db.write(work)
         if stored is None:
-            await db.write(lambda tables: tables.write_subscriptions(identity, {}))
             return False
         self._session = self._rooms.presence.find_session(identity) or Session()
         self._session.subscriptions = stored
-        waiting = await db.read(lambda tables: tables.read_queued_ids(identity))
         for key in self._session.get_inflight():
             if key not in waiting:
                 self._session.forget(key)
@@ -277,9 +286,9 @@ class DeviceLink:
                 self._bell.clear()
                 while await self._deliver_page():
                     await self._pipe.wait_writable()
-        except StorageError as error:
+        except EdgeferryError as error:
             _log.warning("delivery stopped", identity=str(self.record.identity), reason=error.message)
-            self.close("the hub's storage failed")
+            self.close("delivery failed")
 
     async def _deliver_page(self) -> bool:
         """Sends the next messages; False when there is nothing to send or no room."""

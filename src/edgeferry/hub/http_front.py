@@ -36,6 +36,7 @@ from edgeferry.errors import (
 )
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.registry import make_record
+from edgeferry.hub.upkeep import drop_changed
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import Json, TwinDocument, parse_object
 from edgeferry.wire import service_api as api
@@ -142,11 +143,12 @@ async def put_identity(rooms: HubRooms, request: Request) -> Response:
     identity, body = _get_identity(request), parse_object(await read_body(request))
     keys = _parse_keys(body)
     if "if-match" not in request.headers:
-        record = make_record(identity, rooms.clock(), keys=keys, managed_by=body.get("managedBy"))
+        record = make_record(identity, rooms.clock(), keys=keys, managed_by=_parse_managed_by(body))
         record = replace(record, is_enabled=body.get("status") != "disabled")
         return _answer_identity(rooms, await rooms.registry.add(record))
     if_match = api.parse_if_match(request.headers["if-match"])
     record = await rooms.registry.change(identity, if_match, lambda old: _change_record(old, body, keys))
+    await drop_changed(rooms)
     return _answer_identity(rooms, record)
 
 
@@ -155,10 +157,7 @@ async def delete_identity(rooms: HubRooms, request: Request) -> Response:
     identity = _get_identity(request)
     await rooms.registry.delete(identity, api.parse_if_match(request.headers.get("if-match")))
     rooms.presence.forget(identity)
-    for link in rooms.presence.get_links():
-        gone = link.record.identity
-        if gone == identity or (identity.module_id is None and gone.device_id == identity.device_id):
-            rooms.presence.forget(gone)
+    await drop_changed(rooms)
     return Response(status_code=204)
 
 
@@ -286,6 +285,13 @@ def _parse_keys(body: Json) -> tuple[str, str] | None:
     if primary is None and secondary is None:
         return None
     return api.require_key(primary), api.require_key(secondary)
+
+
+def _parse_managed_by(body: Json) -> str | None:
+    managed_by = body.get("managedBy")
+    if managed_by is not None and not (isinstance(managed_by, str) and len(managed_by) <= 128):
+        raise RequestInvalid("expected 'managedBy' to be a text of at most 128 characters")
+    return managed_by
 
 
 def _change_record(old: IdentityRecord, body: Json, keys: tuple[str, str] | None) -> IdentityRecord:

@@ -60,7 +60,9 @@ class MqttPipe(asyncio.Protocol):
         self.task = self._loop.create_task(self._run(), name="mqtt connection")
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
+        """Bytes came; asyncio's TLS hands over some that came before it had closed."""
+        if self._is_over:
+            return
         try:
             packets = self._decoder.feed(data)
             for packet in packets:

@@ -119,11 +119,17 @@ def ensure_service_key(tables: HubTables) -> str:
     return key
 
 
+def is_admissible(tables: HubTables, record: IdentityRecord | None) -> bool:
+    """Whether it is registered and enabled, for a module its device too."""
+    if record is None or not record.is_enabled:
+        return False
+    device = tables.find_identity(Identity(record.identity.device_id)) if record.identity.module_id else record
+    return device is not None and device.is_enabled
+
+
 def _find_enabled(tables: HubTables, identity: Identity) -> IdentityRecord | None:
-    """The record when it and, for a module, its device are enabled."""
-    device = tables.find_identity(Identity(identity.device_id))
-    record = device if identity.module_id is None else tables.find_identity(identity)
-    return record if record and record.is_enabled and device and device.is_enabled else None
+    record = tables.find_identity(identity)
+    return record if is_admissible(tables, record) else None
 
 
 def _require_match(tables: HubTables, identity: Identity, if_match: str | None) -> IdentityRecord:

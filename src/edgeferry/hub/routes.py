@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgeferry.errors import ConfigInvalid
+from edgeferry.errors import ConfigInvalid, LimitExceeded
 from edgeferry.hub.presence import Presence
 from edgeferry.storage.hub_db import HubDb
 from edgeferry.storage.hub_tables import HubTables, QueuedMessage, UpstreamMessage
 from edgeferry.twin.routes import Route
-from edgeferry.wire.iothub_topics import FROM_DEVICE_KEY, FROM_MODULE_KEY, OUTPUT_KEY, Telemetry
+from edgeferry.wire.iothub_topics import FROM_DEVICE_KEY, FROM_MODULE_KEY, OUTPUT_KEY, Telemetry, encode_bag
 from edgeferry.wire.service_api import Identity
 
+PROPERTIES_MAX_BYTES = 60_000  # as they travel to an input: in a topic of at most 65,535 bytes
 DEFAULT_TIME_TO_LIVE_S = 7200.0  # storeAndForwardConfiguration.timeToLiveSecs of the usual manifest
 
 
@@ -50,7 +51,11 @@ class Router:
         self._time_to_live_s = time_to_live_s
 
     async def accept(self, sender: Identity, telemetry: Telemetry, payload: bytes) -> None:
-        """Stores a message wherever a route sends it, once for each sink, then wakes the receivers."""
+        """Stores a message wherever a route sends it, once for each sink, then wakes the receivers.
+
+        Raises:
+            LimitExceeded: its properties would not fit into the topic of a delivery.
+        """
         taken = [route for route in self._routes if route.takes(sender.module_id, telemetry.output)]
         sinks = dict.fromkeys(route.sink for route in taken)
         if not sinks:
@@ -58,6 +63,8 @@ class Router:
         now = self._clock()
         expires_at = now + self._time_to_live_s
         passed_on = _make_passed_on(sender, telemetry)
+        if len(encode_bag(passed_on)) > PROPERTIES_MAX_BYTES:
+            raise LimitExceeded(f"expected properties of at most {PROPERTIES_MAX_BYTES} bytes, percent-encoded")
 
         def work(tables: HubTables) -> None:
             for sink in sinks:

@@ -1,8 +1,9 @@
 """What the hub does by itself, again and again: notice commands of other processes, forget what is over.
 
 Rules:
-- `hub device` commands write the database beside the running hub. SQLite says that somebody wrote; then every connected
-  identity is looked at again, and one that was deleted, disabled or given other keys is dropped.
+- `hub device` commands write the database beside the running hub. SQLite says that somebody else wrote; then every
+  connected identity is looked at again, and one that was deleted, disabled (or whose device was) or given other keys is
+  dropped. The service REST, whose writes are our own, asks for that look itself.
 - The store of `$upstream` and the queues are trimmed to their bounds.
 """
 
@@ -14,6 +15,7 @@ import structlog
 
 from edgeferry.errors import StorageError
 from edgeferry.hub.device_link import HubRooms
+from edgeferry.hub.registry import is_admissible
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.wire.service_api import IdentityRecord
 
@@ -44,14 +46,15 @@ async def drop_changed(rooms: HubRooms) -> None:
     """Drops every link whose identity is not any more what it was at the CONNECT."""
     links = list(rooms.presence.get_links())
 
-    def work(tables: HubTables) -> list[IdentityRecord | None]:
-        return [tables.find_identity(link.record.identity) for link in links]
+    def work(tables: HubTables) -> list[tuple[IdentityRecord | None, bool]]:
+        records = [tables.find_identity(link.record.identity) for link in links]
+        return [(record, is_admissible(tables, record)) for record in records]
 
-    for link, record in zip(links, await rooms.db.read(work), strict=True):
+    for link, (record, is_enabled) in zip(links, await rooms.db.read(work), strict=True):
         was = link.record
         if record is None or record.generation_id != was.generation_id:
             rooms.presence.forget(was.identity)
-        elif not record.is_enabled or record.keys != was.keys:
+        elif not is_enabled or record.keys != was.keys:
             link.close("its keys or its status changed")
 
 

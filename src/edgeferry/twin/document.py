@@ -264,6 +264,9 @@ def _require_size(body: Json, limit_bytes: int) -> None:
     size = get_size_bytes(body)
     if size > limit_bytes:
         raise LimitExceeded(f"expected at most {limit_bytes} bytes in this section, found {size}", size_bytes=size)
+    text_bytes = len(msgspec.json.encode(body))
+    if text_bytes > BODY_MAX_BYTES:  # nulls, empty lists and empty strings count as nothing above
+        raise LimitExceeded(f"expected a section of at most {BODY_MAX_BYTES} bytes of JSON, found {text_bytes}")
 
 
 def _require_object(value: Any, what: str) -> Json:

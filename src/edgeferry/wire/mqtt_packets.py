@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from edgeferry.errors import LimitExceeded, ProtocolViolated
 
 PACKET_MAX_BYTES = 256 * 1024 + 64 * 1024  # a message of 256 KB (IoT Hub) and the longest topic
+STRING_MAX_BYTES = 65_535  # [MQTT-1.5.3]
 LENGTH_MAX_BYTES = 4  # bytes of the remaining length [MQTT-2.2.3]
 
 CONNACK_ACCEPTED, CONNACK_WRONG_LEVEL, CONNACK_WRONG_ID, CONNACK_NOT_AUTHORISED = 0, 1, 2, 5
@@ -230,7 +231,11 @@ def decode_body(head: int, body: bytes) -> Packet:
 
 
 def encode(packet: Packet) -> bytes:
-    """The bytes of a packet."""
+    """The bytes of a packet.
+
+    Raises:
+        LimitExceeded: a string is longer than 65,535 bytes.
+    """
     match packet:
         case Publish():
             return _encode_publish(packet)
@@ -375,4 +380,6 @@ def _frame(head: int, body: bytes) -> bytes:
 
 def _text(text: str) -> bytes:
     data = text.encode("utf-8")
+    if len(data) > STRING_MAX_BYTES:
+        raise LimitExceeded(f"expected a string of at most {STRING_MAX_BYTES} bytes, found {len(data)}")
     return len(data).to_bytes(2, "big") + data
