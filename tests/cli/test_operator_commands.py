@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +70,42 @@ def test_a_version_is_published_and_the_report_is_json(run: Run, model: Path, tm
     again = publish(run, model)
     assert again.exit_code == 0
     assert "nothing to do" in again.stdout
+
+
+def test_an_upload_is_told_in_lines_where_nobody_looks_at_a_terminal(run: Run, model: Path) -> None:
+    run("repo", "init")
+    result = publish(run, model, "--json")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("uploaded ")]
+    counts = [[int(word.replace(",", "")) for word in line.split() if word[0].isdigit()] for line in lines]
+    assert counts[0][0] == 0
+    assert counts[-1][0] == counts[-1][1] > 10_000
+    assert len(lines) <= 11
+    assert "\x1b" not in result.stderr
+
+
+def test_an_upload_is_a_bar_with_bytes_on_a_terminal(run: Run, model: Path, tmp_path: Path) -> None:
+    run("repo", "init")
+    words = ["publish", model, "--name", "gauge", "--version", "1", "--labels", model.parent / "labels.txt", "--json"]
+    words += ["--spec", model.parent / "spec.toml", "--to", tmp_path / "site", "--keys", tmp_path / "keys"]
+    terminal, its_end = os.openpty()
+    command = [sys.executable, "-m", "edgeferry.cli.main", *map(str, words)]
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=its_end, env=environment) as publishing:
+        os.close(its_end)
+        shown = b"".join(iter(lambda: read_terminal(terminal), b"")).decode()
+        printed = publishing.communicate(timeout=60)[0]
+    os.close(terminal)
+    assert json.loads(printed)["version"] == "1"
+    assert "\x1b" in shown
+    assert re.search(r"uploading .*\d kB.*0:00:00", shown)
+    assert "coding gauge.onnx" in shown
+
+
+def read_terminal(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux says EIO when the other end is closed
+        return b""
 
 
 def test_golden_folders_are_read(run: Run, model: Path, tmp_path: Path) -> None:
