@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
 import pytest
 
 from edgeferry.app.hub import RunningHub
+from edgeferry.transport.mqtt import HubConnection, HubIdentity, MethodCall, make_key_sign, open_hub_connection
+from edgeferry.wire.iothub_auth import parse_connection_string
 
 pytestmark = pytest.mark.needs_azure_sdk
 KEY = base64.b64encode(b"k" * 32).decode()
@@ -69,6 +72,36 @@ async def test_tags_and_queries(hub: RunningHub, open_service: Any) -> None:
         assert [(one["deviceId"], one["moduleId"]) for one in modules] == [("d1", "m"), ("d2", "m")]
         refused = await call("query", "SELECT * FROM devices WHERE tags.site = 'north'")
         assert refused == {"refused": 400, "code": "ArgumentInvalid"}
+
+
+async def make_identity(hub: RunningHub) -> HubIdentity:
+    """Module m of device d, as our own device signs in."""
+    known = parse_connection_string(await hub.add_module("d", "m"))
+    sign, ca_pem = make_key_sign(known.shared_access_key), hub.ca_pem_path.read_bytes()
+    return HubIdentity(host=known.host_name, device="d", module="m", sign=sign, ca_pem=ca_pem, port=hub.mqtt_port)
+
+
+async def answer_methods(connection: HubConnection) -> None:
+    """Says what was called, with what, and 404 to every name but `status`."""
+    async for event in connection.events():
+        assert isinstance(event, MethodCall)
+        status = 200 if event.name == "status" else 404
+        await connection.answer_method(event.rid, status, payload={"called": event.name, "with": event.payload})
+
+
+async def test_a_method_of_a_connected_module_answers_with_its_status_and_payload(
+    hub: RunningHub, open_service: Any
+) -> None:
+    identity = await make_identity(hub)
+    async with open_service(hub) as call, open_hub_connection(identity) as connection:
+        answering = asyncio.create_task(answer_methods(connection))
+        payload = {"models": ["detector", "ä"], "deep": {"n": 1.5, "none": None}}
+        answer = await call("call", "d", "m", "status", payload, 10)
+        assert answer == {"status": 200, "payload": {"called": "status", "with": payload}}
+        refused = await call("call", "d", "m", "other", None, 10)
+        assert refused == {"status": 404, "payload": {"called": "other", "with": ""}}  # the SDK says "" for None
+        assert not answering.done()
+        answering.cancel()
 
 
 async def test_a_method_of_a_module_that_is_not_there_is_refused(hub: RunningHub, open_service: Any) -> None:
