@@ -58,6 +58,35 @@ async def test_a_renewed_sas_wakes_a_download_that_was_refused_and_fetches_nothi
         assert len(world.manifests.calls) == 1
 
 
+async def test_a_sas_that_is_renewed_while_the_download_runs_is_used_when_the_old_one_ends(world: World) -> None:
+    world.publish("1.0.0", size=200_000)
+    world.origin.block_delay_s = 0.01
+    world.origin.cut_after.append(100_000)
+    world.origin.sas = "sv=old"
+    async with world.run():
+        world.deploy("1.0.0", sas="sv=old")
+        await world.wait_state(State.DOWNLOADING)
+        await poll(lambda: has_sent(world, 20_000))
+        world.origin.sas = "sv=new"
+        world.hub.desire(edgeferry={"sas": "sv=new"})
+        await world.wait_state(State.ACTIVE)
+        assert world.origin.sent_bytes < 230_000
+
+
+async def has_sent(world: World, size: int) -> bool:
+    return world.origin.sent_bytes >= size
+
+
+async def test_a_right_that_was_refused_is_not_asked_for_again_and_again(world: World) -> None:
+    world.publish("1.0.0")
+    world.origin.sas = "sv=other"
+    async with world.run():
+        world.deploy("1.0.0", sas="sv=old")
+        await world.wait_state(State.WAITING)
+        await asyncio.sleep(0.3)
+        assert len(world.origin.requests) == 1
+
+
 async def test_only_the_golden_picture_that_is_new_is_fetched(world: World) -> None:
     world.publish("1.0.0")
     world.publish("1.1.0")

@@ -161,6 +161,8 @@ class Agent:
         self._observed_here = version if isinstance(version, int) else 0
         self._follow(desired)
         self._aim()
+        for lane in self._lanes.values():
+            lane.order(Event.RETRY_DUE)  # the hub is back, or somebody has changed something: no need to wait longer
         self.reporter.note_change()
         await self._parts.journal.set_value(_DESIRED_KEY, msgspec.json.encode(desired))
 

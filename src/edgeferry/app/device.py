@@ -110,12 +110,12 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
         async with open_journal(repository.journal_path) as journal, open_http(HttpSettings(ca_pem=ca_pem)) as http:
             slots = Slots(ChildEngine(WorkerSettings()), default_model=config.default_model)
             try:
-                parts = _make_parts(config, repository, journal, http=http, slots=slots, root=root, open_hub=open_hub)
+                parts = _make_parts(config, _Means(repository, journal, http, slots), root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
                 app = make_app(slots, _StatusPort(agent), ApiSettings(access=access))
                 async with (
-                    _running(agent),
                     open_control(repository.socket_path, agent.run_command),
+                    _running(agent),
                     open_api(app, config.host, config.port) as address,
                 ):
                     yield RunningDevice(address.url, agent, slots, repository)
@@ -139,22 +139,25 @@ async def _running(agent: Agent) -> AsyncIterator[None]:
         await asyncio.wait({running})
 
 
-def _make_parts(
-    config: DeviceConfig,
-    repository: Repository,
-    journal: Journal,
-    *,
-    http: HttpClient,
-    slots: Slots,
-    root: bytes | Digest | None,
-    open_hub: OpenHub | None,
-) -> Parts:
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What is open while a device runs."""
+
+    repository: Repository
+    journal: Journal
+    http: HttpClient
+    slots: Slots
+
+
+def _make_parts(config: DeviceConfig, means: _Means, *, root: bytes | Digest | None, open_hub: OpenHub | None) -> Parts:
+    repository, http, slots = means.repository, means.http, means.slots
+
     def take_default_model(name: str | None) -> None:
         slots.default_model = config.default_model if name is None else name
 
     return Parts(
         repository=repository,
-        journal=journal,
+        journal=means.journal,
         fetcher=Fetcher(http, rate_bps=config.rate_bps),
         manifests=TrustedManifests(http, repository.trust_folder, root, now=time.time),
         activator=slots,
