@@ -236,6 +236,24 @@ async def test_a_cancelled_start_leaves_no_process(make_fake: MakeVersion) -> No
     assert find_workers() == set()
 
 
+async def test_a_start_that_is_cancelled_before_the_first_word_leaves_no_process(
+    make_fake: MakeVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, before = asyncio.Event(), find_workers()
+
+    async def never(**_: object) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", never)
+    starting = asyncio.create_task(start_worker(make_fake("load hang"), SETTINGS))
+    await asyncio.wait_for(reached.wait(), DEADLINE_S)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert find_workers() == before
+
+
 async def test_loading_is_niced_and_serving_is_not(make_fake: MakeVersion) -> None:
     starting = asyncio.create_task(start_worker(make_fake("load sleep 1"), SETTINGS))
     seen: set[int] = set()

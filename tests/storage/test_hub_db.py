@@ -106,6 +106,17 @@ def test_a_full_queue_loses_its_oldest(tables: HubTables, monkeypatch: pytest.Mo
     assert [one.payload for one in tables.read_queue(MODULE, after=0, limit=9)] == [b"2", b"3", b"4"]
 
 
+def test_each_queue_is_bounded_by_bytes_too(tables: HubTables) -> None:
+    other = Identity(MODULE.device_id, "other")
+    tables.add_identity(make_record(other), make_twin(NOW))
+    for number in range(4):
+        tables.push_message(MODULE, make_message(str(number) * 100))
+    tables.push_message(other, make_message("x" * 100))
+    assert tables.trim_queues(max_bytes=250) == 2
+    assert [one.payload[:1] for one in tables.read_queue(MODULE, after=0, limit=9)] == [b"2", b"3"]
+    assert len(tables.read_queue(other, after=0, limit=9)) == 1
+
+
 def test_the_upstream_store_is_bounded_by_rows_and_bytes(tables: HubTables) -> None:
     for number in range(6):
         tables.append_upstream(UpstreamMessage(0, MODULE, "out", {}, b"%d" % number * 100, NOW))

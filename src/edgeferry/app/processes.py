@@ -92,7 +92,12 @@ class Processes:
             stderr=asyncio.subprocess.PIPE,
             env={**self.environment, **environment},
         )
-        printed, complained = await child.communicate()
+        try:
+            printed, complained = await child.communicate()
+        finally:
+            if child.returncode is None:  # cancelled
+                child.kill()
+                await child.wait()
         if child.returncode != 0:
             said = complained.decode("utf-8", "replace")[-1500:]
             raise InvariantBroken(f"edgeferry {' '.join(arguments[:2])} ended with {child.returncode}: {said}")

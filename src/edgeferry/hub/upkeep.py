@@ -61,6 +61,10 @@ async def drop_changed(rooms: HubRooms) -> None:
 async def trim(rooms: HubRooms) -> None:
     """Deletes expired and surplus messages."""
     now = rooms.clock()
-    expired, surplus = await rooms.db.write(lambda tables: (tables.drop_expired(now), tables.trim_upstream()))
+
+    def work(tables: HubTables) -> tuple[int, int]:
+        return tables.drop_expired(now), tables.trim_queues() + tables.trim_upstream()
+
+    expired, surplus = await rooms.db.write(work)
     if expired or surplus:
         _log.info("messages trimmed", expired=expired, surplus=surplus)

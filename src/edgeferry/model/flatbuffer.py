@@ -78,11 +78,6 @@ class Table:
         position = self._find(slot)
         return self._buffer.read_int(code, position) if position else default
 
-    def get_float(self, slot: int) -> float:
-        """A 32-bit float field."""
-        position = self._find(slot)
-        return float(self._buffer.read("f", position)) if position else 0.0
-
     def get_table(self, slot: int) -> Table | None:
         """A table field."""
         position = self._find(slot)

@@ -49,10 +49,7 @@ class Spawned:
 
     def kill(self) -> None:
         """Ends the process at once, if it has not ended yet."""
-        if self.process.returncode is None:
-            # Not process.kill(): Popen polls first, and would take the exit code from asyncio's own waiting thread.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+        _kill(self.process)
 
     async def wait(self) -> int:
         """Waits until the process has ended and all it printed is here; returns its exit code."""
@@ -84,9 +81,22 @@ async def spawn_worker() -> Spawned:
         raise WorkerStartFailed(f"cannot start a worker process: {error.strerror}") from error
     finally:
         theirs.close()
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+    except BaseException:  # cancelled: nobody else knows of this process yet
+        ours.close()
+        _kill(process)
+        await process.wait()
+        raise
     printed = bytearray()
     return Spawned(process, reader, writer, printed, asyncio.create_task(_keep_tail(process, printed)))
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        # Not process.kill(): Popen polls first, and would take the exit code from asyncio's own waiting thread.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _make_environment() -> dict[str, str]:

@@ -1,12 +1,13 @@
 """The hub's state in SQLite: identities, twins, subscriptions, queues, messages, settings. Synchronous, one connection.
 
-Threads and group commit stand in hub_db.py; what a write means (versions, limits) in twin/document.py. The `hub`
-commands open this file directly, beside a running hub.
+The schema stands in hub_schema.py, threads and group commit in hub_db.py; what a write means (versions, limits) in
+twin/document.py. The `hub` commands open this file directly, beside a running hub.
 
 Rules:
 - The caller owns the transaction (`transaction()`), so that many writes can share one fsync (synchronous=FULL, WAL).
 - Deleting an identity deletes everything of it; deleting a device deletes its modules.
-- Stores of messages are bounded: by rows for each queue, by rows and bytes for `$upstream`; the oldest go first.
+- Stores of messages are bounded by rows and bytes, each module's queue and `$upstream`; the oldest go first. Rows of a
+  queue are bounded at once, the rest whenever the hub's upkeep trims.
 - sqlite3 errors are translated here: NoSpace, StorageBusy, StorageFailed.
 """
 
@@ -22,6 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from edgeferry.errors import Conflict, NoSpace, NotFound, StorageBusy, StorageError, StorageFailed
+from edgeferry.storage.hub_schema import migrate
 from edgeferry.twin.document import TwinDocument
 from edgeferry.wire.service_api import Identity, IdentityRecord
 
@@ -29,31 +31,10 @@ Outcome = TypeVar("Outcome")
 DB_NAME = "hub.db"
 BUSY_TIMEOUT_S = 10.0
 QUEUE_MAX_ROWS = 10_000  # for one module
+QUEUE_MAX_BYTES = 64 * 1024 * 1024  # for one module
 UPSTREAM_MAX_ROWS = 100_000
 UPSTREAM_MAX_BYTES = 256 * 1024 * 1024
 LIST_MAX_ROWS = 10_000
-
-_MIGRATIONS = (
-    """
-    CREATE TABLE identities (
-        device_id TEXT NOT NULL, module_id TEXT NOT NULL, generation_id TEXT NOT NULL, primary_key TEXT NOT NULL,
-        secondary_key TEXT NOT NULL, etag TEXT NOT NULL, is_enabled INTEGER NOT NULL, managed_by TEXT,
-        created_at REAL NOT NULL, twin BLOB NOT NULL, PRIMARY KEY (device_id, module_id)) WITHOUT ROWID;
-    CREATE TABLE subscriptions (
-        device_id TEXT NOT NULL, module_id TEXT NOT NULL, filters TEXT NOT NULL, PRIMARY KEY (device_id, module_id),
-        FOREIGN KEY (device_id, module_id) REFERENCES identities ON DELETE CASCADE) WITHOUT ROWID;
-    CREATE TABLE queue (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, device_id TEXT NOT NULL, module_id TEXT NOT NULL, input TEXT NOT NULL,
-        properties TEXT NOT NULL, payload BLOB NOT NULL, expires_at REAL NOT NULL,
-        FOREIGN KEY (device_id, module_id) REFERENCES identities ON DELETE CASCADE);
-    CREATE INDEX queue_by_module ON queue (device_id, module_id, id);
-    CREATE INDEX queue_by_expiry ON queue (expires_at);
-    CREATE TABLE upstream (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, device_id TEXT NOT NULL, module_id TEXT NOT NULL, output TEXT,
-        properties TEXT NOT NULL, payload BLOB NOT NULL, received_at REAL NOT NULL);
-    CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    """,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +250,14 @@ class HubTables:
         """Deletes messages whose time to live is over; returns how many."""
         return self._db.execute("DELETE FROM queue WHERE expires_at <= ?", (now,)).rowcount
 
+    def trim_queues(self, *, max_bytes: int = QUEUE_MAX_BYTES) -> int:
+        """Deletes the oldest messages of each queue beyond its bound; returns how many."""
+        return self._db.execute(
+            "DELETE FROM queue WHERE id IN (SELECT id FROM (SELECT id, sum(length(payload) + length(properties))"
+            " OVER (PARTITION BY device_id, module_id ORDER BY id DESC) AS total FROM queue) WHERE total > ?)",
+            (max_bytes,),
+        ).rowcount
+
     # --- $upstream ----------------------------------------------------------------------------------------------------
     def append_upstream(self, message: UpstreamMessage) -> None:
         """Stores a message (`message.id` is ignored)."""
@@ -330,7 +319,7 @@ def open_tables(folder: Path) -> Iterator[HubTables]:
         with translated():
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
-            _migrate(connection)
+            migrate(connection)
         yield HubTables(connection)
     finally:
         connection.close()
@@ -352,19 +341,6 @@ def _translate(error: sqlite3.Error | OSError) -> StorageError:
     if "locked" in text or "busy" in text:
         return StorageBusy("another process holds the hub's database")
     return StorageFailed(f"the hub's database failed: {text:.200}")
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(_MIGRATIONS):
-        connection.execute("ROLLBACK")
-        raise StorageFailed(f"the hub's database has schema {version}, this release knows {len(_MIGRATIONS)}")
-    for script in _MIGRATIONS[version:]:
-        for statement in filter(str.strip, script.split(";")):
-            connection.execute(statement)
-    connection.execute(f"PRAGMA user_version={len(_MIGRATIONS)}")
-    connection.execute("COMMIT")
 
 
 def _get_key(identity: Identity) -> tuple[str, str]:
