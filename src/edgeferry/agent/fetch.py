@@ -28,8 +28,8 @@ _SMALL_FETCH_TIMEOUT_S = 600.0  # a whole bundle object over the thinnest link t
 
 Progress = Callable[[int], None]
 """Is told how many bytes of the artifact are here."""
-NoteTag = Callable[[str | None], Awaitable[None]]
-"""Is told the object's entity tag before a byte of it is kept."""
+Begin = Callable[[RangeReply], Awaitable[None]]
+"""Is told what the server sends before a byte of it is kept; may raise to refuse it."""
 
 
 class Fetcher:
@@ -52,7 +52,7 @@ class Fetcher:
         size_bytes: int | None,
         progress: Progress,
         etag: str | None = None,
-        note_tag: NoteTag | None = None,
+        begin: Begin | None = None,
     ) -> None:
         """Fetches the rest of an object into `partial`.
 
@@ -62,7 +62,7 @@ class Fetcher:
             size_bytes: the object's length as the manifest says it; None for classic updates.
             progress: is told the partial file's length after each block.
             etag: of the object that the partial bytes came from, where the digest of the whole is not the name.
-            note_tag: is told the tag of the object that is being fetched.
+            begin: is told the size and tag of the object that is being fetched.
 
         Raises:
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
@@ -77,10 +77,10 @@ class Fetcher:
             async with self._http.open_range(url, start=start, if_match=etag, total_bytes=size_bytes) as reply:
                 if reply.start == 0:
                     partial.truncate(0)
-                if note_tag is not None:
-                    await note_tag(reply.etag)
                 if size_bytes is None:
                     _require_bounded(reply.total_bytes or 0, partial)
+                if begin is not None:
+                    await begin(reply)
                 await self._take(reply, partial, progress)
         except ObjectChanged:
             partial.truncate(0)

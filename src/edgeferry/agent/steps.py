@@ -56,6 +56,7 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import remove_tree
 from edgeferry.storage.partial import PartialFile
 from edgeferry.storage.patching import decode_in_child
+from edgeferry.transport.http import RangeReply
 
 Step = Callable[[Tools, UpdateRecord, Target], Awaitable[Outcome]]
 
@@ -134,13 +135,15 @@ async def _transfer_classic(
     noted, _, tag = (await tools.journal.get_value(key) or b"").partition(b" ")
     etag = tag.decode("utf-8", "replace") if noted == own else ""
 
-    async def note_tag(tag: str | None) -> None:
-        await tools.journal.set_value(key, own + b" " + (tag or "").encode())
+    async def begin(reply: RangeReply) -> None:
+        rest = (reply.total_bytes or 0) - partial.length_bytes
+        await in_thread(tools.repository.require_space, max(0, rest))
+        await tools.journal.set_value(key, own + b" " + (reply.etag or "").encode())
 
     if not etag and not target.md5:
         partial.truncate(0)
     await tools.fetcher.download(
-        target.url, partial, size_bytes=None, progress=progress, etag=etag or None, note_tag=note_tag
+        target.url, partial, size_bytes=None, progress=progress, etag=etag or None, begin=begin
     )
     if not target.md5 and await _is_page(partial):  # nothing that comes later would tell
         partial.truncate(0)
