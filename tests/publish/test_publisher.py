@@ -15,7 +15,15 @@ import pytest
 from tests.publish.desk import LABELS, NOW, SPEC, make_desk, make_model, make_picture, make_request, say_nothing
 
 from edgeferry.delta.codecs import decode_full
-from edgeferry.errors import ConfigInvalid, Conflict, ModelUnreadable, NameInvalid, SpecIncomplete, StoreRefused
+from edgeferry.errors import (
+    ConfigInvalid,
+    Conflict,
+    ModelUnreadable,
+    ModelUnsupported,
+    NameInvalid,
+    SpecIncomplete,
+    StoreRefused,
+)
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.publish.publisher import CHUNK_BYTES, make_chunk_list, publish
@@ -183,6 +191,7 @@ def test_the_same_version_with_other_content_is_a_conflict(desk: Desk, change: d
     ("change", "error"),
     [
         ({"spec_text": ""}, SpecIncomplete),
+        ({"spec_text": SPEC.replace('family = "classification"', 'family = "palm_reading"')}, ModelUnsupported),
         ({"model_data": b"not a model"}, ModelUnreadable),
         ({"model_file": "../gauge.onnx"}, NameInvalid),
         ({"labels_file": "a/labels.txt"}, NameInvalid),

@@ -41,6 +41,7 @@ from edgeferry.publish.golden import GoldenSet, check_labels, read_golden
 from edgeferry.trust.draft import Draft, Listed, ObjectStore, open_draft
 from edgeferry.trust.signer import Desk, NewVersion, add_manifest, commit, require_publishable
 from edgeferry.trust.verifier import get_manifest_path
+from edgeferry.vision.answers.table import require_family
 
 CHUNK_BYTES = 64 << 10
 CHUNK_DIGEST_BYTES = 16
@@ -172,6 +173,8 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
         files[request.labels_file] = request.labels_data
     overrides = read_spec_toml(request.spec_text)
     spec = make_spec(inspection, labels=labels, labels_file=request.labels_file, overrides=overrides)
+    for stage in spec.stages:
+        require_family(stage)  # no device of this release could read its answers
     before = _find_before(request, draft, store=store)
     golden, inherited = _find_golden(request, before)
     check_labels(golden.samples, _list_labels(spec, files))
