@@ -128,7 +128,7 @@ def judge_range(request: RangeRequest, status: int, headers: Headers) -> RangeFa
         LinkBroken: the answer does not fit the request or itself.
         CaptivePortal, AccessDenied, ObjectMissing, ServerBusy, ServerFailed, LinkTimeout: see the leaves.
     """
-    if status == 416 and _get_content_range(headers, request.url)[2] == request.start > 0:
+    if status == 416 and _get_content_range(headers)[2] == request.start > 0:
         return RangeFacts(status, request.start, request.start, _get_etag(headers), is_empty=True)
     if status not in (200, 206):
         raise make_status_error(status, headers, request.url)
@@ -153,7 +153,7 @@ def _judge_whole(headers: Headers) -> RangeFacts:
 
 
 def _judge_partial(request: RangeRequest, headers: Headers) -> RangeFacts:
-    first, last, total = _get_content_range(headers, request.url)
+    first, last, total = _get_content_range(headers)
     length = headers.get("content-length", "")
     fits = first is not None and last is not None and first <= last and (total is None or last < total)
     if not fits or first != request.start:
@@ -163,7 +163,7 @@ def _judge_partial(request: RangeRequest, headers: Headers) -> RangeFacts:
     return RangeFacts(206, request.start, total, _get_etag(headers))
 
 
-def _get_content_range(headers: Headers, url: str) -> tuple[int | None, int | None, int | None]:
+def _get_content_range(headers: Headers) -> tuple[int | None, int | None, int | None]:
     match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     if match is None:
         return None, None, None
