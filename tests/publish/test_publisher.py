@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from tests.publish.desk import LABELS, NOW, SPEC, make_desk, make_model, make_picture, make_request, say_nothing
 
+from edgeferry.delta import codecs
 from edgeferry.delta.codecs import decode_full
 from edgeferry.errors import (
     ConfigInvalid,
@@ -250,7 +251,10 @@ def test_a_chunk_list_finds_the_damaged_piece() -> None:
     assert make_chunk_list(bytes(CHUNK_BYTES)) == b""
 
 
-def test_our_demo_models_publish_without_a_spec(tmp_path: Path, demo_models: Path) -> None:
+def test_our_demo_models_publish_without_a_spec(
+    tmp_path: Path, demo_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codecs, "LEVELS", (3,))  # quick; the others make it smaller still
     desk = make_desk(tmp_path)
     for path in sorted((demo_models / "detector" / "1.0.0").glob("detector*.*")):
         terms = {"model": path.stem, "model_file": path.name, "model_data": path.read_bytes()}
