@@ -39,13 +39,13 @@ up: setup ## a hub and one device with the demo model, in the foreground
 	@$(BIN)/edgeferry demo --up --out out/up
 
 test: setup azurite azure-sdk moto ## every test but the long ones; under 15 minutes on two cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not soak and not soak_full' $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak and not soak_full' $(TESTS)
 
 soak: setup azurite azure-sdk moto ## seeded faults, kills and fuzzing, short form
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m soak $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m soak $(TESTS)
 
 soak-full: setup azurite azure-sdk moto ## the same with the full counts (long)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'soak or soak_full' $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'soak or soak_full' $(TESTS)
 
 check: setup ## format, lint, types, floors of the house, spelling, docs in step
 	$(BIN)/ruff format --check .
