@@ -16,7 +16,6 @@ import pytest
 
 from edgeferry.publish.deployment import API_PORT, STORAGE
 
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 NEVER_ON_A_DEVICE = ("rich", "obstore", "torch", "opencv", "tensorflow", "adlfs", "azure", "pytest", "psycopg", "mypy")
 READY_TIMEOUT_S = 60.0
