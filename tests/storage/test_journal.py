@@ -105,17 +105,20 @@ async def test_a_journal_of_a_newer_release_is_moved_aside(tmp_path: Path) -> No
         assert journal.damage is not None and "schema 99" in journal.damage.message
 
 
-async def test_a_journal_that_another_process_writes_is_busy_not_damaged(tmp_path: Path) -> None:
+async def test_a_journal_that_another_process_has_open_is_busy_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeferry.storage.journal._BUSY_TIMEOUT_S", 0.05)
     path = tmp_path / "journal.db"
     async with open_journal(path) as journal:
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        journal._connection.execute("PRAGMA busy_timeout = 10")
-        with pytest.raises(StorageBusy):
-            await journal.set_value("a", b"1")
-        other.execute("ROLLBACK")
-        other.close()
         await journal.set_value("a", b"1")
+        with pytest.raises(StorageBusy):
+            async with open_journal(path):
+                raise AssertionError("opened twice")
+        assert await journal.get_value("a") == b"1"
+    async with open_journal(path) as journal:
+        assert await journal.get_value("a") == b"1"
+    assert [found.name for found in tmp_path.iterdir()] == ["journal.db"]
 
 
 async def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ class Agent:
         self._here_bytes: dict[str, int] = {}
         self._observed_here = 0
         self._booked_bytes = 0
+        self._unkept = b""
+        self._disk_problem: dict[str, str] | None = None
         self.reporter = Reporter(self.get_view, every_s=settings.report_every_s)
         self._link = self._make_link(parts) if parts.open_hub is not None else None
 
@@ -164,7 +166,17 @@ class Agent:
         for lane in self._lanes.values():
             lane.order(Event.RETRY_DUE)  # the hub is back, or somebody has changed something: no need to wait longer
         self.reporter.note_change()
-        await self._parts.journal.set_value(_DESIRED_KEY, msgspec.json.encode(desired))
+        await self._keep(msgspec.json.encode(desired))
+
+    async def _keep(self, desired: bytes) -> None:
+        """Keeps the document for a start without hub; a disk that is full is told over the connection, not its end."""
+        try:
+            await self._parts.journal.set_value(_DESIRED_KEY, desired)
+            self._unkept, self._disk_problem = b"", None
+        except StorageError as error:
+            _LOG.warning("the twin is followed, but not kept: %s", error.message)
+            self._unkept, self._disk_problem = desired, make_problem("journal", error)
+            self.reporter.note_change()
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
@@ -253,7 +265,9 @@ class Agent:
             active, previous = self._refs.get(model, ("", ""))
             here = self._here_bytes.get(record.key, 0) if record is not None else 0
             models.append(make_model_view(model, record, active=active, previous=previous, here_bytes=here))
-        return msgspec.structs.replace(self._view, models=tuple(models), latest_file=self._get_latest_file())
+        problem = self._view.problem or self._disk_problem
+        file = self._get_latest_file()
+        return msgspec.structs.replace(self._view, models=tuple(models), latest_file=file, problem=problem)
 
     def _get_latest_file(self) -> str:
         lane = self._lanes.get(CLASSIC_MODEL)
@@ -268,6 +282,8 @@ class Agent:
     async def _note_moved(self, record: UpdateRecord) -> None:
         if record.state is not State.DOWNLOADING:
             self._here_bytes.pop(record.key, None)
+        if self._unkept:
+            await self._keep(self._unkept)  # the journal could be written just now
         try:
             await self._read_refs(record.model)
             await self._book_bytes()

@@ -27,7 +27,7 @@ _CLEAN_KEY = "stopped_clean"
 async def restore_records(tools: Tools) -> list[UpdateRecord]:
     """All records, each in the state in which it goes on; leftovers of what was cut off are removed."""
     was_clean = await tools.journal.get_value(_CLEAN_KEY) == b"1"
-    await tools.journal.set_value(_CLEAN_KEY, b"0")
+    await _note_clean(tools, b"0")
     rows = await tools.journal.load_records()
     found = [await _restore(tools, key, body, was_clean=was_clean) for key, body in rows]
     records = [one for one in found if one is not None]
@@ -37,7 +37,15 @@ async def restore_records(tools: Tools) -> list[UpdateRecord]:
 
 async def note_clean_stop(tools: Tools) -> None:
     """Remembers that this process ended because it was told to."""
-    await tools.journal.set_value(_CLEAN_KEY, b"1")
+    await _note_clean(tools, b"1")
+
+
+async def _note_clean(tools: Tools, value: bytes) -> None:
+    """A disk that is full keeps no device from serving, nor from ending."""
+    try:
+        await tools.journal.set_value(_CLEAN_KEY, value)
+    except StorageError as error:
+        _LOG.warning("cannot note how this process ends: %s", error.message)
 
 
 async def _restore(tools: Tools, key: str, body: bytes, *, was_clean: bool) -> UpdateRecord | None:

@@ -3,7 +3,8 @@
 What a record means is the agent's; bodies are bytes here.
 
 Rules:
-- WAL, synchronous=FULL: a call that returned is on the disk.
+- WAL, synchronous=FULL: a call that returned is on the disk. Locked for this process alone, which spares SQLite the
+  file of shared memory: a device whose disk is full opens its journal all the same, and serves.
 - One thread touches the database; every method is a coroutine that waits for it.
 - A journal that is damaged, or of a newer release, is moved aside and begun anew: refs tell what is true, records only
   what we were doing, so that a device without a journal serves on. `damage` and the log say that it happened.
@@ -184,6 +185,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _set_up(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE").close()
     connection.execute("PRAGMA journal_mode = WAL").close()
     connection.execute("PRAGMA synchronous = FULL").close()
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
