@@ -128,13 +128,13 @@ async def test_a_hub_that_is_away_is_tried_again_until_it_is_back(world: World) 
     world.hub.down = True
     async with world.run() as agent:
         await asyncio.sleep(0.1)
-        assert not agent.get_view().connected
+        assert not agent.get_status().connected
         world.hub.down = False
         await poll(lambda: is_connected(world))
 
 
 async def is_connected(world: World) -> bool:
-    return world.agent is not None and world.agent.get_view().connected
+    return world.agent is not None and world.agent.get_status().connected
 
 
 async def test_an_old_version_of_the_twin_is_ignored_within_a_connection(world: World) -> None:

@@ -317,7 +317,7 @@ async def test_a_device_without_hub_starts_with_what_was_active_and_goes_on_with
     async with world.run():
         assert world.activator.switched == ["1.0.0"]
         await world.wait_state(State.ACTIVE, version="1.1.0")
-        assert not world.agent.get_view().connected  # type: ignore[union-attr]
+        assert not world.agent.get_status().connected  # type: ignore[union-attr]
         messages = len(world.hub.outputs)
         world.hub.down = False
         await poll(lambda: has_reported(world, State.ACTIVE))
@@ -345,7 +345,7 @@ async def test_what_happened_while_the_connection_was_down_is_taken_in_one_step(
 
 
 async def is_disconnected(world: World) -> bool:
-    return not world.agent.get_view().connected  # type: ignore[union-attr]
+    return not world.agent.get_status().connected  # type: ignore[union-attr]
 
 
 async def test_an_active_version_that_does_not_load_gives_way_to_the_previous_one(world: World) -> None:

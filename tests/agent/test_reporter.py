@@ -10,18 +10,19 @@ import pytest
 
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import Artifact, UpdateRecord
-from edgeferry.agent.reporter import DeviceView, ModelView, Reporter, make_model_view, make_reported
+from edgeferry.agent.reporter import Reporter, make_model_status, make_reported
 from edgeferry.twin.document import check_values
+from edgeferry.twin.status import DeviceStatus, ModelStatus
 
 ERROR = {"code": "golden_mismatch", "message": "found 1 of 21 " * 20, "advice": "Look at the training. " * 10}
 
 
-def make_view(count: int, *, error: dict[str, str] | None = ERROR, file: str = "tensorflow001.zip") -> DeviceView:
+def make_view(count: int, *, error: dict[str, str] | None = ERROR, file: str = "tensorflow001.zip") -> DeviceStatus:
     models = tuple(
-        ModelView(model=f"model{n}", active="1.0.0", target="1.1.0", state="REJECTED", error=error)
+        ModelStatus(model=f"model{n}", active="1.0.0", target="1.1.0", state="REJECTED", error=error)
         for n in range(count)
     )
-    return DeviceView(device="d", role="both", models=models, latest_file=file, problem=error, observed=4_000_000)
+    return DeviceStatus(device="d", role="both", models=models, latest_file=file, problem=error, observed=4_000_000)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
@@ -33,7 +34,7 @@ def test_the_record_stays_under_512_bytes_and_within_the_twins_rules(count: int)
 
 
 def test_one_model_with_an_error_keeps_code_message_and_advice() -> None:
-    view = DeviceView(device="d", role="both", models=make_view(1).models)
+    view = DeviceStatus(device="d", role="both", models=make_view(1).models)
     model = make_reported(view)["edgeferry"]["models"]["model0"]
     assert set(model["error"]) == {"code", "message", "advice"}
     assert model["active"] == "1.0.0"
@@ -51,16 +52,15 @@ def test_progress_is_bytes_of_all_artifacts_and_only_said_while_it_moves() -> No
         artifacts=artifacts,
         index=1,
     )
-    view = make_model_view("m", record, active="1", previous="", here_bytes=100)
+    view = make_model_status("m", record, active="1", previous="", here_bytes=100)
     assert view.progress == 0.5
-    reported = make_reported(DeviceView(device="d", role="both", models=(view,)))
+    reported = make_reported(DeviceStatus(device="d", role="both", models=(view,)))
     assert reported["edgeferry"]["models"]["m"]["progress"] == 0.5
-    done = make_model_view(
+    done = make_model_status(
         "m", msgspec.structs.replace(record, state=State.ACTIVE), active="2", previous="1", here_bytes=0
     )
-    assert (
-        "progress" not in make_reported(DeviceView(device="d", role="both", models=(done,)))["edgeferry"]["models"]["m"]
-    )
+    reported = make_reported(DeviceStatus(device="d", role="both", models=(done,)))
+    assert "progress" not in reported["edgeferry"]["models"]["m"]
 
 
 async def test_only_what_differs_is_sent_and_what_went_is_deleted() -> None:
@@ -98,9 +98,9 @@ async def test_progress_alone_is_said_at_most_every_n_seconds() -> None:
     shown = {"progress": 0.0}
     sent: list[float] = []
 
-    def view() -> DeviceView:
-        model = ModelView(model="m", state="DOWNLOADING", target="1", progress=shown["progress"])
-        return DeviceView(device="d", role="both", models=(model,))
+    def view() -> DeviceStatus:
+        model = ModelStatus(model="m", state="DOWNLOADING", target="1", progress=shown["progress"])
+        return DeviceStatus(device="d", role="both", models=(model,))
 
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch["edgeferry"]["models"]["m"]["progress"])

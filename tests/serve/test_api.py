@@ -10,8 +10,8 @@ import pytest
 from edgeferry.errors import ModelUnsupported
 from edgeferry.runtime.child import Terms
 from edgeferry.serve.fake import FakeEngine
-from edgeferry.serve.ports import DeviceStatus
 from edgeferry.serve.slots import Slots
+from edgeferry.twin.status import DeviceStatus
 from edgeferry.vision.answer import Answer, ClassificationAnswer, ClassScore, DetectionAnswer
 
 if TYPE_CHECKING:

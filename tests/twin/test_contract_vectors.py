@@ -13,8 +13,9 @@ import pytest
 
 from edgeferry.agent.announce import INPUT, OUTPUT
 from edgeferry.agent.loose import make_local_target
-from edgeferry.agent.reporter import DeviceView, ModelView, make_reported
+from edgeferry.agent.reporter import make_reported
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, Desired, read_desired
+from edgeferry.twin.status import DeviceStatus, ModelStatus
 
 ROOT = Path(__file__).parent.parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "twin"
@@ -87,13 +88,13 @@ def test_the_page_shows_vectors() -> None:
 
 def test_the_reported_record_on_the_page_is_what_a_device_reports() -> None:
     error = {"code": "link_down", "message": "no route to the server", "advice": "Check the network."}
-    view = DeviceView(
+    view = DeviceStatus(
         device="platform-7/edgeferry",
         role="both",
         observed=12,
         models=(
-            ModelView(model="detector", active="1.0.0", target="1.1.0", state="WAITING", progress=0.42, error=error),
-            ModelView(model="gauge", active="1.0.0", previous="0.9.0", target="1.0.0", state="ACTIVE"),
+            ModelStatus(model="detector", active="1.0.0", target="1.1.0", state="WAITING", progress=0.42, error=error),
+            ModelStatus(model="gauge", active="1.0.0", previous="0.9.0", target="1.0.0", state="ACTIVE"),
         ),
         downloaded_bytes=1_883_204,
         disk_free_bytes=5_120 << 20,

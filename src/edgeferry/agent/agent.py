@@ -30,7 +30,7 @@ from edgeferry.agent.places import find_stored
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
-from edgeferry.agent.reporter import DeviceView, Reporter, make_model_view, make_problem
+from edgeferry.agent.reporter import Reporter, make_model_status, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
@@ -41,6 +41,7 @@ from edgeferry.storage.files import get_free_bytes
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
 from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
+from edgeferry.twin.status import DeviceStatus
 
 _LOG = logging.getLogger(__name__)
 _DESIRED_KEY, _LOCAL_KEY = "desired", "local"
@@ -90,14 +91,14 @@ class Agent:
         self._tasks: asyncio.TaskGroup | None = None
         self._targets: dict[str, Target] = {}
         self._local: Target | None = None
-        self._view = DeviceView(device=settings.device, role=settings.role)
+        self._view = DeviceStatus(device=settings.device, role=settings.role)
         self._refs: dict[str, tuple[str, str]] = {}
         self._here_bytes: dict[str, int] = {}
         self._observed_here = 0
         self._booked_bytes = 0
         self._unkept = b""
         self._disk_problem: dict[str, str] | None = None
-        self.reporter = Reporter(self.get_view, every_s=settings.report_every_s)
+        self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
         self._link = self._make_link(parts) if parts.open_hub is not None else None
 
     def _make_link(self, parts: Parts) -> HubLink:
@@ -226,7 +227,7 @@ class Agent:
         model = payload.get("model") if isinstance(payload, Mapping) else None
         match name:
             case "status":
-                return 200, msgspec.to_builtins(self.get_view())
+                return 200, msgspec.to_builtins(self.get_status())
             case "reload":
                 return 200, self._reload()
             case "rollback":
@@ -256,7 +257,7 @@ class Agent:
         return 202, {"ok": True, "model": name}
 
     # --- what is said -------------------------------------------------------------------------------------------------
-    def get_view(self) -> DeviceView:
+    def get_status(self) -> DeviceStatus:
         """The device as it stands; no I/O."""
         models = []
         for model in sorted({*self._lanes, *self._refs}):
@@ -264,7 +265,7 @@ class Agent:
             record = lane.record if lane is not None else None
             active, previous = self._refs.get(model, ("", ""))
             here = self._here_bytes.get(record.key, 0) if record is not None else 0
-            models.append(make_model_view(model, record, active=active, previous=previous, here_bytes=here))
+            models.append(make_model_status(model, record, active=active, previous=previous, here_bytes=here))
         problem = self._view.problem or self._disk_problem
         file = self._get_latest_file()
         return msgspec.structs.replace(self._view, models=tuple(models), latest_file=file, problem=problem)

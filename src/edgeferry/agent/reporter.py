@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from edgeferry import __version__
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.errors import EdgeferryError
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
 from edgeferry.twin.document import make_patch
+from edgeferry.twin.status import DeviceStatus, ModelStatus
 
 CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
@@ -29,40 +29,13 @@ _COALESCE_S = 0.1
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
 
 
-class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. `progress` is 0..1 within the downloads of an update; `error` is `{code, message, advice}` or None."""
-
-    model: str
-    active: str = ""
-    previous: str = ""
-    target: str = ""
-    state: str = ""
-    progress: float = 0.0
-    error: dict[str, str] | None = None
-
-
-class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
-    """The device at one moment. `observed` is the twin's `$version` last read; `latest_file` the classic one in use."""
-
-    device: str
-    role: str
-    connected: bool = False
-    observed: int = 0
-    models: tuple[ModelView, ...] = ()
-    downloaded_bytes: int = 0
-    disk_free_bytes: int = 0
-    agent_version: str = __version__
-    latest_file: str = ""
-    problem: dict[str, str] | None = None
-
-
-def make_model_view(
+def make_model_status(
     model: str, record: UpdateRecord | None, *, active: str, previous: str, here_bytes: int
-) -> ModelView:
+) -> ModelStatus:
     """The view of one model; `here_bytes` of its current artifact have come."""
     if record is None:
-        return ModelView(model=model, active=active, previous=previous, state="ACTIVE" if active else "")
-    return ModelView(
+        return ModelStatus(model=model, active=active, previous=previous, state="ACTIVE" if active else "")
+    return ModelStatus(
         model=model,
         active=active,
         previous=previous,
@@ -81,7 +54,7 @@ def _get_progress(record: UpdateRecord, here_bytes: int) -> float:
     return round(min(1.0, done / total), 2)
 
 
-def make_reported(view: DeviceView) -> dict[str, Any]:
+def make_reported(view: DeviceStatus) -> dict[str, Any]:
     """The reported properties of this device: the guide's one, and our section, in at most 512 bytes of JSON."""
     reported: dict[str, Any] = {CLASSIC_NAME: view.latest_file} if view.latest_file else {}
     for left_out in _SHORTER:
@@ -92,7 +65,7 @@ def make_reported(view: DeviceView) -> dict[str, Any]:
     return reported
 
 
-def _make_section(view: DeviceView, left_out: tuple[str, ...]) -> dict[str, Any]:
+def _make_section(view: DeviceStatus, left_out: tuple[str, ...]) -> dict[str, Any]:
     section: dict[str, Any] = {
         "observed": view.observed,
         "models": {one.model: _make_model(one, left_out) for one in view.models},
@@ -105,7 +78,7 @@ def _make_section(view: DeviceView, left_out: tuple[str, ...]) -> dict[str, Any]
     return section
 
 
-def _make_model(view: ModelView, left_out: tuple[str, ...]) -> dict[str, Any]:
+def _make_model(view: ModelStatus, left_out: tuple[str, ...]) -> dict[str, Any]:
     entry: dict[str, Any] = {"active": view.active, "target": view.target, "state": view.state}
     if view.state in ("RESOLVING", "DOWNLOADING", "WAITING") and "progress" not in left_out:
         entry["progress"] = view.progress
@@ -128,7 +101,7 @@ def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
 class Reporter:
     """Says what has changed, when it is time to. `view` makes the view of this moment."""
 
-    def __init__(self, view: Callable[[], DeviceView], *, every_s: float) -> None:
+    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float) -> None:
         self._view = view
         self._every_s = every_s
         self._changed = asyncio.Event()

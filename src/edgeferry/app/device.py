@@ -19,13 +19,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.control import open_control
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.hub_link import OpenHub
-from edgeferry.agent.reporter import DeviceView
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.serving import open_api
@@ -37,7 +34,6 @@ from edgeferry.runtime.child import WorkerSettings
 from edgeferry.serve.access import make_access
 from edgeferry.serve.api import ApiSettings, make_app
 from edgeferry.serve.engine import ChildEngine
-from edgeferry.serve.ports import DeviceStatus, ModelStatus
 from edgeferry.serve.slots import Slots
 from edgeferry.storage.files import open_folder_lock, read_bounded
 from edgeferry.storage.journal import Journal, open_journal
@@ -45,6 +41,7 @@ from edgeferry.storage.repository import Repository
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http
 from edgeferry.transport.mqtt import HubConnection, HubIdentity, Sign, make_key_sign, open_hub_connection
 from edgeferry.transport.workload import Workload
+from edgeferry.twin.status import DeviceStatus
 from edgeferry.wire.iothub_auth import parse_connection_string
 
 INFERENCER_FOLDER = "edgeferry-inferencer"
@@ -66,30 +63,13 @@ class RunningDevice:
 
     def get_status(self) -> DeviceStatus:
         """The device as the API shows it; no I/O."""
-        return make_status(self.agent.get_view())
-
-
-@dataclass(slots=True)
-class _StatusPort:
-    """The agent as the API sees it."""
-
-    agent: Agent
-
-    def get_status(self) -> DeviceStatus:
-        return make_status(self.agent.get_view())
+        return self.agent.get_status()
 
 
 def get_repository(config: DeviceConfig) -> Repository:
     """The repository of this role below the storage root."""
     storage = Path(config.storage)
     return Repository(storage / INFERENCER_FOLDER if config.role == "inferencer" else storage)
-
-
-def make_status(view: DeviceView) -> DeviceStatus:
-    """The agent's view in the words of `serve/ports.py`."""
-    plain = msgspec.to_builtins(view)
-    models = tuple(ModelStatus(**one) for one in plain.pop("models"))
-    return DeviceStatus(models=models, **{key: plain[key] for key in DeviceStatus.__struct_fields__ if key in plain})
 
 
 @asynccontextmanager
@@ -112,7 +92,7 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
             try:
                 parts = _make_parts(config, _Means(repository, journal, http, slots), root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
-                app = make_app(slots, _StatusPort(agent), ApiSettings(access=access))
+                app = make_app(slots, agent, ApiSettings(access=access))
                 async with (
                     open_control(repository.socket_path, agent.run_command),
                     _running(agent),

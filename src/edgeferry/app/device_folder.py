@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeferry.agent.reporter import DeviceView, ModelView
 from edgeferry.app.device import CONFIG_FILE, INFERENCER_FOLDER, ROOT_FILE, get_repository
 from edgeferry.config import DeviceConfig
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.digest import Digest
 from edgeferry.storage.files import FOLDER_NAME, get_free_bytes, read_bounded, write_atomically
+from edgeferry.twin.status import DeviceStatus, ModelStatus
 
 _ROOT_MAX_BYTES = 1 << 20
 _DEFAULT_STORAGE = DeviceConfig().storage
@@ -62,11 +62,11 @@ def _read_root_json(path: Path) -> bytes:
     return data
 
 
-def read_folder_status(config: DeviceConfig) -> DeviceView:
+def read_folder_status(config: DeviceConfig) -> DeviceStatus:
     """What the folder alone tells: refs and space. A folder that is not there holds nothing."""
     repository = get_repository(config)
     models = [
-        ModelView(
+        ModelStatus(
             model=model,
             active=active.version if (active := repository.read_ref(model, "active")) else "",
             previous=previous.version if (previous := repository.read_ref(model, "previous")) else "",
@@ -74,4 +74,4 @@ def read_folder_status(config: DeviceConfig) -> DeviceView:
         for model in repository.list_models()
     ]
     free = get_free_bytes(repository.root) if repository.root.is_dir() else 0
-    return DeviceView(device="device", role=config.role, models=tuple(models), disk_free_bytes=free)
+    return DeviceStatus(device="device", role=config.role, models=tuple(models), disk_free_bytes=free)

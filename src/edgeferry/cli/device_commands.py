@@ -162,7 +162,8 @@ def _make_lines(status: dict[str, Any]) -> list[str]:
     for one in status["models"]:
         lines.append(f"  {one['model']}: active {one['active'] or 'none'}, previous {one['previous'] or 'none'}")
         if one["state"] and one["state"] != "ACTIVE":
-            lines.append(f"    {one['target']} {one['state']} {one['progress']:.0%}")
+            share = f" {one['progress']:.0%}" if one["state"] in ("DOWNLOADING", "WAITING") else ""
+            lines.append(f"    {one['target']} {one['state']}{share}")
         if one["error"]:
             lines += [f"    {one['error']['code']}: {one['error']['message']}", f"    {one['error']['advice']}"]
     if status.get("problem"):

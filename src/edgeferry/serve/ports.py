@@ -11,38 +11,12 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-import msgspec
-
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import InferReply, Proven, Terms
+from edgeferry.twin.status import DeviceStatus
 
 Drawn = Literal["", "png", "jpeg"]
 """In which format the answer is drawn onto the picture; empty: not at all."""
-
-
-class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model on this device. `progress` is 0..1 within a download; `error` is `{code, message, advice}` or None."""
-
-    model: str
-    active: str = ""
-    previous: str = ""
-    target: str = ""
-    state: str = ""
-    progress: float = 0.0
-    error: dict[str, str] | None = None
-
-
-class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The device at one moment. `observed` is the twin's `$version` last read; bytes count payload since the start."""
-
-    device: str
-    role: str
-    connected: bool
-    observed: int
-    models: tuple[ModelStatus, ...] = ()
-    downloaded_bytes: int = 0
-    disk_free_bytes: int = 0
-    agent_version: str = ""
 
 
 class DevicePort(Protocol):
