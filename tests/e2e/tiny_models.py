@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 QUADRANTS = ("top_left", "top_right", "bottom_left", "bottom_right")
+ORDERS = [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1)]
+"""Of class numbers: four bundles whose labels must never be mixed."""
 _QUADRANT_SPEC = """
 task = "classification"
 [input]
@@ -26,10 +28,11 @@ score = 0.0
 
 
 def make_zip(files: Mapping[str, bytes]) -> bytes:
+    """The same files give the same bytes."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name, data in files.items():
-            bundle.writestr(name, data)
+            bundle.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     return out.getvalue()
 
 
@@ -61,7 +64,7 @@ def make_quadrant_model(
     ]
     inputs = [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 3, height, width])]
     outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [1, 4])]
-    return _make_model(nodes, inputs, outputs, weights)
+    return make_graph_model(nodes, inputs, outputs, weights)
 
 
 def make_quadrant_bundle(order: Sequence[int] = (0, 1, 2, 3), *, ballast_bytes: int = 0) -> bytes:
@@ -117,7 +120,7 @@ def make_ssd_model(
     nodes += [helper.make_node("Add", [f"fixed_{role}", "zero"], [names[role]]) for role in order]
     inputs = [helper.make_tensor_value_info("picture", TensorProto.UINT8, [1, 8, 8, 3])]
     outputs = [helper.make_tensor_value_info(names[role], TensorProto.FLOAT, values[role].shape) for role in order]
-    return _make_model(nodes, inputs, outputs, weights), [float(score) for score in scores]
+    return make_graph_model(nodes, inputs, outputs, weights), [float(score) for score in scores]
 
 
 _SSD_SPEC = """
@@ -135,7 +138,7 @@ def make_ssd_bundle(model: bytes, labels: bytes) -> bytes:
     return make_zip({"ssd.onnx": model, "labelmap.txt": labels, "spec.toml": _SSD_SPEC.encode()})
 
 
-def _make_model(
+def make_graph_model(
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
@@ -145,3 +148,21 @@ def _make_model(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
+
+
+def make_model(nodes: Sequence[onnx.NodeProto]) -> bytes:
+    """A classifier of four classes whose last steps are `nodes`: from "grey" [1, 1, 2, 2] to "probabilities".
+
+    Not checked: it is well-formed, and may still be one that no engine loads, or runs.
+    """
+    first = [
+        helper.make_node("AveragePool", ["picture"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("ReduceMean", ["pooled"], ["grey"], axes=[1], keepdims=1),
+    ]
+    inputs = [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [1, 4])]
+    weights = [numpy_helper.from_array(np.array([1, 7], np.int64), "wrong")]
+    graph = helper.make_graph([*first, *nodes], "tiny", inputs, outputs, weights)
+    domains = sorted({"", *(node.domain for node in nodes)})
+    opsets = [helper.make_opsetid(domain, 13 if not domain else 1) for domain in domains]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())

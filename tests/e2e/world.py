@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,10 @@ import aiohttp
 
 from e2e.origin import Origin, open_origin
 from e2e.site import Device, Site, Twin, open_site
+from e2e.tiny_models import encode, get_md5, make_quadrant_picture
+
+QUICK = "probation_s = 0.1\n"
+"""For tests that do not look at probation."""
 
 
 @dataclass
@@ -33,13 +37,24 @@ class World:
         """A new device under a new name, stopped at the end; `settings` are lines of its TOML file."""
         self._count += 1
         module = f"ferry{self._count}"
-        await self.site.add_module(module)
+        await self.site.add_module_at_once(module)
         storage = self.make_surroundings(module)
         temp = storage.parent / "temp"
         environment = {"TMPDIR": str(temp), **environment}
         device = await self.site.start_device(module, *extra, storage=storage, settings=settings, **environment)
         try:
             yield device, Twin(self.site, module)
+        finally:
+            await device.process.stop()
+
+    @asynccontextmanager
+    async def open_device_again(
+        self, twin: Twin, storage: Path, *extra: str, settings: str = ""
+    ) -> AsyncIterator[Device]:
+        """A device that was there before, started on its storage; its log goes on in the same file."""
+        device = await self.site.start_device(twin.module, *extra, storage=storage, settings=settings)
+        try:
+            yield device
         finally:
             await device.process.stop()
 
@@ -58,7 +73,23 @@ async def open_world(folder: Path) -> AsyncIterator[World]:
     """A running hub that sends every message upstream, and an origin."""
     route = "FROM /messages/* INTO $upstream"
     async with open_origin() as origin, open_site(folder, "--route", route) as site:
+        await site.add_module("first")
         yield World(site, origin, folder)
+
+
+async def take(world: World, twin: Twin, name: str, bundle: bytes) -> dict[str, Any]:
+    """Publishes a bundle and waits until the device has settled on it; returns what is reported."""
+    version = await twin.set_bundle(name, world.origin.put(name, bundle), get_md5(bundle))
+    return await twin.wait_active(name, version)
+
+
+async def find_quadrant(device: Device, bright: int, size: tuple[int, int] = (120, 80)) -> str:
+    [best, *_] = await device.score(encode(make_quadrant_picture(bright, size)))
+    return str(best["Class"])
+
+
+def observes(version: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda reported: reported.get("edgeferry", {}).get("observed", 0) >= version
 
 
 @dataclass
@@ -98,9 +129,14 @@ async def open_asker(device: Device, picture: bytes, *, pause_s: float = 0.1) ->
 
 
 def read_tree(folder: Path) -> dict[str, tuple[str, int, str]]:
-    """Everything below `folder` but journals, sockets and locks: path -> (kind, mode, digest or link target)."""
+    """Everything below `folder` but journals, sockets and locks: path -> (kind, mode, digest or link target).
+
+    Of `blobs/sha256/` only what lies in its 256 folders counts: an empty one is nobody's content.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
+        if path.parent.name == "sha256" and not any(path.iterdir()):
+            continue
         status = path.lstat()
         if stat.S_ISSOCK(status.st_mode) or path.name.startswith("journal.db") or path.name == "lock":
             continue
