@@ -234,6 +234,29 @@ async def test_an_older_version_that_was_superseded_can_be_asked_for_again(world
         assert len({mid for _, _, mid in world.hub.outputs}) == 3
 
 
+async def test_the_twin_says_what_is_active_after_a_turn_back_even_if_tidying_up_took_its_time(world: World) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        world.publish(version, size=400_000)
+
+    async def discard_slowly(model: str) -> None:
+        await asyncio.sleep(0.4)  # longer than reports are held back: SUPERSEDED alone is reported first
+
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        world.activator.discard = discard_slowly  # type: ignore[method-assign]
+        world.origin.block_delay_s = 0.02
+        world.deploy("1.1.0")
+        await world.wait_state(State.DOWNLOADING, version="1.1.0")
+        world.deploy("1.0.0")
+        async with asyncio.timeout(10):
+            while world.hub.reported["edgeferry"]["models"]["detector"].get("state") != "SUPERSEDED":
+                await asyncio.sleep(0.01)
+            while world.hub.reported["edgeferry"]["models"]["detector"].get("state") != "ACTIVE":
+                await asyncio.sleep(0.01)
+        assert world.hub.reported["edgeferry"]["models"]["detector"]["target"] == "1.0.0"
+
+
 async def test_a_cancelled_update_stays_away_and_a_switch_cannot_be_cancelled(world: World) -> None:
     world.publish("1.0.0", size=400_000)
     world.origin.block_delay_s = 0.02

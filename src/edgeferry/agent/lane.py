@@ -126,13 +126,19 @@ class Lane:
                 return  # past the switch: the newer version waits until this one has settled
             await self._advance(Outcome(Event.SUPERSEDE, record))
         if target is None:
-            self.record = self._find_active() or self.record
+            await self._show(self._find_active())
             return
         row = self.rows.get(target.key)
         if row is None or (row.state is State.SUPERSEDED and (row.fault is None or row.fault.code != CANCELLED)):
             await self._write(make_record(target, self.around.tools.now()))
         else:
+            await self._show(row)
+
+    async def _show(self, row: UpdateRecord | None) -> None:
+        """Turns to a row that is written already; what was reported last may have been of another one."""
+        if row is not None and row is not self.record:
             self.record = row
+            await self.around.moved(row)
 
     async def _act(self, record: UpdateRecord) -> Outcome | None:
         """Runs the state's step; None when an order cut it off."""
