@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from aiohttp import web
 
@@ -14,10 +15,14 @@ Behaviour = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Origin:
-    """`files` are served with ranges and etags, `behaviours` answer in their own way; both by path. Counts bytes."""
+    """`files` are served with ranges and etags, `behaviours` answer in their own way; both by path. Counts bytes.
+
+    `folders` are served below the prefix that is their key; files and behaviours stand before what lies in them.
+    """
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     ranges: list[tuple[str, str]] = field(default_factory=list)
     """(path, Range header or "") of every request."""
@@ -43,9 +48,15 @@ class Origin:
         self.ranges.append((path, request.headers.get("Range", "")))
         if path in self.behaviours:
             return await self.behaviours[path](request)
-        if path not in self.files:
+        data = self.files.get(path, self._find_below_folder(path))
+        if data is None:
             return web.Response(status=404, text="<html>not here</html>", content_type="text/html")
-        return await self.send(request, self.files[path])
+        return await self.send(request, data)
+
+    def _find_below_folder(self, path: str) -> bytes | None:
+        prefix, _, rest = path.partition("/")
+        file = self.folders[prefix] / rest if prefix in self.folders else None
+        return file.read_bytes() if file is not None and file.is_file() else None
 
     async def send(
         self, request: web.Request, data: bytes, *, stop_after: int | None = None, block_bytes: int = 65536

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from edgeferry.agent.threads import in_thread
-from edgeferry.errors import BundleTooLarge, LinkBroken, LinkTimeout, ObjectChanged
+from edgeferry.errors import BundleTooLarge, CaptivePortal, LinkBroken, LinkTimeout, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
 from edgeferry.transport.http import HttpClient, RangeReply, require_ok
@@ -124,15 +124,18 @@ def make_small_fetch(
     """A blocking `fetch(path, max_bytes)` for a thread that is not the loop's: the verifier's only way to the network.
 
     Raises (when called):
-        LinkError, AccessError: as the answer's status says; ObjectMissing for 404.
+        LinkError, AccessError: as the answer's status says; ObjectMissing for 404, CaptivePortal for a web page.
     """
 
     def fetch(path: str, max_bytes: int) -> bytes:
         running = asyncio.run_coroutine_threadsafe(http.fetch(make_url(repo, path, sas), max_bytes=max_bytes), loop)
         try:
-            return require_ok(running.result(_SMALL_FETCH_TIMEOUT_S)).body
+            answer = require_ok(running.result(_SMALL_FETCH_TIMEOUT_S))
         except TimeoutError as error:
             running.cancel()
             raise LinkTimeout(f"no whole answer for {path!r:.80} in time") from error
+        if answer.headers.get("content-type", "").lower().startswith("text/html"):
+            raise CaptivePortal(f"expected {path!r:.80} of the repository, found a web page")
+        return answer.body
 
     return fetch
