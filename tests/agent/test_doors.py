@@ -17,8 +17,9 @@ from agent.agent_world import World
 from edgeferry.agent.control import ask_agent, open_control
 from edgeferry.agent.machine import State
 from edgeferry.agent.turns import Turn
-from edgeferry.errors import LinkDown, LinkTimeout, ProtocolViolated
+from edgeferry.errors import LinkDown, LinkTimeout, NoSpace, ProtocolViolated
 from edgeferry.model.digest import Digest
+from edgeferry.storage.journal import Journal
 from polling import poll
 
 
@@ -173,6 +174,56 @@ async def test_the_outbox_is_emptied_once_and_survives_a_hub_that_is_away(world:
 
 async def has_outputs(world: World, count: int) -> bool:
     return len(world.hub.outputs) >= count
+
+
+class FullJournal:
+    """A journal on a disk that has room for records only."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.full = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.journal, name)
+
+    async def set_value(self, key: str, body: bytes) -> None:
+        self._require_room()
+        await self.journal.set_value(key, body)
+
+    async def drop_message(self, mid: str) -> None:
+        self._require_room()
+        await self.journal.drop_message(mid)
+
+    def _require_room(self) -> None:
+        if self.full:
+            raise NoSpace("no space left for the journal")
+
+
+async def test_a_full_disk_is_told_and_ends_no_conversation(world: World) -> None:
+    journals: list[FullJournal] = []
+
+    def wrap(journal: Journal) -> FullJournal:
+        journals.append(FullJournal(journal))
+        return journals[-1]
+
+    world.wrap = wrap
+    world.publish("1.0.0")
+    world.publish("1.1.0")
+    async with world.run() as agent:
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        problem = agent.get_status().problem
+        assert problem is not None and problem["code"] == "no_space"
+        await poll(lambda: has_outputs(world, 1))
+        await asyncio.sleep(0.1)
+        assert (world.hub.connections, len(world.hub.outputs)) == (1, 1)
+        journals[0].full = False
+        world.deploy("1.1.0")
+        await world.wait_state(State.ACTIVE, version="1.1.0")
+        assert agent.get_status().problem is None
+        await poll(lambda: has_outputs(world, 2))
+        assert await journals[0].journal.list_messages() == []
+        assert (world.hub.connections, len(world.hub.outputs)) == (1, 2)
 
 
 async def test_methods_are_answered_and_unknown_ones_refused(world: World) -> None:

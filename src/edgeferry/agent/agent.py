@@ -96,7 +96,7 @@ class Agent:
         self._here_bytes: dict[str, int] = {}
         self._observed_here = 0
         self._booked_bytes = 0
-        self._unkept = b""
+        self._unkept: dict[str, bytes] = {}
         self._disk_problem: dict[str, str] | None = None
         self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
         self._link = self._make_link(parts) if parts.open_hub is not None else None
@@ -167,17 +167,20 @@ class Agent:
         for lane in self._lanes.values():
             lane.order(Event.RETRY_DUE)  # the hub is back, or somebody has changed something: no need to wait longer
         self.reporter.note_change()
-        await self._keep(msgspec.json.encode(desired))
+        await self._keep(_DESIRED_KEY, msgspec.json.encode(desired))
 
-    async def _keep(self, desired: bytes) -> None:
-        """Keeps the document for a start without hub; a disk that is full is told over the connection, not its end."""
+    async def _keep(self, key: str, document: bytes) -> None:
+        """Keeps what is wanted for a start without hub; a full disk is told over the connection and does not end it."""
         try:
-            await self._parts.journal.set_value(_DESIRED_KEY, desired)
-            self._unkept, self._disk_problem = b"", None
+            await self._parts.journal.set_value(key, document)
+            self._unkept.pop(key, None)
         except StorageError as error:
-            _LOG.warning("the twin is followed, but not kept: %s", error.message)
-            self._unkept, self._disk_problem = desired, make_problem("journal", error)
+            _LOG.warning("what is wanted is followed, but not kept: %s", error.message)
+            self._unkept[key] = document
+            self._disk_problem = make_problem("journal", error)
             self.reporter.note_change()
+        if not self._unkept:
+            self._disk_problem = None
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
@@ -217,8 +220,8 @@ class Agent:
             _LOG.warning("cannot follow a message: %s", error.message)
         self._view = msgspec.structs.replace(self._view, problem=problem)
         if problem is None and self._local is not None:
-            await self._parts.journal.set_value(_LOCAL_KEY, msgspec.json.encode(self._local))
             self._aim()
+            await self._keep(_LOCAL_KEY, msgspec.json.encode(self._local))
         self.reporter.note_change()
 
     # --- commands -----------------------------------------------------------------------------------------------------
@@ -283,8 +286,8 @@ class Agent:
     async def _note_moved(self, record: UpdateRecord) -> None:
         if record.state is not State.DOWNLOADING:
             self._here_bytes.pop(record.key, None)
-        if self._unkept:
-            await self._keep(self._unkept)  # the journal could be written just now
+        for key, document in list(self._unkept.items()):
+            await self._keep(key, document)  # the journal could be written just now
         try:
             await self._read_refs(record.model)
             await self._book_bytes()

@@ -72,6 +72,7 @@ class HubLink:
         self._pauses_s = pauses_s
         self._outbox = asyncio.Event()
         self._bell = asyncio.Event()
+        self._sent: set[str] = set()
 
     def note_message(self) -> None:
         """Something lies in the outbox."""
@@ -133,9 +134,17 @@ class HubLink:
     async def _empty_outbox(self, hub: HubConnection) -> None:
         while True:
             self._outbox.clear()
-            for message in await self._journal.list_messages():
-                await hub.send_output(message.output, message.body, mid=message.mid)
-                await self._journal.drop_message(message.mid)
+            try:
+                for message in await self._journal.list_messages():
+                    if message.mid not in self._sent:
+                        await hub.send_output(message.output, message.body, mid=message.mid)
+                        self._sent.add(message.mid)
+                    await self._journal.drop_message(message.mid)
+                    self._sent.discard(message.mid)
+            except (
+                StorageError
+            ) as error:  # a full disk ends no conversation; what was sent is dropped when there is room
+                _LOG.warning("the outbox is not emptied: %s", error.message)
             await self._outbox.wait()
 
 
