@@ -169,7 +169,7 @@ class Twin:
         body = {"methodName": method, "payload": payload or {}, "responseTimeoutInSeconds": 10}
         return await self._call("POST", get_method_path, body)
 
-    async def wait(self, check: Callable[[dict[str, Any]], Any], timeout_s: float = 20) -> dict[str, Any]:
+    async def wait(self, check: Callable[[dict[str, Any]], Any], timeout_s: float = 45) -> dict[str, Any]:
         """The reported properties, once `check` holds for them."""
         reported: dict[str, Any] = {}
         deadline = time.monotonic() + timeout_s
@@ -180,7 +180,7 @@ class Twin:
             await asyncio.sleep(0.1)
         raise AssertionError(f"the twin of {self.module} still reports {json.dumps(reported)}")
 
-    async def wait_active(self, file_name: str, version: int, timeout_s: float = 20) -> dict[str, Any]:
+    async def wait_active(self, file_name: str, version: int, timeout_s: float = 45) -> dict[str, Any]:
         """Waits until the classic update is in use, settled, and nothing is wrong any more."""
 
         def is_active(reported: dict[str, Any]) -> bool:
@@ -191,7 +191,7 @@ class Twin:
 
         return await self.wait(is_active, timeout_s)
 
-    async def wait_error(self, version: int, code: str | None = None, timeout_s: float = 20) -> dict[str, Any]:
+    async def wait_error(self, version: int, code: str | None = None, timeout_s: float = 45) -> dict[str, Any]:
         """The error that is reported once `version` of the desired properties was observed; `code` is waited for."""
 
         def find(reported: dict[str, Any]) -> dict[str, Any] | None:

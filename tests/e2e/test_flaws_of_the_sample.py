@@ -223,7 +223,7 @@ async def test_the_active_model_serves_after_a_restart_without_hub_or_network(wo
         fetched = len(world.origin.ranges)
         nowhere = ("--mqtt-port", str(find_free_port()))
         async with world.open_device_again(twin, device.storage, *nowhere) as again:
-            await again.wait_ready(timeout_s=20)
+            await again.wait_ready(timeout_s=60)
             assert [await find_quadrant(again, bright) for bright in range(4)] == list(QUADRANTS)
         assert len(world.origin.ranges) == fetched
 

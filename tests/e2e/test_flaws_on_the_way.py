@@ -197,7 +197,7 @@ async def test_a_full_disk_on_which_nothing_can_be_noted_is_told_and_serves_on_e
             again = await world.site.start_device(twin.module, storage=device.storage)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        await again.wait_ready(timeout_s=20)
+        await again.wait_ready(timeout_s=60)
         assert await find_quadrant(again, 3) == "bottom_right"
         assert await again.process.stop() == 0
 
@@ -206,7 +206,7 @@ async def test_only_the_active_and_the_previous_version_are_kept(world: World, s
     device, twin = shared
     for number, order in enumerate(ORDERS):
         await take(world, twin, f"v{number}.zip", make_quadrant_bundle(order, ballast_bytes=100_000))
-    await twin.wait(lambda _: not (device.storage / "v1").exists(), timeout_s=5)
+    await twin.wait(lambda _: not (device.storage / "v1").exists(), timeout_s=20)
     assert sorted(path.name for path in device.storage.iterdir()) == ["edgeferry", "v2", "v3"]
     versions = device.storage / "edgeferry" / "models" / "default" / "versions"
     assert sorted(path.name[:2] for path in versions.iterdir()) == ["v2", "v3"]

@@ -417,7 +417,7 @@ async def test_a_device_that_starts_without_hub_and_network_serves_what_it_had(s
         await device.process.child.wait()
     asked, stored = len(world.origin.ranges), read_stored(device)
     async with world.open_device_again(twin, device.storage, *root, "--mqtt-port", str(find_free_port())) as again:
-        await again.wait_ready(timeout_s=20)
+        await again.wait_ready(timeout_s=60)
         scene = (shop.publisher.models / "scenes" / SCENE).read_bytes()
         assert "leak" in {found["Class"] for found in await again.score(scene)}
         assert read_stored(again) == stored
