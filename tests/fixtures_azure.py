@@ -13,13 +13,14 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from other_programs import require_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 _ADDRESSES = itertools.count(1)
@@ -28,16 +29,7 @@ _ADDRESSES = itertools.count(1)
 @pytest.fixture(scope="session")
 def azure_sdk_python() -> Path:
     """The python that has azure-iot-device and azure-iot-hub; makes its environment when that is missing."""
-    made = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_sdk_env.py", "azure"],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    if made.returncode:
-        pytest.skip(f"Microsoft's SDKs cannot be installed from requirements/azure-sdk.txt: {made.stderr[-500:]}")
-    return Path(made.stdout.strip())
+    return require_environment("azure", "Microsoft's SDKs")
 
 
 @pytest.fixture

@@ -5,10 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
-import subprocess
-import tempfile
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -17,6 +13,8 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+
+from other_programs import run_server
 
 ROOT = Path(__file__).resolve().parent.parent
 ACCOUNT = "devstoreaccount1"
@@ -59,24 +57,8 @@ def azurite() -> Iterator[Azurite]:
     program = ROOT / "node_modules" / ".bin" / "azurite-blob"
     if not program.exists():
         pytest.skip("Azurite is not installed: run `make azurite` (needs Node.js)")
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence"]
-        options += ["--disableTelemetry", "--skipApiVersionCheck"]
-        log = Path(folder) / "log"
-        with log.open("wb") as output:
-            server = subprocess.Popen([str(program), *options], stdout=output, stderr=output, cwd=folder)
-        try:
-            yield Azurite(f"http://127.0.0.1:{_wait_for_port(server, log)}/{ACCOUNT}")
-        finally:
-            server.terminate()
-            server.wait(10)
-
-
-def _wait_for_port(server: subprocess.Popen[bytes], log: Path) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        found = re.search(rb"successfully listen\w* on http://127\.0\.0\.1:(\d+)", log.read_bytes())
-        if found:
-            return int(found[1])
-        time.sleep(0.05)
-    raise RuntimeError(f"Azurite did not start: {log.read_text(errors='replace')[-500:]}")
+    options = ["--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence"]
+    options += ["--disableTelemetry", "--skipApiVersionCheck"]
+    port_line = rb"successfully listen\w* on http://127\.0\.0\.1:(\d+)"
+    with run_server([str(program), *options], port_line) as port:
+        yield Azurite(f"http://127.0.0.1:{port}/{ACCOUNT}")

@@ -6,11 +6,6 @@ It checks no signature; an anonymous request sees what a bucket's policy gives t
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
-import tempfile
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -18,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from other_programs import require_environment, run_server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,32 +61,7 @@ class S3:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
     """A running moto; makes its environment when that is missing, skips, saying so, when that cannot be made."""
-    made = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "make_sdk_env.py", "moto"],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    if made.returncode:
-        pytest.skip(f"moto cannot be installed from requirements/moto.txt: {made.stderr[-500:]}")
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("wb") as output:
-            words = [made.stdout.strip(), "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-            server = subprocess.Popen(words, stdout=output, stderr=output, cwd=folder)
-        try:
-            yield S3(f"http://127.0.0.1:{_wait_for_port(server, log)}")
-        finally:
-            server.terminate()
-            server.wait(10)
-
-
-def _wait_for_port(server: subprocess.Popen[bytes], log: Path) -> int:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        found = re.search(rb"Running on http://127\.0\.0\.1:(\d+)", log.read_bytes())
-        if found:
-            return int(found[1])
-        time.sleep(0.05)
-    raise RuntimeError(f"moto did not start: {log.read_text(errors='replace')[-500:]}")
+    python = require_environment("moto", "moto")
+    words = [str(python), "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with run_server(words, rb"Running on http://127\.0\.0\.1:(\d+)") as port:
+        yield S3(f"http://127.0.0.1:{port}")
