@@ -26,7 +26,6 @@ from e2e.world import Asker, World, list_children, open_asker, read_tree
 pytestmark = [
     pytest.mark.needs_shared,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("bad_bundles"),
 ]
 GOOD_NAME = "tensorflow001.zip"
 

@@ -26,7 +26,6 @@ from e2e.world import Asker, World, list_children, open_asker
 pytestmark = [
     pytest.mark.needs_shared,
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.xdist_group("bad_pictures"),
 ]
 CAT_BOX = (0.13, 0.09, 0.98, 0.71)
 ANSWER_MAX_S = 15.0

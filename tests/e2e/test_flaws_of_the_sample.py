@@ -67,7 +67,7 @@ from e2e.tiny_models import (
 )
 from e2e.world import QUICK, World, find_quadrant, list_children, observes, open_asker, read_tree, take
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("flaws")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 
 
 async def test_the_table_above_names_tests_that_exist() -> None:

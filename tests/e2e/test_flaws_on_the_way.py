@@ -19,7 +19,7 @@ from e2e.tiny_models import ORDERS, encode, get_md5, make_quadrant_bundle, make_
 from e2e.world import QUICK, World, find_quadrant, observes, open_asker, read_tree, take
 from edgeferry.app.processes import Process
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("flaws_on_the_way")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from edgeferry.trust.draft import open_draft
 from edgeferry.trust.keys import KeyFolder
 from edgeferry.trust.signer import Desk, commit, refresh
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("signed_updates")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
 MODEL = "detector"
 SCENE = "pump-room.jpg"
 """Holds gauges, a worker and a leak."""
