@@ -39,7 +39,10 @@ _CHECKOUT_MODELS = Path(__file__).resolve().parents[3] / "models"
 )
 @click.option("--up", is_flag=True, help="Leave a hub and one device with the demo model running.")
 def demo(out: Path, models: Path, json_path: Path | None, link_bps: int, up: bool) -> None:
-    """Publish, deploy, update over a 64 kbit/s link, refuse a bad version: with real processes, in three minutes."""
+    """Tells the whole story on this machine, in three minutes.
+
+    With real processes: publishes, deploys, updates over a thin link under requests, refuses a bad version.
+    """
     if not (models / "detector").is_dir():
         raise ConfigInvalid(f"expected the demo models under {models}: run from a checkout, or give --models")
     console = Console(highlight=False, soft_wrap=True)

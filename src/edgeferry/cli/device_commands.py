@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @click.group("device")
 def device_group() -> None:
-    """Runs on an edge device: takes versions as its twin asks, serves them, reports."""
+    """Runs on a device: takes versions, serves them, reports."""
 
 
 def _common(command: F) -> F:

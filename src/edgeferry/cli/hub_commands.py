@@ -47,7 +47,10 @@ def _json_option(command: Command) -> Command:
 
 @click.group("hub")
 def hub_group() -> None:
-    """Runs the embedded hub, which speaks IoT Hub's protocols, and looks after its devices."""
+    """Runs the embedded hub and looks after its devices.
+
+    It speaks Azure IoT Hub's protocols, as far as docs/formats/hub.md says.
+    """
 
 
 @hub_group.command("run")

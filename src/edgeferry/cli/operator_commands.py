@@ -64,7 +64,7 @@ def _json_option(command: Command) -> Command:
 # --- repo -------------------------------------------------------------------------------------------------------------
 @click.group("repo")
 def repo() -> None:
-    """Makes a signed repository and looks after its keys and signatures."""
+    """Makes a signed repository; looks after its keys."""
 
 
 @repo.command("init")
@@ -188,7 +188,7 @@ def _print_publish_report(report: PublishReport) -> None:
 @_json_option
 @ends_with_exit_code
 def inspect(model_file: Path, as_json: bool) -> None:
-    """Shows what a model file tells of itself, and what `publish` would have to be told."""
+    """Shows what a model file tells, and what publish must be told."""
     inspection = operator.inspect_file(model_file)
     if as_json:
         _print_json(inspection)

@@ -65,7 +65,9 @@ def serve(
     log_level: str,
     **rest: Any,
 ) -> None:
-    """Serves models over HTTP until told to end: .onnx or .tflite files, folders, or bundle ZIPs.
+    """Serves models of this disk over HTTP, without any hub.
+
+    MODEL is an .onnx or .tflite file, a folder or a bundle ZIP.
 
     Off loopback it starts only with a token in EDGEFERRY_TOKEN or with --allow-networks.
     """
@@ -130,7 +132,10 @@ def _describe(address: ApiAddress, versions: Sequence[StoredVersion], options: S
 def predict(
     model: Path, images: tuple[Path, ...], *, labels: Path | None, spec: Path | None, draw: Path | None, as_json: bool
 ) -> None:
-    """Answers pictures with a model file, folder or bundle ZIP, and prints what was found."""
+    """Answers pictures with a model and prints what was found.
+
+    MODEL is an .onnx or .tflite file, a folder or a bundle ZIP.
+    """
     configure_logging(as_json=as_json, level="warning")
     drawings = _plan_drawings(images, draw)
     with open_local_versions([model], labels=labels, spec=spec) as versions:
