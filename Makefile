@@ -59,8 +59,8 @@ format: setup ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## measure full downloads and an update's metadata; writes docs/benchmarks.md
-	$(BIN)/python scripts/bench.py --write docs/benchmarks.md
+bench: setup ## measure full downloads and metadata; writes docs/benchmarks.md (ARGS="--json FILE")
+	$(BIN)/python scripts/bench.py --write docs/benchmarks.md $(ARGS)
 
 docs: setup ## write docs/cli.md and the state diagram from the code
 	$(BIN)/python scripts/make_cli_docs.py
