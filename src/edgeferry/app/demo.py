@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from edgeferry.app.demo_site import MODEL, Site, get_now_s, open_site
+from edgeferry.app.demo_site import MODEL, Site, open_site
 from edgeferry.errors import ConfigInvalid, EdgeferryError, InvariantBroken
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http
 
@@ -73,7 +74,7 @@ async def run_demo(out: Path, models: Path, *, link_bps: int, say: Say, progress
 
     `link_bps`: bits per second between device and hub during the update.
     """
-    begun = get_now_s()
+    begun = time.monotonic()
     async with open_site(out, models) as site, open_http(HttpSettings()) as http:
         await _begin(site, http, say=say)
         async with _open_loop(site, http) as loop:
@@ -82,7 +83,7 @@ async def run_demo(out: Path, models: Path, *, link_bps: int, say: Say, progress
             refused = await _refuse(site, say=say)
             sees_leak = await _find_labels(site, http, NEW_CLASS)
         figures = _make_figures(update, loop, refused=refused, sees_leak=sees_leak, pictures=pictures)
-    return msgspec.structs.replace(figures, total_s=round(get_now_s() - begun, 1))
+    return msgspec.structs.replace(figures, total_s=round(time.monotonic() - begun, 1))
 
 
 async def run_up(out: Path, models: Path, *, say: Say) -> None:
@@ -123,11 +124,11 @@ async def _update(site: Site, loop: Loop, *, link_bps: int, say: Say, progress: 
     report = await site.publish("1.1.0", FILE_NAME, "v1.1")
     say(f"{MODEL} 1.1.0 is published: it also knows '{NEW_CLASS}'. The link is now {link_bps // 1000} kbit/s.")
     await loop.settled.wait()
-    before, requests, begun = site.link.passed_bytes, loop.total, get_now_s()
+    before, requests, begun = site.link.passed_bytes, loop.total, time.monotonic()
     site.link.limit(link_bps)
     await site.deploy("1.1.0")
     await _wait_active(site, "1.1.0", progress=progress)
-    seconds = get_now_s() - begun
+    seconds = time.monotonic() - begun
     site.link.limit(0)
     return _Update(
         link_bps=link_bps,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import shutil
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -154,8 +153,3 @@ def _find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def get_now_s() -> float:
-    """A monotonic clock in seconds."""
-    return time.monotonic()
