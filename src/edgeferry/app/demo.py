@@ -79,6 +79,8 @@ async def run_demo(out: Path, models: Path, *, link_bps: int, say: Say, progress
         await _begin(site, http, say=say)
         async with _open_loop(site, http) as loop:
             update = await _update(site, loop, link_bps=link_bps, say=say, progress=progress)
+            say(f"{MODEL} 1.1.0 has taken over. What it sees:")
+            await _tell_scenes(site, http, say=say)
             pictures = await _draw_scenes(site, http, out / "pictures")
             refused = await _refuse(site, say=say)
             sees_leak = await _find_labels(site, http, NEW_CLASS)
@@ -116,8 +118,7 @@ async def _begin(site: Site, http: HttpClient, *, say: Say) -> None:
     await site.deploy("1.0.0")
     await _wait_active(site, "1.0.0")
     say(f"{MODEL} 1.0.0 is published, fetched, verified, proven and active. What it sees:")
-    for scene in _list_scenes(site):
-        say(f"  {scene.name:<20} {await _describe(site, http, scene)}")
+    await _tell_scenes(site, http, say=say)
 
 
 async def _update(site: Site, loop: Loop, *, link_bps: int, say: Say, progress: Progress) -> _Update:
@@ -220,6 +221,11 @@ async def _predict(site: Site, http: HttpClient, picture: bytes) -> dict[str, An
         raise InvariantBroken(f"expected 200 from the device, found {answer.status}: {answer.body[:200]!r}")
     found: dict[str, Any] = msgspec.json.decode(answer.body)
     return found
+
+
+async def _tell_scenes(site: Site, http: HttpClient, *, say: Say) -> None:
+    for scene in _list_scenes(site):
+        say(f"  {scene.name:<20} {await _describe(site, http, scene)}")
 
 
 async def _describe(site: Site, http: HttpClient, scene: Path) -> str:
