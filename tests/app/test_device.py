@@ -59,7 +59,7 @@ class Yard:
         assert not [report for report in outcome.devices if report.error], outcome
 
     async def read_reported(self) -> dict[str, Any]:
-        _, twin = await self.hub.rooms.twins.read(Identity("turbine", "ferry"))
+        twin = (await self.hub.rooms.twins.read(Identity("turbine", "ferry"))).twin
         return dict(merge({}, twin.reported.body))
 
 

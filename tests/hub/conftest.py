@@ -49,7 +49,7 @@ def open_service(run_sdk: Callable[..., Any]) -> Callable[[RunningHub], Abstract
     @asynccontextmanager
     async def start(hub: RunningHub) -> AsyncIterator[ServicePeer]:
         ca = {"REQUESTS_CA_BUNDLE": str(hub.ca_pem_path)}
-        async with run_sdk(SDK / "service_peer.py", hub.service_connection_string, **ca) as script:
+        async with run_sdk(SDK / "service_peer.py", hub.get_policy_connection_string(), **ca) as script:
             await script.expect("ready", 60.0)
             yield ServicePeer(script)
 

@@ -42,7 +42,7 @@ async def write_desired(hub: RunningHub, desired: dict[str, Any], *, replace_all
 
 
 async def read_reported(hub: RunningHub) -> dict[str, Any]:
-    return (await hub.rooms.twins.read(A))[1].reported.body
+    return (await hub.rooms.twins.read(A)).twin.reported.body
 
 
 async def test_twin_patch_report_output_input_and_method(open_sdk_hub: Opener, open_device: Any) -> None:
@@ -71,7 +71,7 @@ async def test_twin_patch_report_output_input_and_method(open_sdk_hub: Opener, o
             assert (stored.identity, stored.output, stored.properties["colour"]) == (A, "out", "a+b c/ä")
             answer = await hub.rooms.methods.call(A, MethodRequest("reload now", {"deep": [1]}, 10.0))
             assert answer == {"status": 207, "payload": {"echo": {"deep": [1]}}}
-            assert await hub.rooms.db.read(lambda tables: tables.read_queued_ids(B)) == set()
+            assert await hub.rooms.db.read(lambda tables: tables.queues.read(B, after=0, limit=9)) == []
 
 
 async def test_a_report_against_the_limits_is_refused_and_the_client_goes_on(
@@ -146,7 +146,7 @@ async def test_the_renewal_of_a_token_is_not_offline(open_sdk_hub: Opener, open_
         first = hub.rooms.presence.find(A)
 
         async def is_another() -> bool:
-            assert hub.rooms.presence.get_facts(A).is_connected
+            assert (await hub.rooms.twins.read(A)).facts.is_connected
             return hub.rooms.presence.find(A) not in (None, first)
 
         await poll(is_another, 20.0)

@@ -92,13 +92,13 @@ async def test_conditions(hub: RunningHub, http: aiohttp.ClientSession) -> None:
 
 async def test_one_signature_opens_a_folder_and_no_more(hub: RunningHub, http: aiohttp.ClientSession) -> None:
     now = int(time.time())
-    good = make_file_query("blobs", hub.service_key, now + 60)
+    good = make_file_query("blobs", hub.policies.keys["service"], now + 60)
     cases = [
         ("blobs/ab.bin", good, 200),
         ("blobs/none", good, 404),
         ("top.txt", good, 403),
         ("blobs2/x", good, 403),
-        ("blobs/ab.bin", make_file_query("blobs", hub.service_key, now - 1), 403),
+        ("blobs/ab.bin", make_file_query("blobs", hub.policies.keys["service"], now - 1), 403),
         ("blobs/ab.bin", make_file_query("blobs", "AAAA", now + 60), 403),
         ("blobs/ab.bin", good.replace(f"se={now + 60}", f"se={now + 600}"), 403),
         ("blobs/ab.bin", good + "&sr=", 403),
@@ -112,7 +112,7 @@ async def test_one_signature_opens_a_folder_and_no_more(hub: RunningHub, http: a
 async def test_plain_http_on_loopback_serves_files_and_nothing_else(
     hub: RunningHub, http: aiohttp.ClientSession
 ) -> None:
-    query = make_file_query("", hub.service_key, int(time.time()) + 60)
+    query = make_file_query("", hub.policies.keys["service"], int(time.time()) + 60)
     base = f"http://127.0.0.1:{hub.http_files_port}"
     async with http.get(URL(f"{base}/files/top.txt?{query}", encoded=True)) as answer:
         assert await answer.text() == "top"
@@ -135,7 +135,7 @@ async def test_nothing_outside_the_folder_is_served(hub: RunningHub, http: aioht
     import os
 
     os.mkfifo(folder / "fifo")
-    query = make_file_query("", hub.service_key, int(time.time()) + 60)
+    query = make_file_query("", hub.policies.keys["service"], int(time.time()) + 60)
     async with http.get(URL(f"{hub.service_url}/files/{path}?{query}", encoded=True)) as answer:
         assert answer.status == 404
         assert "secret" not in await answer.text()

@@ -28,9 +28,10 @@ class Caller:
     def __init__(self, session: aiohttp.ClientSession, hub: RunningHub) -> None:
         self.session, self.hub = session, hub
 
-    def token(self, resource: str | None = None, *, key: str | None = None, policy: str | None = "service") -> str:
+    def token(self, resource: str | None = None, *, key: str | None = None, policy: str | None = "iothubowner") -> str:
         host = resource or f"localhost:{self.hub.https_port}"
-        return make_sas_token(host, key or self.hub.service_key, int(time.time()) + 60, policy)
+        keys = self.hub.policies.keys
+        return make_sas_token(host, key or keys.get(policy or "", keys["service"]), int(time.time()) + 60, policy)
 
     async def __call__(
         self, method: str, path: str, *, token: str | None = None, data: bytes | None = None, **headers: str
@@ -65,10 +66,39 @@ async def test_only_a_good_token_of_the_policy_is_let_in(hub: RunningHub, call: 
         call.token(key=record.primary_key),
         call.token(policy=None),
         call.token(policy="owner"),
-        make_sas_token("localhost", hub.service_key, int(time.time()) - 1, "service"),
+        call.token(policy="iothubowner", key=hub.policies.keys["service"]),
+        make_sas_token("localhost", hub.policies.keys["service"], int(time.time()) - 1, "service"),
     ]
     assert [(await call("GET", path, token=token))[0] for token in good] == [200] * len(good)
     assert [(await call("GET", path, token=token))[0] for token in bad] == [401] * len(bad)
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed"),
+    [
+        ("iothubowner", {"read", "write", "twin", "query", "configure"}),
+        ("service", {"twin", "query"}),
+        ("registryRead", {"read", "query"}),
+        ("registryReadWrite", {"read", "write", "query", "configure"}),
+    ],
+)
+async def test_a_policy_opens_what_it_is_for_and_nothing_else(
+    hub: RunningHub, call: Caller, policy: str, allowed: set[str]
+) -> None:
+    await hub.add_module("d", "m")
+    token = call.token(policy=policy)
+    configuration = b'{"id": "c", "content": {"deviceContent": {"properties.desired.x": 1}}}'
+    answers = {
+        "read": await call("GET", "/devices/d", token=token),
+        "write": await call("PUT", "/devices/new", token=token, data=b"{}"),
+        "twin": await call("GET", "/twins/d/modules/m", token=token),
+        "query": await call("POST", "/devices/query", token=token, data=b'{"query": "SELECT * FROM devices"}'),
+        "configure": await call("PUT", "/configurations/c", token=token, data=configuration),
+    }
+    assert {name for name, (status, _, _) in answers.items() if status == 200} == allowed
+    refused = [answer for name, answer in answers.items() if name not in allowed]
+    assert all((status, code) == (401, "IotHubUnauthorizedAccess") for status, _, code in refused)
+    assert not any(key.encode() in body for _, body, _ in refused for key in hub.policies.keys.values())
 
 
 @pytest.mark.parametrize(

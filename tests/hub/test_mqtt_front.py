@@ -15,7 +15,7 @@ import pytest
 from edgeferry.app.hub import RunningHub
 from edgeferry.hub import mqtt_front
 from edgeferry.hub.registry import Admission
-from edgeferry.storage.hub_tables import QueuedMessage
+from edgeferry.storage.hub_queues import QueuedMessage
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import make_sas_token, make_user_name, parse_connection_string
 from edgeferry.wire.iothub_topics import DESIRED_PATCH_FILTER, TWIN_RESPONSE_FILTER
@@ -161,7 +161,7 @@ async def test_a_newer_connection_drops_the_older(hub: RunningHub) -> None:
         await hub.rooms.twins.write(A, {"properties": {"desired": {"x": 1}}}, if_match=None, replace_all=False)
         patch = await newer.receive()
         assert isinstance(patch, mqtt.Publish) and json.loads(patch.payload) == {"x": 1, "$version": 2}
-        assert hub.rooms.presence.get_facts(A).is_connected
+        assert (await hub.rooms.twins.read(A)).facts.is_connected
 
 
 async def test_an_expired_token_ends_the_connection(hub: RunningHub) -> None:
@@ -187,12 +187,12 @@ async def test_silence_ends_the_connection_and_a_ping_does_not(hub: RunningHub) 
 async def push(hub: RunningHub, count: int) -> None:
     far = time.time() + 60
     await hub.rooms.db.write(
-        lambda tables: [tables.push_message(B, QueuedMessage(0, "in", {}, b"%d" % n, far)) for n in range(count)]
+        lambda tables: [tables.queues.push(B, QueuedMessage(0, "in", {}, b"%d" % n, far)) for n in range(count)]
     )
 
 
 async def read_ids(hub: RunningHub) -> set[int]:
-    return await hub.rooms.db.read(lambda tables: tables.read_queued_ids(B))
+    return await hub.rooms.db.read(lambda tables: tables.queues.read(B, after=0, limit=10))
 
 
 async def test_an_input_is_sent_again_with_its_id_until_it_is_acknowledged(hub: RunningHub) -> None:
@@ -275,7 +275,7 @@ async def test_a_message_is_routed_to_the_module_of_the_same_device_only(hub: Ru
 
 async def test_a_command_beside_the_hub_drops_a_deleted_module(hub: RunningHub) -> None:
     from edgeferry.app import hub_admin
-    from edgeferry.storage.hub_tables import open_tables
+    from edgeferry.storage.hub_store import open_tables
 
     text = await hub.add_module("d", "a")
     async with open_raw(hub) as client:

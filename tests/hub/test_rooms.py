@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 
 from edgeferry.app.hub import HubSettings, make_rooms
 from edgeferry.errors import ConfigInvalid, NotFound, RequestTimeout
+from edgeferry.hub.bus import run_bus
 from edgeferry.hub.device_link import HubRooms
-from edgeferry.hub.registry import make_record
+from edgeferry.hub.identity_records import make_record
 from edgeferry.storage.hub_db import open_hub_db
-from edgeferry.storage.hub_tables import QueuedMessage
+from edgeferry.storage.hub_events import Attached
+from edgeferry.storage.hub_queues import QueuedMessage
+from edgeferry.storage.hub_store import HubStore
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.wire.iothub_topics import MethodAnswer, Telemetry
-from edgeferry.wire.mqtt_session import Session
 from edgeferry.wire.service_api import Identity, IdentityRecord, MethodRequest
 
 D, A, B = Identity("d"), Identity("d", "a"), Identity("d", "b")
@@ -35,11 +39,18 @@ class Clock:
         return self.now
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for what the bus brings."""
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.002)
+
+
 class FakeLink:
     """Remembers what it was told."""
 
-    def __init__(self, record: IdentityRecord, takes_methods: bool = True) -> None:
-        self.record, self.takes_methods = record, takes_methods
+    def __init__(self, record: IdentityRecord, number: int, takes_methods: bool = True) -> None:
+        self.record, self.number, self.takes_methods = record, number, takes_methods
         self.patches: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str, bytes]] = []
         self.closed: list[str] = []
@@ -64,32 +75,63 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> HubStore:
+    url = request.getfixturevalue("database_url") if request.param == "postgres" else None
+    return HubStore(tmp_path, url)
+
+
+@asynccontextmanager
+async def open_rooms(store: HubStore, clock: Clock) -> AsyncIterator[HubRooms]:
+    """The rooms of one process, its bus running."""
+    async with open_hub_db(store.folder, store.url) as db:
+        settings = HubSettings(store.folder, routes=ROUTES, time_to_live_s=60.0, clock=clock)
+        made = make_rooms(settings, db)
+        bus = asyncio.create_task(run_bus(made))
+        yield made
+        bus.cancel()
+
+
 @pytest.fixture
-async def rooms(tmp_path: Path, clock: Clock) -> AsyncIterator[HubRooms]:
-    async with open_hub_db(tmp_path) as db:
-        made = make_rooms(HubSettings(tmp_path, routes=ROUTES, time_to_live_s=60.0, clock=clock), db)
+async def rooms(store: HubStore, clock: Clock) -> AsyncIterator[HubRooms]:
+    async with open_rooms(store, clock) as made:
         for identity in (D, A, B):
             await made.registry.add(make_record(identity, clock()))
         yield made
 
 
 async def attach(rooms: HubRooms, identity: Identity, **more: Any) -> FakeLink:
-    link = FakeLink(await rooms.registry.read(identity), **more)
-    rooms.presence.attach(link, Session())
+    """A link as device_link.py makes it: noted in the store, told, taken in."""
+
+    def work(tables: HubTables) -> int:
+        number = tables.sessions.connect(identity, hub=rooms.hub_id, now=rooms.clock())
+        tables.tell(Attached(identity, number))
+        return number
+
+    number = await rooms.db.write(work)
+    link = FakeLink(await rooms.registry.read(identity), number, **more)
+    rooms.presence.attach(link)
     return link
 
 
+async def is_connected(rooms: HubRooms, identity: Identity) -> bool:
+    """What the service sees, after what is over was written."""
+    await rooms.presence.write_ended()
+    return (await rooms.twins.read(identity)).facts.is_connected
+
+
 async def read_queue(rooms: HubRooms) -> list[QueuedMessage]:
-    return await rooms.db.read(lambda tables: tables.read_queue(B, after=0, limit=10))
+    return await rooms.db.read(lambda tables: tables.queues.read(B, after=0, limit=10))
 
 
 async def test_a_message_reaches_each_sink_once_and_rings_its_bell(rooms: HubRooms) -> None:
     b = await attach(rooms, B)
     await rooms.router.accept(A, Telemetry("x", {"$.on": "x", "$.mid": "7", "k": None}), b"hi")
     queued = await read_queue(rooms)
-    assert [(one.input, one.payload) for one in queued] == [("i", b"hi")] and b.bells == 1
+    assert [(one.input, one.payload) for one in queued] == [("i", b"hi")]
+    await until(lambda: b.bells == 1)
     assert queued[0].properties == {"$.mid": "7", "k": None, "$.cdid": "d", "$.cmid": "a"}
-    upstream = await rooms.db.read(lambda tables: tables.read_upstream())
+    upstream = await rooms.db.read(lambda tables: tables.queues.read_upstream())
     assert [(one.identity, one.output, one.payload) for one in upstream] == [(A, "x", b"hi")]
 
 
@@ -110,9 +152,32 @@ async def test_a_message_lives_as_long_as_it_may(rooms: HubRooms, clock: Clock) 
     assert await read_queue(rooms) == []
 
 
-async def test_a_route_with_a_condition_is_refused_at_the_start(rooms: HubRooms, tmp_path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="WHERE"):
-        make_rooms(HubSettings(tmp_path, routes=("FROM /* WHERE a = 1 INTO $upstream",)), rooms.db)
+async def test_a_condition_chooses_the_route(rooms: HubRooms, store: HubStore, clock: Clock) -> None:
+    route = "FROM /messages/* WHERE $body.level > 3 AND colour = 'red' INTO $upstream"
+    router = make_rooms(HubSettings(store.folder, routes=(route,), clock=clock), rooms.db).router
+    json_type = {"$.ct": "application/json", "$.ce": "utf-8"}
+    for level, colour in ((5, "red"), (2, "red"), (5, "blue")):
+        await router.accept(A, Telemetry("x", {**json_type, "colour": colour}), b'{"level":%d}' % level)
+    stored = await rooms.db.read(lambda tables: tables.queues.read_upstream())
+    assert [(one.payload, one.properties["colour"]) for one in stored] == [(b'{"level":5}', "red")]
+
+
+async def test_a_route_that_cannot_be_read_is_refused_at_the_start(rooms: HubRooms, tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid):
+        make_rooms(HubSettings(tmp_path, routes=("FROM /* WHERE a = INTO $upstream",)), rooms.db)
+
+
+async def test_routes_of_a_devices_own_deployment_count_instead_of_the_hubs(rooms: HubRooms, clock: Clock) -> None:
+    routes = {
+        "short": {"route": 'FROM /messages/* INTO BrokeredEndpoint("/modules/b/inputs/own")', "timeToLiveSecs": 5},
+        "broken": "FROM nowhere",
+    }
+    content = {"modulesContent": {"$edgeHub": {"properties.desired": {"routes": routes}}}}
+    await rooms.configurations.apply_content("d", content)
+    await rooms.router.accept(A, Telemetry("x", {}), b"hi")
+    queued = await read_queue(rooms)
+    assert [(one.input, one.expires_at - clock()) for one in queued] == [("own", 5.0)]
+    assert await rooms.db.read(lambda tables: tables.queues.read_upstream()) == []
 
 
 async def test_a_method_is_answered_by_who_was_called_only(rooms: HubRooms) -> None:
@@ -122,12 +187,12 @@ async def test_a_method_is_answered_by_who_was_called_only(rooms: HubRooms) -> N
         await asyncio.sleep(0.001)
     name, rid, payload = a.calls[0]
     assert (name, payload) == ("m", b'{"x":1}')
-    rooms.methods.answer(B, MethodAnswer(rid, 500), b"1")
-    rooms.methods.answer(A, MethodAnswer("other", 500), b"1")
+    await rooms.methods.answer(B, MethodAnswer(rid, 500), b"1")
+    await rooms.methods.answer(A, MethodAnswer("other", 500), b"1")
     assert not call.done()
-    rooms.methods.answer(A, MethodAnswer(rid, 200), b" ")
+    await rooms.methods.answer(A, MethodAnswer(rid, 200), b" ")
     assert await call == {"status": 200, "payload": None}
-    rooms.methods.answer(A, MethodAnswer(rid, 200), b"2")  # too late: nobody waits
+    await rooms.methods.answer(A, MethodAnswer(rid, 200), b"2")  # too late: nobody waits
 
 
 async def test_a_method_waits_for_a_device_that_comes(rooms: HubRooms) -> None:
@@ -136,7 +201,7 @@ async def test_a_method_waits_for_a_device_that_comes(rooms: HubRooms) -> None:
     a = await attach(rooms, A)
     while not a.calls:
         await asyncio.sleep(0.001)
-    rooms.methods.answer(A, MethodAnswer(a.calls[0][1], 200), b"")
+    await rooms.methods.answer(A, MethodAnswer(a.calls[0][1], 200), b"")
     assert (await call)["status"] == 200
 
 
@@ -155,24 +220,44 @@ async def test_a_newer_link_takes_the_place_of_the_older(rooms: HubRooms) -> Non
     older = await attach(rooms, A)
     newer = await attach(rooms, A)
     assert older.closed and rooms.presence.find(A) is newer
-    rooms.presence.detach(older, orderly=True, keeps_session=True)
-    assert rooms.presence.find(A) is newer
+    rooms.presence.detach(older, orderly=True)
+    assert rooms.presence.find(A) is newer and not newer.closed
+
+
+async def test_a_link_that_comes_late_does_not_take_the_place_of_a_newer(rooms: HubRooms) -> None:
+    newer = await attach(rooms, A)
+    late = FakeLink(newer.record, newer.number - 1)
+    rooms.presence.attach(late)
+    assert late.closed and rooms.presence.find(A) is newer and not newer.closed
 
 
 async def test_an_orderly_end_counts_as_connected_for_a_while(rooms: HubRooms, clock: Clock) -> None:
     link = await attach(rooms, A)
-    rooms.presence.detach(link, orderly=True, keeps_session=True)
-    assert rooms.presence.find(A) is None and rooms.presence.get_facts(A).is_connected
+    rooms.presence.detach(link, orderly=True)
+    assert rooms.presence.find(A) is None and await is_connected(rooms, A)
     clock.now += 11
-    assert not rooms.presence.get_facts(A).is_connected
+    assert not await is_connected(rooms, A)
     other = await attach(rooms, B)
-    rooms.presence.detach(other, orderly=False, keeps_session=True)
-    assert not rooms.presence.get_facts(B).is_connected
+    rooms.presence.detach(other, orderly=False)
+    assert not await is_connected(rooms, B)
+
+
+async def test_who_comes_back_in_time_was_never_away(rooms: HubRooms, clock: Clock) -> None:
+    first = await attach(rooms, A)
+    began_at = (await rooms.twins.read(A)).facts.changed_at
+    clock.now += 5
+    rooms.presence.detach(first, orderly=True)
+    clock.now += 5
+    await attach(rooms, A)
+    clock.now += 100
+    assert await is_connected(rooms, A)
+    assert (await rooms.twins.read(A)).facts.changed_at == began_at
 
 
 async def test_twin_patches_arrive_in_the_order_of_their_versions(rooms: HubRooms) -> None:
     a = await attach(rooms, A)
     bodies = [{"properties": {"desired": {"n": n}}} for n in range(200)]
     await asyncio.gather(*(rooms.twins.write(A, body, if_match=None, replace_all=False) for body in bodies))
+    await until(lambda: len(a.patches) == 200)
     assert [patch["$version"] for patch in a.patches] == list(range(2, 202))
-    assert (await rooms.twins.read(A))[1].desired.body == {"n": 199}
+    assert (await rooms.twins.read(A)).twin.desired.body == {"n": 199}

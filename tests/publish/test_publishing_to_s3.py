@@ -100,7 +100,7 @@ async def deploy(hub: RunningHub, bucket: Bucket, version: str) -> Desired:
     )
     outcome = await operator.deploy_version(terms)
     assert outcome.error is None
-    twin = (await hub.rooms.twins.read(Identity("d", "m")))[1]
+    twin = (await hub.rooms.twins.read(Identity("d", "m"))).twin
     return read_desired({**twin.desired.body, "$version": twin.desired.version})
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from edgeferry.errors import Conflict, NotFound, StorageBusy, StorageError, StorageFailed
-from edgeferry.storage import hub_tables
+from edgeferry.storage import hub_queues, hub_sqlite
 from edgeferry.storage.hub_db import open_hub_db
-from edgeferry.storage.hub_tables import DB_NAME, HubTables, QueuedMessage, UpstreamMessage, open_tables
+from edgeferry.storage.hub_queues import QueuedMessage, UpstreamMessage
+from edgeferry.storage.hub_sqlite import DB_NAME
+from edgeferry.storage.hub_store import HubStore, copy_store, open_tables
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import TwinDocument, make_twin, patch_reported
 from edgeferry.wire.service_api import Identity, IdentityRecord
 
@@ -32,9 +35,16 @@ def make_message(text: str, expires_at: float = NOW) -> QueuedMessage:
     return QueuedMessage(0, "in", {"k": None, "ä": "+"}, text.encode(), expires_at)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> HubStore:
+    """An empty store of either kind."""
+    url = request.getfixturevalue("database_url") if request.param == "postgres" else None
+    return HubStore(tmp_path / "hub", url)
+
+
 @pytest.fixture
-def tables(tmp_path: Path) -> Iterator[HubTables]:
-    with open_tables(tmp_path / "hub") as opened:
+def tables(store: HubStore) -> Iterator[HubTables]:
+    with open_tables(store.folder, store.url) as opened:
         with opened.transaction():
             opened.add_identity(make_record(DEVICE), make_twin(NOW))
             opened.add_identity(make_record(MODULE), make_twin(NOW))
@@ -68,12 +78,12 @@ def test_an_identity_is_made_once_and_below_its_device(
 
 
 def test_deleting_a_device_deletes_all_of_it(tables: HubTables) -> None:
-    tables.write_subscriptions(MODULE, {"#": 1})
-    tables.push_message(MODULE, make_message("x"))
+    tables.sessions.write_subscriptions(MODULE, {"#": 1})
+    tables.queues.push(MODULE, make_message("x"))
     tables.delete_identity(DEVICE)
     assert tables.find_identity(MODULE) is None
-    assert tables.read_queued_ids(MODULE) == set()
-    assert tables.read_subscriptions(MODULE) is None
+    assert tables.queues.read(MODULE, after=0, limit=9) == []
+    assert tables.sessions.read_subscriptions(MODULE) is None
     with pytest.raises(NotFound):
         tables.delete_identity(DEVICE)
 
@@ -90,54 +100,73 @@ def test_a_twin_is_read_as_it_was_written(tables: HubTables) -> None:
 
 def test_a_queue_keeps_order_until_messages_are_dropped_or_expire(tables: HubTables) -> None:
     for number in range(5):
-        assert tables.push_message(MODULE, make_message(str(number), NOW + number))
-    first = tables.read_queue(MODULE, after=0, limit=3)
+        tables.queues.push(MODULE, make_message(str(number), NOW + number))
+    first = tables.queues.read(MODULE, after=0, limit=3)
     assert [one.payload for one in first] == [b"0", b"1", b"2"] and first[0].properties == {"k": None, "ä": "+"}
-    tables.drop_queued([first[1].id])
-    assert tables.drop_expired(NOW) == 1
-    assert [one.payload for one in tables.read_queue(MODULE, after=0, limit=9)] == [b"2", b"3", b"4"]
-    assert not tables.push_message(Identity("d", "none"), make_message("x"))
+    tables.queues.drop([first[1].id])
+    assert tables.queues.drop_expired(NOW) == 1
+    assert [one.payload for one in tables.queues.read(MODULE, after=0, limit=9)] == [b"2", b"3", b"4"]
 
 
 def test_a_full_queue_loses_its_oldest(tables: HubTables, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_tables, "QUEUE_MAX_ROWS", 3)
+    monkeypatch.setattr(hub_queues, "QUEUE_MAX_ROWS", 3)
     for number in range(5):
-        tables.push_message(MODULE, make_message(str(number)))
-    assert [one.payload for one in tables.read_queue(MODULE, after=0, limit=9)] == [b"2", b"3", b"4"]
+        tables.queues.push(MODULE, make_message(str(number)))
+    assert [one.payload for one in tables.queues.read(MODULE, after=0, limit=9)] == [b"2", b"3", b"4"]
 
 
 def test_each_queue_is_bounded_by_bytes_too(tables: HubTables) -> None:
     other = Identity(MODULE.device_id, "other")
     tables.add_identity(make_record(other), make_twin(NOW))
     for number in range(4):
-        tables.push_message(MODULE, make_message(str(number) * 100))
-    tables.push_message(other, make_message("x" * 100))
-    assert tables.trim_queues(max_bytes=250) == 2
-    assert [one.payload[:1] for one in tables.read_queue(MODULE, after=0, limit=9)] == [b"2", b"3"]
-    assert len(tables.read_queue(other, after=0, limit=9)) == 1
+        tables.queues.push(MODULE, make_message(str(number) * 100))
+    tables.queues.push(other, make_message("x" * 100))
+    assert tables.queues.trim(max_bytes=250) == 2
+    assert [one.payload[:1] for one in tables.queues.read(MODULE, after=0, limit=9)] == [b"2", b"3"]
+    assert len(tables.queues.read(other, after=0, limit=9)) == 1
 
 
 def test_the_upstream_store_is_bounded_by_rows_and_bytes(tables: HubTables) -> None:
     for number in range(6):
-        tables.append_upstream(UpstreamMessage(0, MODULE, "out", {}, b"%d" % number * 100, NOW))
-    assert tables.trim_upstream(max_rows=4, max_bytes=10**6) == 2
-    assert tables.trim_upstream(max_rows=4, max_bytes=250) == 2
-    kept = tables.read_upstream()
+        tables.queues.append_upstream(UpstreamMessage(0, MODULE, "out", {}, b"%d" % number * 100, NOW))
+    assert tables.queues.trim_upstream(max_rows=4, max_bytes=10**6) == 2
+    assert tables.queues.trim_upstream(max_rows=4, max_bytes=250) == 2
+    kept = tables.queues.read_upstream()
     assert [(one.id, one.payload[:1]) for one in kept] == [(5, b"4"), (6, b"5")]
     assert (kept[0].identity, kept[0].output, kept[0].received_at) == (MODULE, "out", NOW)
-    assert [one.id for one in tables.read_upstream(after=5)] == [6]
+    assert [one.id for one in tables.queues.read_upstream(after=5)] == [6]
 
 
-def test_a_backup_is_a_hub_of_its_own(tables: HubTables, tmp_path: Path) -> None:
-    (tmp_path / "copy").mkdir()
-    tables.write_backup(tmp_path / "copy" / DB_NAME)
-    assert (tmp_path / "copy" / DB_NAME).stat().st_mode & 0o777 == 0o600
-    with open_tables(tmp_path / "copy") as copy:
-        assert copy.find_identity(MODULE) == make_record(MODULE)
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_copy_in_either_kind_of_store_is_a_hub_of_its_own(
+    tables: HubTables, store: HubStore, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tables.queues.push(MODULE, make_message("waits"))
+    for number in range(3):
+        tables.queues.append_upstream(UpstreamMessage(0, MODULE, "out", {}, b"%d" % number, NOW))
+    tables.sessions.write_subscriptions(MODULE, {"#": 1})
+    tables.write_setting("policy.service", "key")
+    tables.write_configuration("c", b"{}")
+    url = request.getfixturevalue("postgres").make_database() if kind == "postgres" else None
+    target = HubStore(tmp_path / "copy", url)
+    copy_store(store, target)
+    if url is None:
+        assert (tmp_path / "copy" / DB_NAME).stat().st_mode & 0o777 == 0o600
+    with open_tables(target.folder, target.url) as copy:
+        assert copy.find_identity(MODULE) == make_record(MODULE) and copy.read_twin(MODULE) == tables.read_twin(MODULE)
+        assert copy.queues.read(MODULE, after=0, limit=9) == tables.queues.read(MODULE, after=0, limit=9)
+        assert copy.sessions.read_subscriptions(MODULE) == {"#": 1} and copy.find_setting("policy.service") == "key"
+        assert copy.list_configurations() == [("c", b"{}")]
+        copy.queues.append_upstream(UpstreamMessage(0, MODULE, "out", {}, b"new", NOW))
+        assert [one.id for one in copy.queues.read_upstream()] == [1, 2, 3, 4]
+    with pytest.raises(StorageFailed, match="empty"):
+        copy_store(store, target)
 
 
-def test_the_file_is_for_its_owner_and_of_a_known_schema(tables: HubTables, tmp_path: Path) -> None:
+def test_the_file_is_for_its_owner_and_of_a_known_schema(tmp_path: Path) -> None:
     path = tmp_path / "hub" / DB_NAME
+    with open_tables(tmp_path / "hub"):
+        pass
     assert path.stat().st_mode & 0o777 == 0o600
     with contextlib.closing(sqlite3.connect(path)) as newer:
         newer.execute("PRAGMA user_version=99")
@@ -151,8 +180,8 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         pass
 
 
-async def test_work_that_fails_undoes_only_itself(tmp_path: Path) -> None:
-    async with open_hub_db(tmp_path) as db:
+async def test_work_that_fails_undoes_only_itself(store: HubStore) -> None:
+    async with open_hub_db(store.folder, store.url) as db:
         await db.write(lambda tables: tables.add_identity(make_record(DEVICE), make_twin(NOW)))
 
         def fail(tables: HubTables) -> None:
@@ -171,8 +200,8 @@ async def test_work_that_fails_undoes_only_itself(tmp_path: Path) -> None:
         assert found == ["1", None, "2"]
 
 
-async def test_concurrent_writes_share_commits_and_lose_nothing(tmp_path: Path) -> None:
-    async with open_hub_db(tmp_path) as db:
+async def test_concurrent_writes_share_commits_and_lose_nothing(store: HubStore) -> None:
+    async with open_hub_db(store.folder, store.url) as db:
         await db.write(lambda tables: tables.write_setting("n", "0"))
 
         def add(tables: HubTables) -> None:
@@ -182,8 +211,8 @@ async def test_concurrent_writes_share_commits_and_lose_nothing(tmp_path: Path) 
         assert await db.read(lambda tables: tables.find_setting("n")) == "600"
 
 
-async def test_all_work_runs_on_one_thread_and_none_after_close(tmp_path: Path) -> None:
-    async with open_hub_db(tmp_path) as db:
+async def test_all_work_runs_on_one_thread_and_none_after_close(store: HubStore) -> None:
+    async with open_hub_db(store.folder, store.url) as db:
         threads = {await db.read(lambda _: threading.get_ident()) for _ in range(3)}
         assert len(threads) == 1 and threads != {threading.get_ident()}
     with pytest.raises(StorageFailed):
@@ -208,7 +237,7 @@ async def test_a_full_disk_refuses_writes_serves_reads_and_recovers(tmp_path: Pa
 
 
 async def test_a_database_that_another_process_holds_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_tables, "BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(hub_sqlite, "BUSY_TIMEOUT_S", 0.1)
     async with open_hub_db(tmp_path) as db:
         with contextlib.closing(sqlite3.connect(tmp_path / DB_NAME, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

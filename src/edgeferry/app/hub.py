@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,13 +19,18 @@ from pathlib import Path
 import structlog
 from starlette.applications import Starlette
 
+from edgeferry.errors import StorageError
+from edgeferry.hub.bus import run_bus
+from edgeferry.hub.configurations import Configurations
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.http_files import FileDoor
 from edgeferry.hub.http_front import ServiceRest
+from edgeferry.hub.identity_records import make_record
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.mqtt_front import make_tls_context, open_mqtt_front
+from edgeferry.hub.policies import OWNER_POLICY, PolicyKeys, ensure_policy_keys
 from edgeferry.hub.presence import Presence
-from edgeferry.hub.registry import Registry, ensure_service_key, make_record
+from edgeferry.hub.registry import Registry
 from edgeferry.hub.routes import DEFAULT_TIME_TO_LIVE_S, Router
 from edgeferry.hub.twins import Twins
 from edgeferry.hub.upkeep import run_upkeep
@@ -32,7 +38,8 @@ from edgeferry.hub.workload import WorkloadApi
 from edgeferry.storage.files import make_folder, open_folder_lock, read_bounded
 from edgeferry.storage.hub_certificates import CertificateFiles, ensure_certificates
 from edgeferry.storage.hub_db import HubDb, open_hub_db
-from edgeferry.storage.hub_tables import HubTables, UpstreamMessage
+from edgeferry.storage.hub_queues import UpstreamMessage
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.transport.http_server import ServerLimits, listen_on_address, listen_on_path, open_http_server
 from edgeferry.twin.document import make_twin
 from edgeferry.twin.routes import parse_route
@@ -52,6 +59,7 @@ class HubSettings:
 
     Attributes:
         data: the folder that holds everything it keeps.
+    database_url: a PostgreSQL database that holds its state instead, for several hubs that serve one fleet.
         listen: address of all doors; MQTT and HTTPS ports, 0 for any free one.
         host_names: names and addresses for the certificate beside localhost; the first is the hub's name.
         files: folder published below `/files/`; `http_files_port` serves it in the clear too, on loopback only.
@@ -61,6 +69,7 @@ class HubSettings:
     """
 
     data: Path
+    database_url: str | None = field(default=None, repr=False, kw_only=True)
     listen: str = "127.0.0.1"
     mqtt_port: int = DEFAULT_MQTT_PORT
     https_port: int = DEFAULT_HTTPS_PORT
@@ -97,7 +106,7 @@ class RunningHub:
     https_port: int
     http_files_port: int | None
     ca_pem_path: Path
-    service_key: str = field(repr=False)
+    policies: PolicyKeys
 
     @property
     def service_url(self) -> str:
@@ -107,7 +116,12 @@ class RunningHub:
     @property
     def service_connection_string(self) -> str:
         """For service SDKs and `deploy`; carries the policy's key."""
-        return make_service_connection_string(self.settings.host_name, self.https_port, self.service_key)
+        return self.get_policy_connection_string(SERVICE_POLICY)
+
+    def get_policy_connection_string(self, policy: str = OWNER_POLICY) -> str:
+        """The connection string of any policy; carries its key."""
+        host_name, key = self.settings.host_name, self.policies.keys[policy]
+        return make_service_connection_string(host_name, self.https_port, key, policy)
 
     async def add_device(self, device_id: str) -> str:
         """Registers a device; returns its connection string."""
@@ -120,12 +134,13 @@ class RunningHub:
 
     async def read_messages(self, *, after: int = 0) -> list[UpstreamMessage]:
         """Messages that routes sent `$upstream`."""
-        return await self.rooms.db.read(lambda tables: tables.read_upstream(after=after))
+        return await self.rooms.db.read(lambda tables: tables.queues.read_upstream(after=after))
 
     def make_file_url(self, path: str, *, folder: str = "", expires_in_s: float = 3600.0) -> str:
         """A signed HTTPS URL below the published folder; the signature opens all of `folder`."""
         expires_at = int(self.settings.clock() + expires_in_s)
-        return f"{self.service_url}{FILES_PREFIX}{path}?{make_file_query(folder, self.service_key, expires_at)}"
+        query = make_file_query(folder, self.policies.keys[SERVICE_POLICY], expires_at)
+        return f"{self.service_url}{FILES_PREFIX}{path}?{query}"
 
     async def _add(self, identity: Identity) -> str:
         record = await self.rooms.registry.add(make_record(identity, self.settings.clock()))
@@ -138,10 +153,10 @@ def make_connection_string(host_name: str, record: IdentityRecord) -> str:
     return str(ConnectionString(host_name, record.primary_key, device_id, module_id))
 
 
-def make_service_connection_string(host_name: str, https_port: int, service_key: str) -> str:
-    """The connection string of the service policy; its host carries the port."""
+def make_service_connection_string(host_name: str, https_port: int, key: str, policy: str = SERVICE_POLICY) -> str:
+    """The connection string of a policy; its host carries the port."""
     host = host_name if https_port == 443 else f"{host_name}:{https_port}"
-    return str(ConnectionString(host, service_key, shared_access_key_name=SERVICE_POLICY))
+    return str(ConnectionString(host, key, shared_access_key_name=policy))
 
 
 def ensure_device(tables: HubTables, device_id: str, now: float) -> None:
@@ -165,45 +180,53 @@ async def open_hub(settings: HubSettings) -> AsyncIterator[RunningHub]:
         files = await asyncio.to_thread(
             ensure_certificates, settings.data / "tls", settings.certificate_names, now=settings.clock()
         )
-        db = await stack.enter_async_context(open_hub_db(settings.data))
+        db = await stack.enter_async_context(open_hub_db(settings.data, settings.database_url))
         rooms = make_rooms(settings, db)
-        service_key = await db.write(ensure_service_key)
+        policies = await db.write(lambda tables: _begin(tables, settings.clock()))
+        stack.push_async_callback(_end, rooms)
+        await rooms.presence.beat()
         tls = make_tls_context(str(files.chain), str(files.key))
         mqtt_tls = tls if settings.mqtt_tls else None
         mqtt_port = await stack.enter_async_context(
             open_mqtt_front(rooms, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
         )
-        https_port, http_files_port = await _open_http_doors(stack, settings, rooms, files, service_key)
+        https_port, http_files_port = await _open_http_doors(stack, settings, rooms, files, policies)
         await db.write(lambda tables: _remember_address(tables, settings.host_name, https_port))
-        upkeep = asyncio.create_task(run_upkeep(rooms), name="hub upkeep")
-        upkeep.add_done_callback(_tell_defect)
-        stack.callback(upkeep.cancel)
-        yield RunningHub(settings, rooms, mqtt_port, https_port, http_files_port, files.authority, service_key)
+        for work, name in ((run_bus(rooms), "hub bus"), (run_upkeep(rooms), "hub upkeep")):
+            task = asyncio.create_task(work, name=name)
+            task.add_done_callback(_tell_defect)
+            stack.callback(task.cancel)
+        yield RunningHub(settings, rooms, mqtt_port, https_port, http_files_port, files.authority, policies)
 
 
 def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
-    """The rooms of a hub over an open database; raises ConfigInvalid for a bad route."""
-    clock, presence = settings.clock, Presence(settings.clock)
+    """The rooms of a hub process over an open database; raises ConfigInvalid for a bad route."""
+    clock, hub_id = settings.clock, secrets.token_hex(4)
+    presence = Presence(hub_id, db, clock)
     routes = [parse_route(text) for text in settings.routes]
-    router = Router(db, presence, clock, routes=routes, time_to_live_s=settings.time_to_live_s)
+    router = Router(db, clock, routes=routes, time_to_live_s=settings.time_to_live_s)
     return HubRooms(
+        hub_id=hub_id,
         db=db,
         registry=Registry(db, clock),
         presence=presence,
-        twins=Twins(db, presence, clock),
-        methods=Methods(presence),
+        twins=Twins(db, clock),
+        configurations=Configurations(db, clock),
+        methods=Methods(hub_id, db, presence),
         router=router,
         clock=clock,
     )
 
 
 async def _open_http_doors(
-    stack: AsyncExitStack, settings: HubSettings, rooms: HubRooms, files: CertificateFiles, service_key: str
+    stack: AsyncExitStack, settings: HubSettings, rooms: HubRooms, files: CertificateFiles, policies: PolicyKeys
 ) -> tuple[int, int | None]:
     """Opens HTTPS, plain files and the workload socket; returns the ports of the first two."""
     tls = make_tls_context(str(files.chain), str(files.key))
-    file_routes = FileDoor(settings.files, service_key, settings.clock).make_routes() if settings.files else []
-    service = Starlette(routes=[*ServiceRest(rooms, service_key).make_routes(), *file_routes])
+    file_routes = (
+        FileDoor(settings.files, policies.keys[SERVICE_POLICY], settings.clock).make_routes() if settings.files else []
+    )
+    service = Starlette(routes=[*ServiceRest(rooms, policies).make_routes(), *file_routes])
     https = listen_on_address(settings.listen, settings.https_port)
     await stack.enter_async_context(open_http_server(service, https, tls=tls, limits=HTTP_LIMITS))
     http_port = None
@@ -224,7 +247,22 @@ async def _open_http_doors(
 def _tell_defect(task: asyncio.Task[None]) -> None:
     """A background task ends with the hub; one that ends before, by a defect, must not do so silently."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        structlog.get_logger(__name__).error("the hub's upkeep ended", exc_info=error)
+        structlog.get_logger(__name__).error("a background task of the hub ended", task=task.get_name(), exc_info=error)
+
+
+def _begin(tables: HubTables, now: float) -> PolicyKeys:
+    """The first write of a process: connections of one that died in our folder are over."""
+    if not tables.is_shared:
+        tables.sessions.end_connections(now=now)
+    return ensure_policy_keys(tables)
+
+
+async def _end(rooms: HubRooms) -> None:
+    """The last write of a process: its connections are over, and others need not wait for its silence."""
+    try:
+        await rooms.db.write(lambda tables: tables.sessions.drop_hub(rooms.hub_id, now=rooms.clock()))
+    except StorageError as error:
+        structlog.get_logger(__name__).warning("the end of the hub was not noted", reason=error.message)
 
 
 def _remember_address(tables: HubTables, host_name: str, https_port: int) -> None:

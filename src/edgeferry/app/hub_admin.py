@@ -24,9 +24,14 @@ from edgeferry.app.hub import (
     make_service_connection_string,
 )
 from edgeferry.errors import Conflict, StorageFailed
-from edgeferry.hub.registry import ensure_service_key, make_record
+from edgeferry.hub.configurations import apply_to_device
+from edgeferry.hub.identity_records import make_record
+from edgeferry.hub.policies import ensure_policy_key
 from edgeferry.storage.files import make_folder, read_bounded, write_atomically
-from edgeferry.storage.hub_tables import DB_NAME, HubTables, UpstreamMessage, open_tables
+from edgeferry.storage.hub_events import IdentityChanged
+from edgeferry.storage.hub_queues import UpstreamMessage
+from edgeferry.storage.hub_store import HubStore, copy_store
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import format_time, make_twin
 from edgeferry.wire.service_api import Identity, IdentityRecord, require_identity
 
@@ -52,6 +57,7 @@ def add_device(tables: HubTables, device_id: str, module_ids: Sequence[str]) -> 
         for identity in missing:
             if identity.module_id:
                 tables.add_identity(make_record(identity, now), make_twin(now))
+        apply_to_device(tables, device_id, now)
     return missing
 
 
@@ -61,6 +67,7 @@ def delete_device(tables: HubTables, device_id: str, module_ids: Sequence[str]) 
     with tables.transaction():
         for identity in gone:
             tables.delete_identity(identity)
+            tables.tell(IdentityChanged(identity))
     return gone
 
 
@@ -87,18 +94,19 @@ def get_connection_string(tables: HubTables, device_id: str, module_id: str | No
     return make_connection_string(tables.find_setting(HOST_NAME_SETTING) or "localhost", record)
 
 
-def get_service_connection_string(tables: HubTables) -> str:
-    """The connection string of the service policy, with the address that the hub last listened on."""
+def get_service_connection_string(tables: HubTables, policy: str) -> str:
+    """The connection string of a policy, with the address that the hub last listened on."""
     with tables.transaction():
-        key = ensure_service_key(tables)
-    port = int(tables.find_setting(HTTPS_PORT_SETTING) or DEFAULT_HTTPS_PORT)
-    return make_service_connection_string(tables.find_setting(HOST_NAME_SETTING) or "localhost", port, key)
+        key = ensure_policy_key(tables, policy)
+        port = int(tables.find_setting(HTTPS_PORT_SETTING) or DEFAULT_HTTPS_PORT)
+        host_name = tables.find_setting(HOST_NAME_SETTING) or "localhost"
+    return make_service_connection_string(host_name, port, key, policy)
 
 
 def read_messages(tables: HubTables, *, after: int = 0, follow: bool = False) -> Iterator[dict[str, Any]]:
     """Messages of `$upstream`, oldest first; with `follow` it never ends."""
     while True:
-        page = tables.read_upstream(after=after, limit=PAGE_ROWS)
+        page = tables.queues.read_upstream(after=after, limit=PAGE_ROWS)
         for message in page:
             after = message.id
             yield show_message(message)
@@ -123,23 +131,26 @@ def show_message(message: UpstreamMessage) -> dict[str, Any]:
         return fields | {"body_base64": base64.b64encode(message.payload).decode("ascii")}
 
 
-def write_backup(data: Path, target: Path) -> None:
-    """Copies database, keys and certificates to the new folder `target`; a hub can be started on it.
+def write_backup(store: HubStore, target: Path | str) -> None:
+    """Copies a hub's state, while it runs or not: to a new folder, keys and certificates too, on which a hub can be
+    started; or to the URL of an empty PostgreSQL database.
 
     Raises:
-        StorageFailed: `target` exists and is not empty, or there is no hub in `data`.
+        StorageFailed: the target is not empty, or there is no hub here.
     """
-    if not (data / DB_NAME).is_file():
-        raise StorageFailed(f"there is no hub in {data}")
+    if not store.exists:
+        raise StorageFailed(f"there is no hub in {store.folder}")
+    if isinstance(target, str):
+        copy_store(store, HubStore(store.folder, target))
+        return
     if target.exists() and any(target.iterdir()):
         raise StorageFailed(f"expected a new or empty folder, found files in {target}")
     make_folder(target, mode=0o700)
-    with open_tables(data) as tables:
-        tables.write_backup(target / DB_NAME)
-    if (data / "tls").is_dir():
+    copy_store(store, HubStore(target))
+    if (store.folder / "tls").is_dir():
         make_folder(target / "tls", mode=0o700)
-        for name in _TLS_FILES:
-            write_atomically(target / "tls" / name, read_bounded(data / "tls" / name, 64 * 1024), mode=0o600)
+        for name in filter(lambda name: (store.folder / "tls" / name).is_file(), _TLS_FILES):
+            write_atomically(target / "tls" / name, read_bounded(store.folder / "tls" / name, 64 * 1024), mode=0o600)
 
 
 def _show_record(record: IdentityRecord) -> dict[str, Any]:

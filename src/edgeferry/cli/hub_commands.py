@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,15 +24,27 @@ from edgeferry.app.hub import DEFAULT_HTTPS_PORT, DEFAULT_MQTT_PORT, DEFAULT_ROU
 from edgeferry.app.logging import configure_logging
 from edgeferry.cli.exit_codes import ends_with_exit_code
 from edgeferry.errors import ConfigInvalid
+from edgeferry.hub.policies import POLICIES
 from edgeferry.storage.files import write_atomically
-from edgeferry.storage.hub_tables import DB_NAME, open_tables
+from edgeferry.storage.hub_store import HubStore, open_tables
+from edgeferry.storage.hub_tables import HubTables
+from edgeferry.wire.file_signatures import SERVICE_POLICY
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _PORT = click.IntRange(0, 65535)
 
 
-def _data_option(command: Command) -> Command:
+def _store_options(command: Command) -> Command:
+    """Where the hub keeps its state: `data` and `database_url`."""
+    command = click.option(
+        "--database",
+        "database_url",
+        envvar="EDGEFERRY_HUB_DATABASE",
+        metavar="URL",
+        help="PostgreSQL database that holds the state instead, for several hubs that serve one fleet"
+        " (or EDGEFERRY_HUB_DATABASE: a URL with a password belongs there).",
+    )(command)
     return click.option(
         "--data",
         type=_FOLDER,
@@ -54,7 +67,7 @@ def hub_group() -> None:
 
 
 @hub_group.command("run")
-@_data_option
+@_store_options
 @click.option("--listen", default="127.0.0.1", show_default=True, help="Address of all doors.")
 @click.option("--mqtt-port", type=_PORT, default=DEFAULT_MQTT_PORT, show_default=True, help="0: any free one.")
 @click.option("--https-port", type=_PORT, default=DEFAULT_HTTPS_PORT, show_default=True, help="0: any free one.")
@@ -124,23 +137,23 @@ def device_group() -> None:
 @device_group.command("add")
 @click.argument("device_id", metavar="ID")
 @click.option("--module", "modules", multiple=True, help="Also register this module; may be given again.")
-@_data_option
+@_store_options
 @_json_option
 @ends_with_exit_code
-def add(device_id: str, modules: tuple[str, ...], data: Path, as_json: bool) -> None:
+def add(device_id: str, modules: tuple[str, ...], data: Path, database_url: str | None, as_json: bool) -> None:
     """Registers a device, or modules of one that exists."""
-    with open_tables(data) as tables:
+    with open_tables(data, database_url) as tables:
         added = hub_admin.add_device(tables, device_id, modules)
     _print({"added": [str(identity) for identity in added]}, as_json=as_json)
 
 
 @device_group.command("list")
-@_data_option
+@_store_options
 @_json_option
 @ends_with_exit_code
-def list_devices(data: Path, as_json: bool) -> None:
+def list_devices(data: Path, database_url: str | None, as_json: bool) -> None:
     """Lists devices and their modules."""
-    with open_tables(_require_hub(data)) as tables:
+    with _open_tables(data, database_url) as tables:
         devices = hub_admin.list_devices(tables)
     if as_json:
         _print(devices, as_json=True)
@@ -151,12 +164,12 @@ def list_devices(data: Path, as_json: bool) -> None:
 
 @device_group.command("show")
 @click.argument("device_id", metavar="ID")
-@_data_option
+@_store_options
 @_json_option
 @ends_with_exit_code
-def show(device_id: str, data: Path, as_json: bool) -> None:
+def show(device_id: str, data: Path, database_url: str | None, as_json: bool) -> None:
     """Shows a device and its modules with their twins."""
-    with open_tables(_require_hub(data)) as tables:
+    with _open_tables(data, database_url) as tables:
         found = hub_admin.show_device(tables, device_id)
     if as_json:
         _print(found, as_json=True)
@@ -167,12 +180,12 @@ def show(device_id: str, data: Path, as_json: bool) -> None:
 @device_group.command("delete")
 @click.argument("device_id", metavar="ID")
 @click.option("--module", "modules", multiple=True, help="Delete only this module; may be given again.")
-@_data_option
+@_store_options
 @_json_option
 @ends_with_exit_code
-def delete(device_id: str, modules: tuple[str, ...], data: Path, as_json: bool) -> None:
+def delete(device_id: str, modules: tuple[str, ...], data: Path, database_url: str | None, as_json: bool) -> None:
     """Deletes a device with its modules, or modules of it; who is connected is dropped."""
-    with open_tables(_require_hub(data)) as tables:
+    with _open_tables(data, database_url) as tables:
         gone = hub_admin.delete_device(tables, device_id, modules)
     _print({"deleted": [str(identity) for identity in gone]}, as_json=as_json)
 
@@ -180,17 +193,26 @@ def delete(device_id: str, modules: tuple[str, ...], data: Path, as_json: bool) 
 @device_group.command("connection-string")
 @click.argument("device_id", metavar="[ID]", required=False)
 @click.option("--module", "module_id", help="Of this module.")
-@click.option("--service", is_flag=True, help="Of the service policy, for deploy and for service SDKs.")
-@_data_option
+@click.option("--service", is_flag=True, help="Of the policy service, for deploy and for service SDKs.")
+@click.option("--policy", type=click.Choice(list(POLICIES)), help="Of this policy; iothubowner may do everything.")
+@_store_options
 @_json_option
 @ends_with_exit_code
-def connection_string(device_id: str | None, module_id: str | None, service: bool, data: Path, as_json: bool) -> None:
+def connection_string(
+    device_id: str | None,
+    module_id: str | None,
+    service: bool,
+    policy: str | None,
+    data: Path,
+    database_url: str | None,
+    as_json: bool,
+) -> None:
     """Prints a connection string. It holds a key: whoever has it may connect."""
-    if service == (device_id is not None):
-        raise ConfigInvalid("name a device, or say --service")
-    with open_tables(_require_hub(data)) as tables:
+    if (device_id is not None) + service + (policy is not None) != 1:
+        raise ConfigInvalid("name a device, or say --service or --policy")
+    with _open_tables(data, database_url) as tables:
         if device_id is None:
-            text = hub_admin.get_service_connection_string(tables)
+            text = hub_admin.get_service_connection_string(tables, policy or SERVICE_POLICY)
         else:
             text = hub_admin.get_connection_string(tables, device_id, module_id)
     click.echo(msgspec.json.encode({"connection_string": text}).decode() if as_json else text)
@@ -199,12 +221,12 @@ def connection_string(device_id: str | None, module_id: str | None, service: boo
 @hub_group.command("messages")
 @click.option("--follow", is_flag=True, help="Wait for more, until interrupted.")
 @click.option("--after", type=click.IntRange(0), default=0, help="Only messages with a higher id.")
-@_data_option
+@_store_options
 @_json_option
 @ends_with_exit_code
-def messages(follow: bool, after: int, data: Path, as_json: bool) -> None:
+def messages(follow: bool, after: int, data: Path, database_url: str | None, as_json: bool) -> None:
     """Prints the messages that routes sent $upstream, one a line."""
-    with open_tables(_require_hub(data)) as tables:
+    with _open_tables(data, database_url) as tables:
         for message in hub_admin.read_messages(tables, after=after, follow=follow):
             if as_json:
                 _print(message, as_json=True)
@@ -215,20 +237,27 @@ def messages(follow: bool, after: int, data: Path, as_json: bool) -> None:
 
 
 @hub_group.command("backup")
-@click.argument("target", type=_FOLDER)
-@_data_option
+@click.argument("target", metavar="TARGET")
+@_store_options
 @_json_option
 @ends_with_exit_code
-def backup(target: Path, data: Path, as_json: bool) -> None:
-    """Copies the hub's state, keys and certificates into the new folder TARGET, also while the hub runs."""
-    hub_admin.write_backup(data, target)
-    _print({"backup": str(target.absolute())}, as_json=as_json)
+def backup(target: str, data: Path, database_url: str | None, as_json: bool) -> None:
+    """Copies the hub's state, keys and certificates into the new folder TARGET, also while the hub runs.
+
+    TARGET may also be the URL of an empty PostgreSQL database: that is how a hub moves there.
+    """
+    is_url = "://" in target
+    hub_admin.write_backup(HubStore(data, database_url), target if is_url else Path(target))
+    _print({"backup": "the database" if is_url else str(Path(target).absolute())}, as_json=as_json)
 
 
-def _require_hub(data: Path) -> Path:
-    if not (data / DB_NAME).is_file():
+@contextmanager
+def _open_tables(data: Path, database_url: str | None) -> Iterator[HubTables]:
+    """The tables of a hub that exists; raises ConfigInvalid when there is none."""
+    if not HubStore(data, database_url).exists:
         raise ConfigInvalid(f"there is no hub in {data}: start one with 'edgeferry hub run' or add a device")
-    return data
+    with open_tables(data, database_url) as tables:
+        yield tables
 
 
 def _print(facts: Any, *, as_json: bool) -> None:

@@ -14,7 +14,7 @@ Rules (docs/formats/iothub.md section 3):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,13 +22,16 @@ import msgspec
 import structlog
 
 from edgeferry.errors import EdgeferryError, HubRefused, LimitExceeded, ProtocolViolated, RequestError, StorageError
+from edgeferry.hub.configurations import Configurations
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.presence import Presence
 from edgeferry.hub.registry import Admission, Registry
 from edgeferry.hub.routes import Router
 from edgeferry.hub.twins import Twins
 from edgeferry.storage.hub_db import HubDb
-from edgeferry.storage.hub_tables import HubTables, QueuedMessage
+from edgeferry.storage.hub_events import Attached
+from edgeferry.storage.hub_queues import QueuedMessage
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import Json, parse_object
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_topics import (
@@ -58,12 +61,14 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class HubRooms:
-    """What a link works with."""
+    """What a link works with, in the process `hub_id` of a hub."""
 
+    hub_id: str
     db: HubDb
     registry: Registry
     presence: Presence
     twins: Twins
+    configurations: Configurations
     methods: Methods
     router: Router
     clock: Callable[[], float]
@@ -92,6 +97,7 @@ class DeviceLink:
         self._rooms = rooms
         self._pipe = pipe
         self._admission: Admission | None = None
+        self.number = 0
         self._session = Session()
         self._is_clean = True
         self._is_orderly = False
@@ -162,7 +168,7 @@ class DeviceLink:
         if self._pump is not None:
             self._pump.cancel()
         if self._admission is not None:
-            self._rooms.presence.detach(self, orderly=self._is_orderly, keeps_session=not self._is_clean)
+            self._rooms.presence.detach(self, orderly=self._is_orderly)
 
     async def _connect(self, connect: mqtt.Connect) -> None:
         if connect.level != 4:
@@ -175,7 +181,7 @@ class DeviceLink:
             self._admission = None
             self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_NOT_AUTHORISED))
             raise
-        self._rooms.presence.attach(self, self._session)
+        self._rooms.presence.attach(self)
         self._pipe.admit(admission.expires_at)
         self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_ACCEPTED, is_present))
         self._pump = asyncio.create_task(self._deliver_inputs(), name=f"inputs of {self.record.identity}")
@@ -187,26 +193,23 @@ class DeviceLink:
         Raises:
             HubRefused: the identity has changed since it was admitted. Whoever changes it later finds this link.
         """
-        identity = admitted.identity
+        identity, now, hub_id = admitted.identity, self._rooms.clock(), self._rooms.hub_id
 
-        def work(tables: HubTables) -> tuple[dict[str, int] | None, set[int]]:
+        def work(tables: HubTables) -> tuple[int, dict[str, int] | None, dict[int, int]]:
             if tables.find_identity(identity) != admitted:
                 raise HubRefused("the identity changed while it connected", identity=str(identity))
-            stored = None if clean else tables.read_subscriptions(identity)
+            stored = None if clean else tables.sessions.read_subscriptions(identity)
             if stored is None:
-                tables.write_subscriptions(identity, None if clean else {})
-            return stored, tables.read_queued_ids(identity)
+                tables.sessions.write_subscriptions(identity, None if clean else {})
+                tables.queues.forget_sent(identity)
+            number = tables.sessions.connect(identity, hub=hub_id, now=now)
+            tables.tell(Attached(identity, number))
+            return number, stored, tables.queues.read_sent(identity) if stored is not None else {}
 
         self._is_clean = clean
-        stored, waiting = await self._rooms.db.write(work)
-        if stored is None:
-            return False
-        self._session = self._rooms.presence.find_session(identity) or Session()
-        self._session.subscriptions = stored
-        for key in self._session.get_inflight():
-            if key not in waiting:
-                self._session.forget(key)
-        return True
+        self.number, stored, sent = await self._rooms.db.write(work)
+        self._session = Session(stored or {}, {**sent})
+        return stored is not None
 
     async def _publish(self, packet: mqtt.Publish) -> None:
         device_id, module_id = self.record.identity
@@ -217,14 +220,15 @@ class DeviceLink:
             case ReportedPatch(rid):
                 await self._answer_reported(rid, packet.payload)
             case MethodAnswer():
-                self._rooms.methods.answer(self.record.identity, message, packet.payload)
+                await self._rooms.methods.answer(self.record.identity, message, packet.payload)
             case Telemetry():
                 await self._accept_message(message, packet)
         if packet.packet_id is not None:
             self._pipe.write(mqtt.PubAck(packet.packet_id))
 
     async def _answer_twin_get(self, rid: str) -> None:
-        _, twin = await self._rooms.twins.read(self.record.identity)
+        identity = self.record.identity
+        twin = await self._rooms.db.read(lambda tables: tables.read_twin(identity))
         self._send(TwinResponse(rid, 200), msgspec.json.encode(twin.to_device_view()))
 
     async def _answer_reported(self, rid: str, payload: bytes) -> None:
@@ -267,7 +271,7 @@ class DeviceLink:
     async def _store_subscriptions(self, filters: dict[str, int]) -> None:
         if not self._is_clean:
             identity = self.record.identity
-            await self._rooms.db.write(lambda tables: tables.write_subscriptions(identity, filters))
+            await self._rooms.db.write(lambda tables: tables.sessions.write_subscriptions(identity, filters))
         self._session.subscriptions = filters
 
     # --- inputs -------------------------------------------------------------------------------------------------------
@@ -275,7 +279,7 @@ class DeviceLink:
         key = self._session.acknowledge(packet_id)
         if isinstance(key, int):
             self._sent_here.discard(key)
-            await self._rooms.db.write(lambda tables: tables.drop_queued([key]))
+            await self._rooms.db.write(lambda tables: tables.queues.drop([key]))
         self._bell.set()
 
     async def _deliver_inputs(self) -> None:
@@ -293,31 +297,54 @@ class DeviceLink:
     async def _deliver_page(self) -> bool:
         """Sends the next messages; False when there is nothing to send or no room."""
         identity, after = self.record.identity, self._delivered_up_to
-        page = await self._rooms.db.read(lambda tables: tables.read_queue(identity, after=after, limit=QUEUE_PAGE_ROWS))
-        for row in page:
-            if self._delivered_up_to != after:  # a SUBSCRIBE wants everything looked at again
-                return True
-            if not self._session.has_room and row.id not in self._session.get_inflight():
-                return False
-            after = row.id
-            await self._deliver(row)
-        return bool(page)
+        page = await self._rooms.db.read(
+            lambda tables: tables.queues.read(identity, after=after, limit=QUEUE_PAGE_ROWS)
+        )
+        if self._delivered_up_to != after:  # a SUBSCRIBE wants everything looked at again
+            return True
+        taken = self._take(page)
+        await self._note_sent(taken)
+        for row, message in taken:
+            if message.qos == 0 or row.id in self._session.inflight:  # else a PUBACK came for what was sent before
+                self._pipe.write(message)
+        return bool(taken) or (bool(page) and self._delivered_up_to == page[-1].id)
 
-    async def _deliver(self, row: QueuedMessage) -> None:
-        identity = self.record.identity
-        down = InputMessage(row.input, row.properties)
-        topic = make_downlink_topic(down, device_id=identity.device_id, module_id=identity.module_id)
+    def _take(self, page: Sequence[QueuedMessage]) -> list[tuple[QueuedMessage, mqtt.Publish]]:
+        """The packets of a page that are to be sent now, as far as there is room for them."""
+        taken = []
+        for row in page:
+            if not self._session.has_room and row.id not in self._session.inflight:
+                break
+            self._delivered_up_to = row.id
+            message = self._make_delivery(row)
+            if message is not None:
+                taken.append((row, message))
+        return taken
+
+    def _make_delivery(self, row: QueuedMessage) -> mqtt.Publish | None:
+        """The packet of one message; None for what is not subscribed, over, or on its way here already."""
+        device_id, module_id = self.record.identity
+        topic = make_downlink_topic(InputMessage(row.input, row.properties), device_id=device_id, module_id=module_id)
         qos = self._session.get_qos(topic)
-        self._delivered_up_to = row.id
         if qos is None or row.id in self._sent_here or row.expires_at <= self._rooms.clock():
-            return
-        message = mqtt.Publish(topic, row.payload)
+            return None
         if qos == 0:
-            self._pipe.write(message)
-            await self._rooms.db.write(lambda tables: tables.drop_queued([row.id]))
-        else:
-            self._sent_here.add(row.id)
-            self._pipe.write(self._session.deliver(row.id, message))
+            return mqtt.Publish(topic, row.payload)
+        self._sent_here.add(row.id)
+        return self._session.deliver(row.id, mqtt.Publish(topic, row.payload))
+
+    async def _note_sent(self, taken: Sequence[tuple[QueuedMessage, mqtt.Publish]]) -> None:
+        """Notes packet ids before they are used, and drops what QoS 0 sends once."""
+        noted = {row.id: one.packet_id for row, one in taken if one.packet_id is not None and not one.dup}
+        dropped = [row.id for row, one in taken if one.qos == 0]
+        if not noted and not dropped:
+            return
+
+        def work(tables: HubTables) -> None:
+            tables.queues.mark_sent(noted)
+            tables.queues.drop(dropped)
+
+        await self._rooms.db.write(work)
 
     def _send(self, message: Downlink, payload: bytes) -> None:
         device_id, module_id = self.record.identity

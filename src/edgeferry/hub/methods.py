@@ -1,8 +1,10 @@
-"""Direct methods: a call goes to the device's link, its answer comes back by request id.
+"""Direct methods: a call goes to the device's link, at this process or another, and its answer comes back.
 
 Rules:
-- Nothing is stored: a call lives as long as its caller waits.
+- Nothing is kept: a call lives as long as its caller waits.
 - An answer counts only from the identity that was called.
+- Between processes a call and its answer travel as events of the store (storage/hub_events.py), each addressed to one
+  process: that one answers also when the device is gone.
 """
 
 from __future__ import annotations
@@ -15,20 +17,23 @@ import msgspec
 
 from edgeferry.errors import NotFound, RequestInvalid, RequestTimeout
 from edgeferry.hub.presence import Presence
+from edgeferry.storage.hub_db import HubDb
+from edgeferry.storage.hub_events import MethodAnswered, MethodCalled
 from edgeferry.twin.document import Json
 from edgeferry.wire.iothub_topics import MethodAnswer
 from edgeferry.wire.service_api import METHOD_PAYLOAD_MAX_BYTES, Identity, MethodRequest
 
-Answer = tuple[int, object]
-
 
 @dataclass(slots=True)
 class Methods:
-    """Calls in flight."""
+    """Calls in flight at the process `hub_id`."""
 
+    hub_id: str
+    db: HubDb
     presence: Presence
-    _rids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
-    _waiting: dict[tuple[Identity, str], asyncio.Future[Answer]] = field(default_factory=dict)
+    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _calls: dict[int, asyncio.Future[MethodAnswered]] = field(default_factory=dict)
+    _sent: dict[tuple[Identity, str], MethodCalled] = field(default_factory=dict)
 
     async def call(self, identity: Identity, request: MethodRequest) -> Json:
         """`{"status", "payload"}` as the device answered.
@@ -41,30 +46,82 @@ class Methods:
         payload = msgspec.json.encode(request.payload)
         if len(payload) > METHOD_PAYLOAD_MAX_BYTES:
             raise RequestInvalid(f"a method's payload has at most {METHOD_PAYLOAD_MAX_BYTES} bytes")
-        link = await self.presence.wait_for(identity, request.connect_timeout_s)
-        rid = str(next(self._rids))
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[identity, rid] = future
+        to_hub = await self._find_hub(identity, request.connect_timeout_s)
+        if to_hub is None:
+            raise NotFound(f"{identity} is not online", service_code="DeviceNotOnline")
+        answer = await self._call_at(to_hub, identity, request, payload)
+        if answer.status is None:
+            raise NotFound(f"{identity} takes no methods now", service_code="DeviceNotOnline")
+        value = msgspec.json.decode(answer.payload) if answer.payload else None
+        return {"status": answer.status, "payload": value}
+
+    async def _find_hub(self, identity: Identity, connect_timeout_s: float) -> str | None:
+        """The process that holds the device's link, waiting for it to come; None when it did not in time."""
+        hub = await self._find_hub_now(identity)
+        if hub is None and connect_timeout_s > 0 and await self.presence.wait_for(identity, connect_timeout_s):
+            return await self._find_hub_now(identity)
+        return hub
+
+    async def _find_hub_now(self, identity: Identity) -> str | None:
+        if self.presence.find(identity) is not None:
+            return self.hub_id
+        row = await self.db.read(lambda tables: tables.sessions.find_connection(identity))
+        if row is None or not row.is_connected:
+            return None
+        is_here = row.hub == self.hub_id  # in the store, and it came meanwhile; or it is in its grace, and gone
+        return row.hub if not is_here or self.presence.find(identity) else None
+
+    async def _call_at(self, hub: str, identity: Identity, request: MethodRequest, payload: bytes) -> MethodAnswered:
+        call_id = next(self._ids)
+        called = MethodCalled(
+            identity, self.hub_id, hub, call_id, request.name, payload, timeout_s=request.response_timeout_s
+        )
+        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
         try:
-            if link is None or not link.send_method(request.name, rid, payload):
-                raise NotFound(f"{identity} is not online", service_code="DeviceNotOnline")
-            status, answer = await asyncio.wait_for(future, request.response_timeout_s)
+            if hub == self.hub_id:
+                await self.deliver(called)
+            else:
+                await self.db.write(lambda tables: tables.tell(called))
+            return await asyncio.wait_for(future, request.response_timeout_s)
         except TimeoutError as error:
             raise RequestTimeout(f"{identity} did not answer in time", service_code="GatewayTimeout") from error
         finally:
-            del self._waiting[identity, rid]
-        return {"status": status, "payload": answer}
+            del self._calls[call_id]
 
-    def answer(self, identity: Identity, answer: MethodAnswer, payload: bytes) -> None:
-        """Hands an answer to its caller; one that nobody waits for is dropped.
+    async def deliver(self, called: MethodCalled) -> None:
+        """Sends a call to a device of this process; one that is not there is answered for."""
+        rid = f"{self.hub_id}{next(self._ids):x}"
+        link = self.presence.find(called.identity)
+        if link is None or not link.send_method(called.name, rid, called.payload):
+            await self._finish(called, None, None)
+            return
+        self._sent[called.identity, rid] = called
+        asyncio.get_running_loop().call_later(called.timeout_s + 1.0, self._sent.pop, (called.identity, rid), None)
+
+    async def answer(self, identity: Identity, answer: MethodAnswer, payload: bytes) -> None:
+        """Hands a device's answer to its caller; one that nobody waits for is dropped.
 
         Raises:
             RequestInvalid: the payload is not JSON.
         """
+        body = payload.strip() or None
         try:
-            value = msgspec.json.decode(payload) if payload.strip() else None
+            msgspec.json.decode(body or b"null")
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise RequestInvalid("the answer of a method is not JSON") from error
-        future = self._waiting.get((identity, answer.rid))
+        called = self._sent.pop((identity, answer.rid), None)
+        if called is not None:
+            await self._finish(called, answer.status, body)
+
+    async def _finish(self, called: MethodCalled, status: int | None, payload: bytes | None) -> None:
+        answered = MethodAnswered(called.from_hub, called.call_id, status, payload)
+        if called.from_hub == self.hub_id:
+            self.take_answer(answered)
+        else:
+            await self.db.write(lambda tables: tables.tell(answered))
+
+    def take_answer(self, answered: MethodAnswered) -> None:
+        """An answer for a caller of this process."""
+        future = self._calls.get(answered.call_id)
         if future is not None and not future.done():
-            future.set_result((answer.status, value))
+            future.set_result(answered)

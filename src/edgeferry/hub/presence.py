@@ -1,22 +1,24 @@
-"""Who is connected now: one link for each identity, and the sessions that outlive links.
+"""Who is connected to this process: one link for each identity, and what the store is told when links end.
 
-What a link does stands in device_link.py; here it is only found, replaced and counted.
+What a link does stands in device_link.py; who is connected to which process, for all to see, in
+storage/hub_sessions.py.
 
 Rules:
-- A newer connection of an identity drops the older one.
+- A newer connection of an identity drops the older one, whichever process holds it: connections are numbered.
 - An orderly disconnect is not "offline" for some seconds: SDKs renew their token by disconnecting and connecting again.
+- Ends are written together and tried again: a full disk delays them, it loses none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Protocol
 
+from edgeferry.storage.hub_db import HubDb
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import Json
-from edgeferry.wire.mqtt_session import Session
-from edgeferry.wire.service_api import ConnectionFacts, Identity, IdentityRecord
+from edgeferry.wire.service_api import Identity, IdentityRecord
 
 RENEWAL_GRACE_S = 10.0
 
@@ -27,6 +29,10 @@ class Link(Protocol):
     @property
     def record(self) -> IdentityRecord:
         """Who is connected, as registered at the CONNECT."""
+
+    @property
+    def number(self) -> int:
+        """The number of this connection among those of its identity."""
 
     def send_desired(self, patch: Json) -> None:
         """Tells of a write of desired properties, if subscribed."""
@@ -41,85 +47,91 @@ class Link(Protocol):
         """Ends the connection."""
 
 
-@dataclass(slots=True)
-class _Place:
-    link: Link | None = None
-    session: Session | None = None
-    changed_at: float | None = None
-    active_at: float | None = None
-    left_orderly: bool = False
-    waiters: list[asyncio.Future[Link]] = field(default_factory=list)
-
-
 class Presence:
-    """Links and sessions by identity. `clock` gives Unix seconds."""
+    """Links of the process `hub_id`. `clock` gives Unix seconds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, hub_id: str, db: HubDb, clock: Callable[[], float]) -> None:
+        self._hub_id = hub_id
+        self._db = db
         self._clock = clock
-        self._places: dict[Identity, _Place] = {}
+        self._links: dict[Identity, Link] = {}
+        self._ended: dict[Identity, tuple[int, float]] = {}
+        self._waiters: dict[Identity, list[asyncio.Future[None]]] = {}
 
-    def attach(self, link: Link, session: Session) -> None:
-        """Takes a new link in; an older one of the same identity is closed."""
-        place = self._places.setdefault(link.record.identity, _Place())
-        older, place.link, place.session = place.link, link, session
-        place.changed_at = place.active_at = self._clock()
-        if older is not None:
-            older.close("a newer connection of the same identity")
-        for waiter in place.waiters:
-            if not waiter.done():
-                waiter.set_result(link)
-        place.waiters.clear()
-
-    def detach(self, link: Link, *, orderly: bool, keeps_session: bool) -> None:
-        """Takes a link out; does nothing when a newer one has taken its place."""
-        place = self._places.get(link.record.identity)
-        if place is None or place.link is not link:
+    def attach(self, link: Link) -> None:
+        """Takes a new link in; an older one of the same identity is closed, be it this one."""
+        identity = link.record.identity
+        present = self._links.get(identity)
+        if present is not None and present.number > link.number:
+            link.close("a newer connection of the same identity")
             return
-        place.link, place.left_orderly = None, orderly
-        place.changed_at = place.active_at = self._clock()
-        if not keeps_session:
-            place.session = None
+        self._links[identity] = link
+        self._ended.pop(identity, None)
+        if present is not None:
+            present.close("a newer connection of the same identity")
 
-    def forget(self, identity: Identity) -> None:
-        """Drops everything of a deleted identity, its link included."""
-        place = self._places.pop(identity, None)
-        if place is not None and place.link is not None:
-            place.link.close("the identity is no longer registered")
+    def detach(self, link: Link, *, orderly: bool) -> None:
+        """Takes a link out; does nothing when a newer one has taken its place."""
+        identity = link.record.identity
+        if self._links.get(identity) is link:
+            del self._links[identity]
+            self._ended[identity] = (link.number, self._clock() + (RENEWAL_GRACE_S if orderly else 0.0))
+
+    def take_attached(self, identity: Identity, number: int) -> None:
+        """An identity has connected, here or at another process."""
+        link = self._links.get(identity)
+        if link is not None and link.number < number:
+            link.close("a newer connection of the same identity")
+        for waiter in self._waiters.pop(identity, []):
+            if not waiter.done():
+                waiter.set_result(None)
 
     def find(self, identity: Identity) -> Link | None:
         """The live link, or None."""
-        place = self._places.get(identity)
-        return place.link if place else None
+        return self._links.get(identity)
 
-    def find_session(self, identity: Identity) -> Session | None:
-        """The session that this process remembers, or None."""
-        place = self._places.get(identity)
-        return place.session if place else None
-
-    async def wait_for(self, identity: Identity, timeout_s: float) -> Link | None:
-        """The link, waiting for it to come; None when it did not in time."""
-        link = self.find(identity)
-        if link is not None or timeout_s <= 0:
-            return link
-        place = self._places.setdefault(identity, _Place())
-        waiter: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
-        place.waiters.append(waiter)
-        try:
-            return await asyncio.wait_for(waiter, timeout_s)
-        except TimeoutError:
-            return None
-        finally:
-            if waiter in place.waiters:
-                place.waiters.remove(waiter)
-
-    def get_facts(self, identity: Identity) -> ConnectionFacts:
-        """What the service may know of the connection."""
-        place = self._places.get(identity)
-        if place is None:
-            return ConnectionFacts()
-        renewing = place.left_orderly and self._clock() - (place.changed_at or 0.0) < RENEWAL_GRACE_S
-        return ConnectionFacts(place.link is not None or renewing, place.changed_at, place.active_at)
-
-    def get_links(self) -> Iterator[Link]:
+    def get_links(self) -> list[Link]:
         """Every live link."""
-        return iter([place.link for place in self._places.values() if place.link is not None])
+        return list(self._links.values())
+
+    async def wait_for(self, identity: Identity, timeout_s: float) -> bool:
+        """Waits for an identity to connect, wherever; False when it did not in time."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(identity, []).append(waiter)
+        try:
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            left = [one for one in self._waiters.pop(identity, []) if one is not waiter]
+            if left:
+                self._waiters[identity] = left
+        return True
+
+    async def write_ended(self) -> None:
+        """Tells the store of connections that are over, their grace included; raises StorageError, and keeps them."""
+        now = self._clock()
+        due = [(identity, number) for identity, (number, due_at) in self._ended.items() if due_at <= now]
+        if not due:
+            return
+        await self._db.write(lambda tables: tables.sessions.disconnect(due, now=now))
+        for identity, number in due:
+            if self._ended.get(identity, (0, 0.0))[0] == number:
+                del self._ended[identity]
+
+    async def beat(self) -> None:
+        """Tells the others of a shared store that this process lives, and ends the connections of those that do not.
+
+        Raises:
+            StorageError: the store was not reached.
+        """
+        now, hub_id = self._clock(), self._hub_id
+        live = [(identity, link.number) for identity, link in self._links.items()]
+        live += [(identity, number) for identity, (number, _) in self._ended.items()]
+
+        def work(tables: HubTables) -> None:
+            if not tables.sessions.beat(hub_id):
+                tables.sessions.restore(live, hub=hub_id)
+            tables.sessions.drop_silent_hubs(now=now)
+
+        await self._db.write(work)

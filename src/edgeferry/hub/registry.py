@@ -9,21 +9,19 @@ Rules:
 
 from __future__ import annotations
 
-import base64
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgeferry.errors import Conflict, HubRefused
+from edgeferry.hub.configurations import apply_to_device
+from edgeferry.hub.identity_records import make_etag
 from edgeferry.storage.hub_db import HubDb
+from edgeferry.storage.hub_events import IdentityChanged
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import make_twin
-from edgeferry.wire.file_signatures import SERVICE_POLICY
 from edgeferry.wire.iothub_auth import make_client_id, parse_sas_token, parse_user_name, verify_sas_token
 from edgeferry.wire.mqtt_packets import Connect
 from edgeferry.wire.service_api import Identity, IdentityRecord
-
-KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +63,13 @@ class Registry:
     async def add(self, record: IdentityRecord) -> IdentityRecord:
         """Registers a new identity; raises Conflict, or NotFound for a module without its device."""
         now = self._clock()
-        await self._db.write(lambda tables: tables.add_identity(record, make_twin(now)))
-        return record
+
+        def work(tables: HubTables) -> IdentityRecord:
+            tables.add_identity(record, make_twin(now))
+            apply_to_device(tables, record.identity.device_id, now)
+            return record
+
+        return await self._db.write(work)
 
     async def change(
         self, identity: Identity, if_match: str | None, change: Callable[[IdentityRecord], IdentityRecord]
@@ -76,6 +79,7 @@ class Registry:
         def work(tables: HubTables) -> IdentityRecord:
             changed = replace(change(_require_match(tables, identity, if_match)), etag=make_etag())
             tables.write_identity(changed)
+            tables.tell(IdentityChanged(identity))
             return changed
 
         return await self._db.write(work)
@@ -86,37 +90,9 @@ class Registry:
         def work(tables: HubTables) -> None:
             _require_match(tables, identity, if_match)
             tables.delete_identity(identity)
+            tables.tell(IdentityChanged(identity))
 
         await self._db.write(work)
-
-
-def make_record(
-    identity: Identity, now: float, *, keys: tuple[str, str] | None = None, managed_by: str | None = None
-) -> IdentityRecord:
-    """A new identity with the keys given or random ones, and a generation id of its own."""
-    primary, secondary = keys or (make_key(), make_key())
-    generation_id = f"{int(now * 1000)}{secrets.randbelow(1000):03d}"
-    return IdentityRecord(identity, generation_id, primary, secondary, make_etag(), True, managed_by, now)
-
-
-def make_key() -> str:
-    """32 random bytes as base64."""
-    return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii")
-
-
-def make_etag() -> str:
-    """A random etag in the look of Azure's."""
-    return base64.b64encode(secrets.token_bytes(8)).decode("ascii")
-
-
-def ensure_service_key(tables: HubTables) -> str:
-    """The key of the `service` policy, made at first use. Runs inside a writing transaction."""
-    name = f"policy.{SERVICE_POLICY}"
-    key = tables.find_setting(name)
-    if key is None:
-        key = make_key()
-        tables.write_setting(name, key)
-    return key
 
 
 def is_admissible(tables: HubTables, record: IdentityRecord | None) -> bool:

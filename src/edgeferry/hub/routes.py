@@ -5,81 +5,114 @@ The grammar stands in twin/routes.py, the tables in storage/hub_tables.py; deliv
 Rules:
 - A message is accepted (PUBACK) after every copy of it is on disk; then each is delivered at least once, until its time
   to live is over. A receiver tells copies apart by `$.mid`.
-- Routes work within one device: the module that a route names is on the device of the sender.
-- A route with a condition is refused at the start: none is silently ignored.
+- Routes work within one device: the module that a route names is on the device of the sender. The routes of the
+  device's own deployment (module `$edgeHub`) count where there are any, else the hub's.
+- A message that no route takes is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
 
 from edgeferry.errors import ConfigInvalid, LimitExceeded
-from edgeferry.hub.presence import Presence
 from edgeferry.storage.hub_db import HubDb
-from edgeferry.storage.hub_tables import HubTables, QueuedMessage, UpstreamMessage
-from edgeferry.twin.routes import Route
+from edgeferry.storage.hub_events import InputQueued
+from edgeferry.storage.hub_queues import QueuedMessage, UpstreamMessage
+from edgeferry.storage.hub_tables import HubTables
+from edgeferry.twin.configuration import EDGE_HUB
+from edgeferry.twin.document import Json
+from edgeferry.twin.routes import NamedRoute, Route, RoutedMessage, parse_routes
 from edgeferry.wire.iothub_topics import FROM_DEVICE_KEY, FROM_MODULE_KEY, OUTPUT_KEY, Telemetry, encode_bag
 from edgeferry.wire.service_api import Identity
 
 PROPERTIES_MAX_BYTES = 60_000  # as they travel to an input: in a topic of at most 65,535 bytes
 DEFAULT_TIME_TO_LIVE_S = 7200.0  # storeAndForwardConfiguration.timeToLiveSecs of the usual manifest
+_log = structlog.get_logger(__name__)
 
 
 class Router:
-    """Takes messages in. `clock` gives Unix seconds.
-
-    Raises:
-        ConfigInvalid: a route has a condition.
-    """
+    """Takes messages in. `clock` gives Unix seconds."""
 
     def __init__(
         self,
         db: HubDb,
-        presence: Presence,
         clock: Callable[[], float],
         *,
         routes: Sequence[Route],
         time_to_live_s: float = DEFAULT_TIME_TO_LIVE_S,
     ) -> None:
-        for route in routes:
-            if route.condition:
-                raise ConfigInvalid(f"WHERE is not evaluated by this release: {str(route)!r:.200}")
         self._db = db
-        self._presence = presence
         self._clock = clock
-        self._routes = tuple(routes)
-        self._time_to_live_s = time_to_live_s
+        named = [NamedRoute(f"route{number}", route) for number, route in enumerate(routes, 1)]
+        self._own = DeviceRoutes(tuple(named), time_to_live_s)
 
     async def accept(self, sender: Identity, telemetry: Telemetry, payload: bytes) -> None:
-        """Stores a message wherever a route sends it, once for each sink, then wakes the receivers.
+        """Stores a message wherever a route sends it, once for each sink, and rings the receivers.
 
         Raises:
             LimitExceeded: its properties would not fit into the topic of a delivery.
         """
-        taken = [route for route in self._routes if route.takes(sender.module_id, telemetry.output)]
-        sinks = dict.fromkeys(route.sink for route in taken)
-        if not sinks:
-            return
-        now = self._clock()
-        expires_at = now + self._time_to_live_s
-        passed_on = _make_passed_on(sender, telemetry)
+        now, passed_on = self._clock(), _make_passed_on(sender, telemetry)
         if len(encode_bag(passed_on)) > PROPERTIES_MAX_BYTES:
             raise LimitExceeded(f"expected properties of at most {PROPERTIES_MAX_BYTES} bytes, percent-encoded")
+        message = RoutedMessage(sender.module_id, telemetry.output, telemetry.properties, payload, sender.device_id)
 
         def work(tables: HubTables) -> None:
-            for sink in sinks:
+            routes = find_device_routes(tables, sender.device_id) or self._own
+            for sink, expires_in_s in routes.find_sinks(message).items():
                 if sink is None:
                     bag = dict(telemetry.properties)
-                    tables.append_upstream(UpstreamMessage(0, sender, telemetry.output, bag, payload, now))
-                else:
-                    message = QueuedMessage(0, sink[1], passed_on, payload, expires_at)
-                    tables.push_message(Identity(sender.device_id, sink[0]), message)
+                    tables.queues.append_upstream(UpstreamMessage(0, sender, telemetry.output, bag, payload, now))
+                    continue
+                receiver = Identity(sender.device_id, sink[0])
+                if tables.find_identity(receiver) is not None:
+                    tables.queues.push(receiver, QueuedMessage(0, sink[1], passed_on, payload, now + expires_in_s))
+                    tables.tell(InputQueued(receiver))
 
         await self._db.write(work)
-        for sink in sinks:
-            link = sink and self._presence.find(Identity(sender.device_id, sink[0]))
-            if link:
-                link.wake()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRoutes:
+    """The routes that hold for a device, and how long a message may wait where a route says nothing else."""
+
+    routes: tuple[NamedRoute, ...]
+    time_to_live_s: float
+
+    def find_sinks(self, message: RoutedMessage) -> dict[tuple[str, str] | None, float]:
+        """Where a message goes, each sink once, with the longest time that a route gives it there."""
+        sinks: dict[tuple[str, str] | None, float] = {}
+        for named in self.routes:
+            if named.route.accepts(message):
+                lives_s = self.time_to_live_s if named.time_to_live_s is None else float(named.time_to_live_s)
+                sinks[named.route.sink] = max(lives_s, sinks.get(named.route.sink, 0.0))
+        return sinks
+
+
+def find_device_routes(tables: HubTables, device_id: str) -> DeviceRoutes | None:
+    """The routes of the device's own deployment (the desired properties of `$edgeHub`), None when it has none."""
+    twin = tables.find_twin(Identity(device_id, EDGE_HUB))
+    if twin is None or not isinstance(section := twin.desired.body.get("routes"), dict):
+        return None
+    storing = twin.desired.body.get("storeAndForwardConfiguration")
+    lives_s = storing.get("timeToLiveSecs") if isinstance(storing, dict) else None
+    if isinstance(lives_s, bool) or not isinstance(lives_s, int | float) or lives_s <= 0:
+        lives_s = DEFAULT_TIME_TO_LIVE_S
+    return DeviceRoutes(_parse_good_routes(section), float(lives_s))
+
+
+def _parse_good_routes(section: Json) -> tuple[NamedRoute, ...]:
+    """Routes that can be read; one that cannot is told in the log and left out, as edgeHub does."""
+    good: list[NamedRoute] = []
+    for name, value in section.items():
+        try:
+            good += parse_routes({name: value})
+        except ConfigInvalid as error:
+            _log.warning("a route of a deployment cannot be read", route=name, reason=error.message)
+    return tuple(good)
 
 
 def _make_passed_on(sender: Identity, telemetry: Telemetry) -> dict[str, str | None]:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeferry.errors import EdgeferryError, RequestInvalid
-from edgeferry.hub.http_front import make_refusal, read_body
+from edgeferry.hub.http_answers import make_refusal, read_body
 from edgeferry.hub.registry import Registry
 from edgeferry.twin.document import parse_object
 from edgeferry.wire.iothub_auth import make_signature

@@ -3,9 +3,11 @@
 The SQL stands in hub_tables.py; the event loop never waits for the disk itself.
 
 Rules:
-- An awaited `write` has been fsynced (synchronous=FULL) when it returns. Work that waits together shares one commit.
+- An awaited `write` is on disk (synchronous=FULL) when it returns. Work that waits together shares one commit.
 - A piece of work that fails undoes itself only. When the commit fails, every write in it fails; reads are done again.
 - Work runs in the order in which it was handed over.
+- What writes told comes out of `events`, in the order of commits: here from our own writes, from a shared store also
+  from those of other processes.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeferry.errors import EdgeferryError, StorageFailed
-from edgeferry.storage.hub_tables import HubTables, open_tables
+from edgeferry.storage.hub_events import Event
+from edgeferry.storage.hub_store import HubStore, open_tables
+from edgeferry.storage.hub_tables import HubTables
 
 Outcome = TypeVar("Outcome")
 BATCH_MAX = 256
@@ -36,10 +40,11 @@ class _Job:
 
 
 class HubDb:
-    """Asynchronous reads and writes of the hub's tables."""
+    """Asynchronous reads and writes of the hub's tables. `events`: what was told, for one consumer."""
 
-    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
-        self._folder = folder
+    def __init__(self, store: HubStore, loop: asyncio.AbstractEventLoop) -> None:
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self._store = store
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._opened: asyncio.Future[None] = loop.create_future()
@@ -79,11 +84,11 @@ class HubDb:
 
     def _run(self) -> None:
         try:
-            with open_tables(self._folder) as tables:
+            with open_tables(self._store.folder, self._store.url) as tables:
                 self._call_loop(self._opened.set_result, None)
                 while batch := self._take_batch():
                     run_batch(tables, batch)
-                    self._call_loop(_answer, batch)
+                    self._call_loop(self._finish, (tables.take_told(), batch))
         except EdgeferryError as error:
             self._call_loop(self._opened.set_exception, error)
 
@@ -101,6 +106,16 @@ class HubDb:
                 break
             batch.append(job)
         return batch
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Takes events of a shared store in, from any thread."""
+        self._call_loop(self._finish, (events, []))
+
+    def _finish(self, told: tuple[Sequence[Event], list[_Job]]) -> None:
+        events, jobs = told
+        _answer(jobs)  # first: who waits for a write goes on before anybody hears of later ones
+        for event in events:
+            self.events.put_nowait(event)
 
     def _call_loop(self, call: Callable[[Any], object], value: object) -> None:
         try:
@@ -145,15 +160,32 @@ def _answer(jobs: list[_Job]) -> None:
 
 
 @asynccontextmanager
-async def open_hub_db(folder: Path) -> AsyncIterator[HubDb]:
-    """The database of a hub's folder for as long as the block runs.
+async def open_hub_db(folder: Path, url: str | None = None) -> AsyncIterator[HubDb]:
+    """The database of a hub for as long as the block runs.
 
     Raises:
         StorageError: it cannot be opened.
+        ConfigError: its URL is not one, or psycopg is missing.
     """
-    db = HubDb(folder, asyncio.get_running_loop())
+    db = HubDb(HubStore(folder, url), asyncio.get_running_loop())
     await db.start()
     try:
-        yield db
+        async with _listening(db, url):
+            yield db
     finally:
         await db.close()
+
+
+@asynccontextmanager
+async def _listening(db: HubDb, url: str | None) -> AsyncIterator[None]:
+    """Brings in what other processes of a shared store tell."""
+    if url is None:
+        yield
+        return
+    from edgeferry.storage.hub_postgres import PostgresListener
+
+    listener = await asyncio.to_thread(PostgresListener, url, db.deliver)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(listener.stop)

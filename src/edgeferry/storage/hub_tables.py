@@ -1,120 +1,133 @@
-"""The hub's state in SQLite: identities, twins, subscriptions, queues, messages, settings. Synchronous, one connection.
+"""The hub's state in SQL: transactions, events, identities, twins, configurations, settings. Synchronous.
 
-The schema stands in hub_schema.py, threads and group commit in hub_db.py; what a write means (versions, limits) in
-twin/document.py. The `hub` commands open this file directly, beside a running hub.
+Messages stand in hub_queues.py, sessions and connections in hub_sessions.py, the schema in hub_schema.py, databases in
+hub_sqlite.py and hub_postgres.py, threads and group commit in hub_db.py; what a write means (versions, limits) in
+twin/document.py. The `hub` commands open a store directly, beside a running hub.
 
 Rules:
-- The caller owns the transaction (`transaction()`), so that many writes can share one fsync (synchronous=FULL, WAL).
+- The caller owns the transaction (`transaction()`), so that many writes can share one fsync.
 - Deleting an identity deletes everything of it; deleting a device deletes its modules.
-- Stores of messages are bounded by rows and bytes, each module's queue and `$upstream`; the oldest go first. Rows of a
-  queue are bounded at once, the rest whenever the hub's upkeep trims.
-- sqlite3 errors are translated here: NoSpace, StorageBusy, StorageFailed.
+- An event that is told in a transaction is delivered after its commit, or never.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 
-from edgeferry.errors import Conflict, NoSpace, NotFound, StorageBusy, StorageError, StorageFailed
-from edgeferry.storage.hub_schema import migrate
+from edgeferry.errors import Conflict, NotFound, StorageFailed
+from edgeferry.storage.hub_events import Event, decode_event, encode_event
+from edgeferry.storage.hub_queues import QueueTables, get_key
+from edgeferry.storage.hub_sessions import SessionTables
+from edgeferry.storage.hub_sql import Sql
 from edgeferry.twin.document import TwinDocument
-from edgeferry.wire.service_api import Identity, IdentityRecord
+from edgeferry.wire.service_api import ConnectionFacts, Identity, IdentityRecord
 
 Outcome = TypeVar("Outcome")
-DB_NAME = "hub.db"
-BUSY_TIMEOUT_S = 10.0
-QUEUE_MAX_ROWS = 10_000  # for one module
-QUEUE_MAX_BYTES = 64 * 1024 * 1024  # for one module
-UPSTREAM_MAX_ROWS = 100_000
-UPSTREAM_MAX_BYTES = 256 * 1024 * 1024
 LIST_MAX_ROWS = 10_000
+EVENTS_KEPT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class QueuedMessage:
-    """A message that waits for a module's input; `id` rises."""
+class IdentityView:
+    """An identity as the service sees it: registration, twin, connection."""
 
-    id: int
-    input: str
-    properties: dict[str, str | None]
-    payload: bytes = field(repr=False)
-    expires_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamMessage:
-    """A message that a route sent `$upstream`; `id` rises and is never used twice."""
-
-    id: int
-    identity: Identity
-    output: str | None
-    properties: dict[str, str | None]
-    payload: bytes = field(repr=False)
-    received_at: float
+    record: IdentityRecord
+    twin: TwinDocument
+    facts: ConnectionFacts
 
 
 class HubTables:
     """All reads and writes, as plain calls on one connection."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    def __init__(self, sql: Sql) -> None:
+        self._sql = sql
+        self._told: list[Event] = []
+        self.queues = QueueTables(sql)
+        self.sessions = SessionTables(sql)
 
     # --- transactions -------------------------------------------------------------------------------------------------
+    @property
+    def is_shared(self) -> bool:
+        """Whether other hub processes serve from the same store."""
+        return self._sql.is_shared
+
     @contextmanager
     def transaction(self, *, writes: bool = True) -> Iterator[None]:
         """Commits on the way out, rolls back on an error.
 
         Raises:
-            NoSpace, StorageBusy, StorageFailed: the disk did not do as asked.
+            NoSpace, StorageBusy, StorageFailed: the database did not do as asked.
         """
-        with translated():
-            self._db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+        self._told.clear()
+        with self._sql.translated():
+            self._sql.begin(writes=writes)
             try:
                 yield
-                self._db.execute("COMMIT")
+                if self._told:
+                    self._sql.notify()
+                self._sql.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                self._told.clear()
+                if self._sql.in_transaction:
+                    self._sql.execute("ROLLBACK")
                 raise
 
     def run_apart(self, work: Callable[[HubTables], Outcome]) -> Outcome:
         """Runs `work` so that its failure undoes its own writes only, not those that share the transaction."""
-        with translated():
-            self._db.execute("SAVEPOINT one")
+        told = len(self._told)
+        with self._sql.translated():
+            self._sql.execute("SAVEPOINT one")
             try:
                 return work(self)
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK TO one")
+                del self._told[told:]
+                if self._sql.in_transaction:
+                    self._sql.execute("ROLLBACK TO SAVEPOINT one")
                 raise
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("RELEASE one")
+                if self._sql.in_transaction:
+                    self._sql.execute("RELEASE SAVEPOINT one")
 
     def is_in_transaction(self) -> bool:
-        """False after SQLite itself rolled back (a full disk)."""
-        return self._db.in_transaction
+        """False after the database itself rolled back (a full disk)."""
+        return self._sql.in_transaction
 
     def get_data_version(self) -> int:
-        """Changes when another connection has written."""
-        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+        """Changes when another connection has written past our events."""
+        return self._sql.get_data_version()
 
-    def write_backup(self, target: Path) -> None:
-        """A consistent copy of the whole database, taken while others write."""
-        with translated():
-            target.touch(mode=0o600)
-            copy = sqlite3.connect(target)
-            try:
-                self._db.backup(copy)
-            finally:
-                copy.close()
+    # --- events -------------------------------------------------------------------------------------------------------
+    def tell(self, event: Event) -> None:
+        """Tells every hub process after the commit."""
+        self._told.append(event)
+        if self._sql.is_shared:
+            self._sql.execute(
+                f"INSERT INTO events (body, told_at) VALUES (?, {self._sql.clock})", (encode_event(event),)
+            )
+
+    def take_told(self) -> list[Event]:
+        """What the last transaction told, when only this process is to hear it; a shared store brings it itself."""
+        told = [] if self._sql.is_shared else self._told[:]
+        self._told.clear()
+        return told
+
+    def read_events(self, *, after: int, limit: int) -> list[tuple[int, Event]]:
+        """Events of a shared store with an id above `after`, oldest first."""
+        rows = self._sql.execute("SELECT id, body FROM events WHERE id>? ORDER BY id LIMIT ?", (after, limit))
+        return [(row[0], decode_event(row[1])) for row in rows]
+
+    def get_last_event_id(self) -> int:
+        """The id of the newest event, 0 when there is none."""
+        return int(self._sql.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+    def trim_events(self) -> int:
+        """Deletes events that every process has seen or never will; returns how many."""
+        return self._sql.execute(f"DELETE FROM events WHERE told_at < {self._sql.clock} - ?", (EVENTS_KEPT_S,)).rowcount
 
     # --- identities ---------------------------------------------------------------------------------------------------
     def add_identity(self, record: IdentityRecord, twin: TwinDocument) -> None:
@@ -125,15 +138,17 @@ class HubTables:
             raise Conflict(f"{record.identity} exists already", service_code=code)
         if module_id:
             self.require_identity(Identity(device_id))
-        self._db.execute(
-            "INSERT INTO identities VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*_get_columns(record), _encode(twin))
+        self._sql.execute(
+            "INSERT INTO identities (device_id, module_id, generation_id, primary_key, secondary_key, etag, is_enabled,"
+            " managed_by, created_at, twin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*_get_columns(record), _encode(twin)),
         )
 
     def write_identity(self, record: IdentityRecord) -> None:
         """Replaces keys, status and etag; raises NotFound."""
         self.require_identity(record.identity)
         device_id, module_id, generation_id, *rest = _get_columns(record)
-        self._db.execute(
+        self._sql.execute(
             "UPDATE identities SET primary_key=?, secondary_key=?, etag=?, is_enabled=?, managed_by=?, created_at=?,"
             " generation_id=? WHERE device_id=? AND module_id=?",
             (*rest, generation_id, device_id, module_id),
@@ -141,7 +156,9 @@ class HubTables:
 
     def find_identity(self, identity: Identity) -> IdentityRecord | None:
         """The record, or None."""
-        row = self._db.execute(f"{_SELECT_IDENTITY} WHERE device_id=? AND module_id=?", _get_key(identity)).fetchone()
+        row = self._sql.execute(
+            f"SELECT {_IDENTITY} FROM identities AS i WHERE i.device_id=? AND i.module_id=?", get_key(identity)
+        ).fetchone()
         return _make_record(row) if row else None
 
     def require_identity(self, identity: Identity) -> IdentityRecord:
@@ -154,209 +171,138 @@ class HubTables:
 
     def list_devices(self, limit: int = LIST_MAX_ROWS) -> list[IdentityRecord]:
         """Devices without their modules, by id."""
-        rows = self._db.execute(f"{_SELECT_IDENTITY} WHERE module_id='' ORDER BY device_id LIMIT ?", (limit,))
+        rows = self._sql.execute(
+            f"SELECT {_IDENTITY} FROM identities AS i WHERE i.module_id='' ORDER BY i.device_id LIMIT ?", (limit,)
+        )
         return [_make_record(row) for row in rows]
 
     def list_modules(self, device_id: str | None = None, limit: int = LIST_MAX_ROWS) -> list[IdentityRecord]:
         """Modules of one device (raises NotFound without it) or of all."""
         if device_id is not None:
             self.require_identity(Identity(device_id))
-        rows = self._db.execute(
-            f"{_SELECT_IDENTITY} WHERE module_id<>'' AND (?1 IS NULL OR device_id=?1) ORDER BY device_id, module_id"
-            " LIMIT ?2",
-            (device_id, limit),
+        where, more = ("", ()) if device_id is None else (" AND i.device_id=?", (device_id,))
+        rows = self._sql.execute(
+            f"SELECT {_IDENTITY} FROM identities AS i WHERE i.module_id<>''{where} ORDER BY i.device_id, i.module_id"
+            " LIMIT ?",
+            (*more, limit),
         )
         return [_make_record(row) for row in rows]
+
+    def count_devices(self) -> tuple[int, int]:
+        """How many devices are registered, and how many of them are enabled."""
+        row = self._sql.execute(
+            "SELECT count(*), coalesce(sum(is_enabled), 0) FROM identities WHERE module_id=''"
+        ).fetchone()
+        return int(row[0]), int(row[1])
 
     def delete_identity(self, identity: Identity) -> None:
         """Deletes it with twin, subscriptions and queue, a device with its modules; raises NotFound."""
         self.require_identity(identity)
         if identity.module_id:
-            self._db.execute("DELETE FROM identities WHERE device_id=? AND module_id=?", _get_key(identity))
+            self._sql.execute("DELETE FROM identities WHERE device_id=? AND module_id=?", get_key(identity))
         else:
-            self._db.execute("DELETE FROM identities WHERE device_id=?", (identity.device_id,))
+            self._sql.execute("DELETE FROM identities WHERE device_id=?", (identity.device_id,))
 
-    # --- twins --------------------------------------------------------------------------------------------------------
-    def read_twin(self, identity: Identity) -> TwinDocument:
-        """The twin; raises NotFound."""
-        row = self._db.execute("SELECT twin FROM identities WHERE device_id=? AND module_id=?", _get_key(identity))
-        found = row.fetchone()
-        if found is None:
+    # --- views: an identity with its twin and connection --------------------------------------------------------------
+    def require_view(self, identity: Identity) -> IdentityView:
+        """One identity as the service sees it; raises NotFound."""
+        row = self._sql.execute(f"{_SELECT_VIEW} WHERE i.device_id=? AND i.module_id=?", get_key(identity)).fetchone()
+        if row is None:
             self.require_identity(identity)
             raise StorageFailed(f"the twin of {identity} is not there")
-        return msgspec.json.decode(found[0], type=TwinDocument)
+        return _make_view(row)
+
+    def read_views(self, *, modules: bool, after: Identity | None, limit: int) -> list[IdentityView]:
+        """Devices, or modules of all devices, behind `after` in the order of their ids."""
+        kind = "i.module_id<>''" if modules else "i.module_id=''"
+        rows = self._sql.execute(
+            f"{_SELECT_VIEW} WHERE {kind} AND (i.device_id, i.module_id) > (?, ?)"
+            " ORDER BY i.device_id, i.module_id LIMIT ?",
+            (*(get_key(after) if after else ("", "")), limit),
+        )
+        return [_make_view(row) for row in rows]
+
+    def read_modules(self, device_id: str) -> list[IdentityView]:
+        """A device's modules, by id."""
+        rows = self._sql.execute(
+            f"{_SELECT_VIEW} WHERE i.device_id=? AND i.module_id<>'' ORDER BY i.module_id", (device_id,)
+        )
+        return [_make_view(row) for row in rows]
+
+    # --- twins --------------------------------------------------------------------------------------------------------
+    def find_twin(self, identity: Identity) -> TwinDocument | None:
+        """The twin, or None when no such identity is registered."""
+        row = self._sql.execute(
+            "SELECT twin FROM identities WHERE device_id=? AND module_id=?", get_key(identity)
+        ).fetchone()
+        return _decode(row[0]) if row else None
+
+    def read_twin(self, identity: Identity) -> TwinDocument:
+        """The twin; raises NotFound."""
+        twin = self.find_twin(identity)
+        if twin is None:
+            self.require_identity(identity)
+            raise StorageFailed(f"the twin of {identity} is not there")
+        return twin
 
     def change_twin(
         self, identity: Identity, change: Callable[[TwinDocument], tuple[TwinDocument, Outcome]]
     ) -> Outcome:
         """Reads, changes and writes in one go; returns what `change` says beside the new twin. Raises NotFound."""
         twin, outcome = change(self.read_twin(identity))
-        self._db.execute(
-            "UPDATE identities SET twin=? WHERE device_id=? AND module_id=?", (_encode(twin), *_get_key(identity))
+        self._sql.execute(
+            "UPDATE identities SET twin=? WHERE device_id=? AND module_id=?", (_encode(twin), *get_key(identity))
         )
         return outcome
 
-    # --- sessions -----------------------------------------------------------------------------------------------------
-    def read_subscriptions(self, identity: Identity) -> dict[str, int] | None:
-        """Filter -> granted QoS of a stored session, None when there is none."""
-        row = self._db.execute(
-            "SELECT filters FROM subscriptions WHERE device_id=? AND module_id=?", _get_key(identity)
-        ).fetchone()
-        return msgspec.json.decode(row[0], type=dict[str, int]) if row else None
+    # --- configurations and settings ----------------------------------------------------------------------------------
+    def list_configurations(self) -> list[tuple[str, bytes]]:
+        """Every configuration's id and stored bytes, by id."""
+        return [(row[0], row[1]) for row in self._sql.execute("SELECT id, body FROM configurations ORDER BY id")]
 
-    def write_subscriptions(self, identity: Identity, filters: dict[str, int] | None) -> None:
-        """Stores a session's subscriptions; None forgets the session."""
-        self._db.execute("DELETE FROM subscriptions WHERE device_id=? AND module_id=?", _get_key(identity))
-        if filters is not None:
-            self._db.execute("INSERT INTO subscriptions VALUES (?, ?, ?)", (*_get_key(identity), _to_text(filters)))
+    def find_configuration(self, name: str) -> bytes | None:
+        """A configuration's stored bytes, or None."""
+        row = self._sql.execute("SELECT body FROM configurations WHERE id=?", (name,)).fetchone()
+        return row[0] if row else None
 
-    # --- queues of inputs ---------------------------------------------------------------------------------------------
-    def push_message(self, identity: Identity, message: QueuedMessage) -> bool:
-        """Queues for a module (`message.id` is ignored); False when no such module is registered."""
-        if self.find_identity(identity) is None:
-            return False
-        fields = (message.input, _to_text(message.properties), message.payload, message.expires_at)
-        self._db.execute(
-            "INSERT INTO queue (device_id, module_id, input, properties, payload, expires_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (*_get_key(identity), *fields),
-        )
-        self._db.execute(
-            "DELETE FROM queue WHERE id <= (SELECT id FROM queue WHERE device_id=?1 AND module_id=?2"
-            " ORDER BY id DESC LIMIT 1 OFFSET ?3) AND device_id=?1 AND module_id=?2",
-            (*_get_key(identity), QUEUE_MAX_ROWS),
-        )
-        return True
-
-    def read_queue(self, identity: Identity, *, after: int, limit: int) -> list[QueuedMessage]:
-        """Waiting messages with an id above `after`, oldest first."""
-        rows = self._db.execute(
-            "SELECT id, input, properties, payload, expires_at FROM queue WHERE device_id=? AND module_id=? AND id>?"
-            " ORDER BY id LIMIT ?",
-            (*_get_key(identity), after, limit),
-        )
-        return [QueuedMessage(row[0], row[1], _to_bag(row[2]), row[3], row[4]) for row in rows]
-
-    def read_queued_ids(self, identity: Identity) -> set[int]:
-        """Ids of everything that waits for a module."""
-        rows = self._db.execute("SELECT id FROM queue WHERE device_id=? AND module_id=?", _get_key(identity))
-        return {row[0] for row in rows}
-
-    def drop_queued(self, ids: Sequence[int]) -> None:
-        """Deletes delivered messages."""
-        self._db.executemany("DELETE FROM queue WHERE id=?", [(one,) for one in ids])
-
-    def drop_expired(self, now: float) -> int:
-        """Deletes messages whose time to live is over; returns how many."""
-        return self._db.execute("DELETE FROM queue WHERE expires_at <= ?", (now,)).rowcount
-
-    def trim_queues(self, *, max_bytes: int = QUEUE_MAX_BYTES) -> int:
-        """Deletes the oldest messages of each queue beyond its bound; returns how many."""
-        return self._db.execute(
-            "DELETE FROM queue WHERE id IN (SELECT id FROM (SELECT id, sum(length(payload) + length(properties))"
-            " OVER (PARTITION BY device_id, module_id ORDER BY id DESC) AS total FROM queue) WHERE total > ?)",
-            (max_bytes,),
-        ).rowcount
-
-    # --- $upstream ----------------------------------------------------------------------------------------------------
-    def append_upstream(self, message: UpstreamMessage) -> None:
-        """Stores a message (`message.id` is ignored)."""
-        fields = (message.output, _to_text(message.properties), message.payload, message.received_at)
-        self._db.execute(
-            "INSERT INTO upstream (device_id, module_id, output, properties, payload, received_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (*_get_key(message.identity), *fields),
+    def write_configuration(self, name: str, body: bytes) -> None:
+        """Stores a configuration, new or changed."""
+        self._sql.execute(
+            "INSERT INTO configurations (id, body) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET body=excluded.body",
+            (name, body),
         )
 
-    def read_upstream(self, *, after: int = 0, limit: int = 1000) -> list[UpstreamMessage]:
-        """Messages with an id above `after`, oldest first."""
-        rows = self._db.execute(
-            "SELECT id, device_id, module_id, output, properties, payload, received_at FROM upstream WHERE id>?"
-            " ORDER BY id LIMIT ?",
-            (after, limit),
-        )
-        return [UpstreamMessage(r[0], Identity(r[1], r[2] or None), r[3], _to_bag(r[4]), r[5], r[6]) for r in rows]
+    def delete_configuration(self, name: str) -> bool:
+        """Deletes one; False when there is none."""
+        return self._sql.execute("DELETE FROM configurations WHERE id=?", (name,)).rowcount == 1
 
-    def trim_upstream(self, *, max_rows: int = UPSTREAM_MAX_ROWS, max_bytes: int = UPSTREAM_MAX_BYTES) -> int:
-        """Deletes the oldest messages beyond either bound; returns how many."""
-        return self._db.execute(
-            "DELETE FROM upstream WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER newest AS n,"
-            " sum(length(payload) + length(properties)) OVER newest AS total FROM upstream"
-            " WINDOW newest AS (ORDER BY id DESC)) WHERE n > ? OR total > ?)",
-            (max_rows, max_bytes),
-        ).rowcount
-
-    # --- settings -----------------------------------------------------------------------------------------------------
     def find_setting(self, name: str) -> str | None:
         """A setting's text, or None."""
-        row = self._db.execute("SELECT value FROM settings WHERE name=?", (name,)).fetchone()
+        row = self._sql.execute("SELECT value FROM settings WHERE name=?", (name,)).fetchone()
         return row[0] if row else None
 
     def write_setting(self, name: str, value: str) -> None:
         """Stores a setting."""
-        self._db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+        self._sql.execute(
+            "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value=excluded.value",
+            (name, value),
+        )
 
 
-_SELECT_IDENTITY = (
-    "SELECT device_id, module_id, generation_id, primary_key, secondary_key, etag, is_enabled, managed_by, created_at"
-    " FROM identities"
+_IDENTITY = (
+    "i.device_id, i.module_id, i.generation_id, i.primary_key, i.secondary_key, i.etag, i.is_enabled, i.managed_by,"
+    " i.created_at"
 )
-
-
-@contextmanager
-def open_tables(folder: Path) -> Iterator[HubTables]:
-    """The tables of a hub's folder, made and migrated when needed; the file is readable by its owner only.
-
-    Raises:
-        StorageFailed: the folder or the file cannot be used, or a newer release wrote it.
-    """
-    with translated():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / DB_NAME
-        path.touch(mode=0o600)
-        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-    try:
-        with translated():
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                connection.execute(f"PRAGMA {pragma}").fetchall()
-            migrate(connection)
-        yield HubTables(connection)
-    finally:
-        connection.close()
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """sqlite3 and OS errors as ours, at the call that meets them."""
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise _translate(error) from error
-
-
-def _translate(error: sqlite3.Error | OSError) -> StorageError:
-    text = str(error)
-    if "disk is full" in text or getattr(error, "errno", None) == 28:
-        return NoSpace("the hub's disk is full")
-    if "locked" in text or "busy" in text:
-        return StorageBusy("another process holds the hub's database")
-    return StorageFailed(f"the hub's database failed: {text:.200}")
-
-
-def _get_key(identity: Identity) -> tuple[str, str]:
-    return identity.device_id, identity.module_id or ""
+_SELECT_VIEW = (
+    f"SELECT {_IDENTITY}, i.twin, c.is_connected, c.changed_at, c.active_at FROM identities AS i"
+    " LEFT JOIN connections AS c ON c.device_id=i.device_id AND c.module_id=i.module_id"
+)
 
 
 def _get_columns(record: IdentityRecord) -> tuple[str | int | float | None, ...]:
     keys = (record.primary_key, record.secondary_key, record.etag)
-    return (
-        *_get_key(record.identity),
-        record.generation_id,
-        *keys,
-        record.is_enabled,
-        record.managed_by,
-        record.created_at,
-    )
+    tail = (int(record.is_enabled), record.managed_by, record.created_at)
+    return (*get_key(record.identity), record.generation_id, *keys, *tail)
 
 
 def _make_record(row: tuple[str, ...]) -> IdentityRecord:
@@ -364,13 +310,15 @@ def _make_record(row: tuple[str, ...]) -> IdentityRecord:
     return IdentityRecord(identity, row[2], row[3], row[4], row[5], bool(row[6]), row[7], float(row[8]))
 
 
+def _make_view(row: tuple[str, ...]) -> IdentityView:
+    is_connected, changed_at, active_at = row[10:]
+    facts = ConnectionFacts(bool(is_connected), changed_at, active_at)  # type: ignore[arg-type] # columns of floats
+    return IdentityView(_make_record(row), _decode(row[9]), facts)
+
+
 def _encode(twin: TwinDocument) -> bytes:
     return msgspec.json.encode(twin)
 
 
-def _to_text(value: object) -> str:
-    return msgspec.json.encode(value).decode("utf-8")
-
-
-def _to_bag(text: str) -> dict[str, str | None]:
-    return msgspec.json.decode(text, type=dict[str, str | None])
+def _decode(data: bytes | str) -> TwinDocument:
+    return msgspec.json.decode(data, type=TwinDocument)

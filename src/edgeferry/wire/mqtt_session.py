@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from edgeferry.errors import ProtocolViolated
@@ -66,11 +65,12 @@ def get_silence_limit_s(keepalive_s: int) -> float:
 class Session:
     """Subscriptions and unacknowledged deliveries of one identity.
 
-    A delivery is known by a `key` of the caller's (the row of a queue): its payload is not kept here.
+    A delivery is known by a `key` of the caller's (the row of a queue): its payload is not kept here. `inflight` holds
+    the packet id of each that was sent and not acknowledged; a session that goes on is made with both.
     """
 
     subscriptions: dict[str, int] = field(default_factory=dict)
-    _inflight: dict[Hashable, int] = field(default_factory=dict)
+    inflight: dict[int, int] = field(default_factory=dict)
     _last_id: int = 0
 
     def get_qos(self, topic: str) -> int | None:
@@ -81,33 +81,33 @@ class Session:
     @property
     def has_room(self) -> bool:
         """Whether another QoS 1 delivery may be sent before a PUBACK comes."""
-        return len(self._inflight) < INFLIGHT_MAX
+        return len(self.inflight) < INFLIGHT_MAX
 
-    def deliver(self, key: Hashable, message: Publish) -> Publish:
+    def deliver(self, key: int, message: Publish) -> Publish:
         """The packet to send at QoS 1; a key that was sent before keeps its packet id and carries DUP."""
-        if key in self._inflight:
-            return replace(message, qos=1, packet_id=self._inflight[key], dup=True)
-        self._inflight[key] = self._next_id()
-        return replace(message, qos=1, packet_id=self._inflight[key])
+        if key in self.inflight:
+            return replace(message, qos=1, packet_id=self.inflight[key], dup=True)
+        self.inflight[key] = self._next_id()
+        return replace(message, qos=1, packet_id=self.inflight[key])
 
-    def acknowledge(self, packet_id: int) -> Hashable | None:
+    def acknowledge(self, packet_id: int) -> int | None:
         """The key of the delivery that is done, None for an id that nothing waits for."""
-        for key, waiting in self._inflight.items():
+        for key, waiting in self.inflight.items():
             if waiting == packet_id:
-                del self._inflight[key]
+                del self.inflight[key]
                 return key
         return None
 
-    def forget(self, key: Hashable) -> None:
+    def forget(self, key: int) -> None:
         """Gives up a delivery (its time to live is over): its packet id is free again."""
-        self._inflight.pop(key, None)
+        self.inflight.pop(key, None)
 
-    def get_inflight(self) -> tuple[Hashable, ...]:
+    def get_inflight(self) -> tuple[int, ...]:
         """Keys that wait for a PUBACK, oldest first."""
-        return tuple(self._inflight)
+        return tuple(self.inflight)
 
     def _next_id(self) -> int:
-        taken = set(self._inflight.values())
+        taken = set(self.inflight.values())
         while True:
             self._last_id = self._last_id % 0xFFFF + 1
             if self._last_id not in taken:

@@ -1,0 +1,154 @@
+"""Devices and modules over the service REST: made, changed, shown, deleted.
+
+Rules:
+- PUT without If-Match creates, with it changes. The bulk call tells of each entry that failed; the others are done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgeferry.errors import EdgeferryError, RequestInvalid
+from edgeferry.hub.device_link import HubRooms
+from edgeferry.hub.http_answers import answer_identity, get_identity, get_if_match, get_limit, make_answer, read_body
+from edgeferry.hub.identity_records import make_record
+from edgeferry.storage.hub_tables import HubTables, IdentityView
+from edgeferry.twin.document import Json, parse_object
+from edgeferry.wire import service_api as api
+from edgeferry.wire.service_api import Identity, IdentityRecord
+
+BULK_MAX = 100  # devices in one call, as IoT Hub's
+
+
+async def list_devices(rooms: HubRooms, request: Request) -> Response:
+    """GET /devices"""
+    limit = get_limit(request.query_params.get("top"))
+    views = await rooms.db.read(lambda tables: tables.read_views(modules=False, after=None, limit=limit))
+    return _answer_list(views)
+
+
+async def list_modules(rooms: HubRooms, request: Request) -> Response:
+    """GET /devices/{d}/modules"""
+    device_id = get_identity(request).device_id
+
+    def work(tables: HubTables) -> list[IdentityView]:
+        tables.require_identity(Identity(device_id))
+        return tables.read_modules(device_id)
+
+    return _answer_list(await rooms.db.read(work))
+
+
+async def show_identity(rooms: HubRooms, request: Request) -> Response:
+    """GET /devices/{d}[/modules/{m}]"""
+    return answer_identity(await rooms.twins.read(get_identity(request)))
+
+
+async def put_identity(rooms: HubRooms, request: Request) -> Response:
+    """PUT /devices/{d}[/modules/{m}]: creates; with If-Match it changes."""
+    identity, body = get_identity(request), parse_object(await read_body(request))
+    if "if-match" in request.headers:
+        await _change(rooms, identity, body, get_if_match(request))
+    else:
+        await _add(rooms, identity, body)
+    return answer_identity(await rooms.twins.read(identity))
+
+
+async def delete_identity(rooms: HubRooms, request: Request) -> Response:
+    """DELETE /devices/{d}[/modules/{m}]"""
+    await rooms.registry.delete(get_identity(request), get_if_match(request))
+    return Response(status_code=204)
+
+
+async def write_many(rooms: HubRooms, request: Request) -> Response:
+    """POST /devices: many devices in one call, each entry with an `importMode`."""
+    errors: list[Json] = []
+    for entry in _parse_entries(await read_body(request)):
+        try:
+            await _write_entry(rooms, entry)
+        except EdgeferryError as error:
+            code = error.values.get("service_code") or "ArgumentInvalid"
+            errors.append({"deviceId": str(entry.get("id")), "errorCode": code, "errorStatus": error.message})
+    result = {"isSuccessful": not errors, "errors": errors, "warnings": []}
+    if not errors:
+        return make_answer(result)
+    return Response(msgspec.json.encode(result), 400, media_type="application/json; charset=utf-8")
+
+
+async def _write_entry(rooms: HubRooms, entry: Json) -> None:
+    identity = api.require_identity(str(entry.get("id")), entry.get("moduleId"))
+    etag = str(entry["eTag"]).strip('"') if entry.get("eTag") else None
+    mode = entry.get("importMode") or "createOrUpdate"
+    known = await rooms.db.read(lambda tables: tables.find_identity(identity)) is not None
+    if mode == "create" or (mode in ("createOrUpdate", "createOrUpdateIfMatchETag") and not known):
+        await _add(rooms, identity, entry)
+    elif mode in ("update", "createOrUpdate"):
+        await _change(rooms, identity, entry, None)
+    elif mode in ("updateIfMatchETag", "createOrUpdateIfMatchETag"):
+        await _change(rooms, identity, entry, etag)
+    elif mode in ("delete", "deleteIfMatchETag"):
+        await rooms.registry.delete(identity, etag if mode != "delete" else None)
+    else:
+        raise RequestInvalid(f"expected 'importMode' create, update, createOrUpdate or delete, found {mode!r:.80}")
+
+
+async def _add(rooms: HubRooms, identity: Identity, body: Json) -> None:
+    record = make_record(identity, rooms.clock(), keys=_parse_keys(body), managed_by=_parse_managed_by(body))
+    await rooms.registry.add(replace(record, is_enabled=_parse_status(body)))
+
+
+async def _change(rooms: HubRooms, identity: Identity, body: Json, if_match: str | None) -> None:
+    keys, is_enabled, managed_by = _parse_keys(body), _parse_status(body), _parse_managed_by(body)
+
+    def change(old: IdentityRecord) -> IdentityRecord:
+        primary, secondary = keys or old.keys
+        named = managed_by if identity.module_id and "managedBy" in body else old.managed_by
+        return replace(old, primary_key=primary, secondary_key=secondary, is_enabled=is_enabled, managed_by=named)
+
+    await rooms.registry.change(identity, if_match, change)
+
+
+def _answer_list(views: list[IdentityView]) -> Response:
+    return make_answer([api.make_identity_body(view.record, view.facts) for view in views])
+
+
+def _parse_entries(body: bytes) -> list[Json]:
+    try:
+        entries = msgspec.json.decode(body, type=list[dict[str, Any]])
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise RequestInvalid("expected a JSON list of devices") from error
+    if len(entries) > BULK_MAX:
+        raise RequestInvalid(f"expected at most {BULK_MAX} devices in one call, found {len(entries)}")
+    return entries
+
+
+def _parse_keys(body: Json) -> tuple[str, str] | None:
+    """The key pair that a caller wants, None to have one made; raises RequestInvalid."""
+    authentication = body.get("authentication") or {}
+    pair = (authentication.get("symmetricKey") or {}) if isinstance(authentication, dict) else None
+    if not isinstance(pair, dict):
+        raise RequestInvalid("expected 'authentication.symmetricKey' to be an object")
+    primary, secondary = pair.get("primaryKey"), pair.get("secondaryKey")
+    if primary is None and secondary is None:
+        return None
+    return api.require_key(primary), api.require_key(secondary)
+
+
+def _parse_managed_by(body: Json) -> str | None:
+    managed_by = body.get("managedBy")
+    if managed_by is not None and not (isinstance(managed_by, str) and len(managed_by) <= 128):
+        raise RequestInvalid("expected 'managedBy' to be a text of at most 128 characters")
+    if managed_by is not None and not managed_by.isprintable():
+        raise RequestInvalid("expected 'managedBy' without control characters")
+    return managed_by
+
+
+def _parse_status(body: Json) -> bool:
+    status = body.get("status") or "enabled"
+    if status not in ("enabled", "disabled"):
+        raise RequestInvalid(f"expected 'status' enabled or disabled, found {status!r:.40}")
+    return bool(status == "enabled")
