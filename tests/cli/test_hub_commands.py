@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from typing import Any
 
 import pytest
 
+from edgeferry.storage.hub_certificates import ensure_certificates
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import parse_connection_string
 from edgeferry.wire.iothub_topics import TWIN_RESPONSE_FILTER
+from fixtures_postgres import Postgres
 from polling import poll
 from raw_mqtt import RawClient
 
@@ -141,11 +144,85 @@ async def test_a_backup_taken_while_it_runs_starts_as_the_same_hub(tmp_path: Pat
         assert Path(hub.facts["ca_path"]).read_bytes() == authority
 
 
+async def test_every_command_works_on_a_database_and_a_hub_moves_there(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, url = tmp_path / "hub", postgres.make_database()
+    run("device", "add", "d", "--module", "m", data=data)
+    text = run("device", "connection-string", "d", "--module", "m", data=data)["connection_string"]
+    assert run("backup", url, data=data) == {"backup": "the database"}
+    monkeypatch.setenv("EDGEFERRY_HUB_DATABASE", url)
+    async with open_process(data) as hub, hub.open_client(text) as client:
+        assert run("device", "add", "e", "--module", "n", data=data) == {"added": ["e", "e/n"]}
+        await client.send(mqtt.Publish(EVENTS, b"1", 1, 1))
+        assert await client.receive() == mqtt.PubAck(1)
+        assert run("messages", data=data)["body"] == 1
+        assert run("device", "list", data=data)[1]["modules"] == ["n"]
+        run("device", "delete", "d", "--module", "m", data=data)
+        assert await client.receive() is None
+    run("backup", str(tmp_path / "back"), data=data)
+    monkeypatch.delenv("EDGEFERRY_HUB_DATABASE")
+    assert [one["device"] for one in run("device", "list", data=tmp_path / "back")] == ["d", "e"]
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://nobody:hidden@127.0.0.1:1/none", "mysql://u:hidden@h/d", "postgresql://u:hidden@h:port/d"]
+)
+def test_no_error_shows_what_stands_in_the_url_of_a_database(tmp_path: Path, url: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "run", "--data", tmp_path, "--database", url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2) and "database" in done.stderr and "hidden" not in done.stderr + done.stdout
+
+
+async def test_a_policys_connection_string_opens_the_service(tmp_path: Path) -> None:
+    async with open_process(tmp_path / "hub") as hub:
+        for policy in ("iothubowner", "service", "registryRead", "registryReadWrite"):
+            text = run("device", "connection-string", "--policy", policy, data=hub.data)["connection_string"]
+            assert parse_connection_string(text).shared_access_key_name == policy
+
+
+async def test_the_operators_certificate_is_what_clients_see(tmp_path: Path) -> None:
+    files = ensure_certificates(tmp_path / "own", ["hub.example", "localhost"], now=time.time())
+    words = ("--tls-chain", str(files.chain), "--tls-key", str(files.key), "--tls-authority", str(files.authority))
+    data = tmp_path / "hub"
+    run("device", "add", "d", "--module", "m", data=data)
+    text = run("device", "connection-string", "d", "--module", "m", data=data)["connection_string"]
+    async with open_process(data, "--host-name", "hub.example", *words) as hub:
+        assert Path(hub.facts["ca_path"]) == files.authority
+        async with hub.open_client(text):
+            pass
+        assert not (data / "tls").exists()
+    assert "other.example" in run("run", "--host-name", "other.example", *words, data=data, code=2)
+    assert "go together" in run("run", *words[:2], data=data, code=2)
+
+
+async def test_routes_come_from_a_deployment_manifest(tmp_path: Path) -> None:
+    routes = {"r": {"route": "FROM /messages/* WHERE colour = 'red' INTO $upstream", "timeToLiveSecs": 60}}
+    manifest = {"content": {"modulesContent": {"$edgeHub": {"properties.desired": {"routes": routes}}}}}
+    path = tmp_path / "deployment.json"
+    path.write_text(json.dumps(manifest))
+    data = tmp_path / "hub"
+    run("device", "add", "d", "--module", "m", data=data)
+    text = run("device", "connection-string", "d", "--module", "m", data=data)["connection_string"]
+    async with open_process(data, "--deployment", str(path)) as hub, hub.open_client(text) as client:
+        for number, colour in enumerate(("blue", "red"), 1):
+            await client.send(mqtt.Publish(f"{EVENTS}colour={colour}", b"%d" % number, 1, number))
+            assert await client.receive() == mqtt.PubAck(number)
+        assert run("messages", data=data)["body"] == 2
+    path.write_text('{"modulesContent": {"$edgeHub": {"properties.desired": {"routes": {"r": "FROM nowhere"}}}}}')
+    assert "nowhere" in run("run", "--deployment", str(path), data=data, code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (("run", "--route", "FROM nowhere INTO $upstream"), 2, "config_invalid"),
-        (("run", "--route", "FROM /messages/* WHERE x = 1 INTO $upstream"), 2, "WHERE"),
+        (("run", "--route", "FROM /messages/* WHERE x = 1 INTO $upstream"), 2, "condition"),
         (("run", "--listen", "203.0.113.7", "--mqtt-port", "0"), 2, "cannot listen"),
         (("run", "--workload-device", "d"), 2, "go together"),
         (("device", "list"), 2, "no hub"),

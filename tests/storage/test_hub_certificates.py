@@ -9,7 +9,12 @@ import pytest
 from cryptography import x509
 
 from edgeferry.errors import ConfigInvalid, StorageFailed
-from edgeferry.storage.hub_certificates import ensure_certificates
+from edgeferry.storage.hub_certificates import (
+    CertificateFiles,
+    ensure_certificates,
+    require_operator_files,
+    share_authority,
+)
 
 NOW = time.time()
 YEAR_S = 365 * 86400.0
@@ -59,3 +64,48 @@ def test_half_written_files_and_bad_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b" / "server.pem").write_bytes(b"rubbish")
     with pytest.raises(StorageFailed):
         ensure_certificates(tmp_path / "b", ["localhost"], now=NOW)
+
+
+def test_hubs_of_one_fleet_share_the_authority_of_the_first(tmp_path: Path) -> None:
+    shared = share_authority(tmp_path / "one", None, now=NOW)
+    assert share_authority(tmp_path / "one", None, now=NOW) == shared
+    assert share_authority(tmp_path / "two", shared, now=NOW) == shared
+    assert (tmp_path / "two" / "ca.key").stat().st_mode & 0o777 == 0o600
+    files = ensure_certificates(tmp_path / "two", ["localhost"], now=NOW)
+    assert files.authority.read_bytes() == (tmp_path / "one" / "ca.pem").read_bytes()
+    share_authority(tmp_path / "other", None, now=NOW)
+    with pytest.raises(StorageFailed, match="not the fleet's"):
+        share_authority(tmp_path / "other", shared, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "found"),
+    [
+        (["hub.example"], ["hub.example"], None),
+        (["hub.example"], ["HUB.example"], None),
+        (["*.example"], ["hub.example"], None),
+        (["*.example"], ["a.hub.example"], "not for a.hub.example"),
+        (["hub.example"], ["hub.example", "10.0.0.7"], "not for 10.0.0.7"),
+        (["10.0.0.7"], ["10.0.0.7"], None),
+    ],
+)
+def test_the_operators_certificate_must_be_for_every_name_of_the_hub(
+    tmp_path: Path, names: list[str], asked: list[str], found: str | None
+) -> None:
+    files = ensure_certificates(tmp_path, names, now=NOW)
+    if found is None:
+        assert require_operator_files(files, asked, now=NOW) == files
+    else:
+        with pytest.raises(ConfigInvalid, match=found):
+            require_operator_files(files, asked, now=NOW)
+
+
+def test_an_operators_certificate_that_is_over_or_has_another_key_is_refused(tmp_path: Path) -> None:
+    files = ensure_certificates(tmp_path / "a", ["localhost"], now=NOW)
+    other = ensure_certificates(tmp_path / "b", ["localhost"], now=NOW)
+    with pytest.raises(ConfigInvalid, match="ended on"):
+        require_operator_files(files, ["localhost"], now=NOW + 10 * 365 * 86400)
+    with pytest.raises(ConfigInvalid, match="the key that belongs"):
+        require_operator_files(CertificateFiles(files.authority, files.chain, other.key), ["localhost"], now=NOW)
+    with pytest.raises(ConfigInvalid, match="PEM"):
+        require_operator_files(CertificateFiles(files.authority, files.key, files.chain), ["localhost"], now=NOW)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
-import time
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from starlette.applications import Starlette
 
-from edgeferry.errors import StorageError
+from edgeferry.app.hub_settings import HubSettings, make_connection_string, make_service_connection_string
+from edgeferry.errors import ConfigInvalid, StorageError
 from edgeferry.hub.bus import run_bus
 from edgeferry.hub.configurations import Configurations
 from edgeferry.hub.device_link import HubRooms
@@ -31,69 +31,32 @@ from edgeferry.hub.mqtt_front import make_tls_context, open_mqtt_front
 from edgeferry.hub.policies import OWNER_POLICY, PolicyKeys, ensure_policy_keys
 from edgeferry.hub.presence import Presence
 from edgeferry.hub.registry import Registry
-from edgeferry.hub.routes import DEFAULT_TIME_TO_LIVE_S, Router
+from edgeferry.hub.routes import DeviceRoutes, Router, find_edge_hub_routes
 from edgeferry.hub.twins import Twins
 from edgeferry.hub.upkeep import run_upkeep
 from edgeferry.hub.workload import WorkloadApi
 from edgeferry.storage.files import make_folder, open_folder_lock, read_bounded
-from edgeferry.storage.hub_certificates import CertificateFiles, ensure_certificates
+from edgeferry.storage.hub_certificates import (
+    CertificateFiles,
+    ensure_certificates,
+    require_operator_files,
+    share_authority,
+)
 from edgeferry.storage.hub_db import HubDb, open_hub_db
 from edgeferry.storage.hub_queues import UpstreamMessage
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.transport.http_server import ServerLimits, listen_on_address, listen_on_path, open_http_server
-from edgeferry.twin.document import make_twin
-from edgeferry.twin.routes import parse_route
+from edgeferry.twin.configuration import EDGE_HUB, make_desired, parse_content
+from edgeferry.twin.document import make_twin, parse_object
+from edgeferry.twin.routes import NamedRoute, parse_route, parse_routes
 from edgeferry.wire.file_signatures import FILES_PREFIX, SERVICE_POLICY, make_file_query
-from edgeferry.wire.iothub_auth import ConnectionString
-from edgeferry.wire.service_api import Identity, IdentityRecord, require_identity
+from edgeferry.wire.service_api import Identity, require_identity
 
-DEFAULT_MQTT_PORT, DEFAULT_HTTPS_PORT = 8883, 8443
 HTTP_LIMITS = ServerLimits(connections=2000, stop_patience_s=5)  # a fleet fetches at once, over links that take hours
-DEFAULT_ROUTES = ("FROM /messages/* INTO $upstream",)
 HOST_NAME_SETTING, HTTPS_PORT_SETTING = "hub.host_name", "hub.https_port"
-
-
-@dataclass(frozen=True, slots=True)
-class HubSettings:
-    """How a hub runs.
-
-    Attributes:
-        data: the folder that holds everything it keeps.
-    database_url: a PostgreSQL database that holds its state instead, for several hubs that serve one fleet.
-        listen: address of all doors; MQTT and HTTPS ports, 0 for any free one.
-        host_names: names and addresses for the certificate beside localhost; the first is the hub's name.
-        files: folder published below `/files/`; `http_files_port` serves it in the clear too, on loopback only.
-        workload_socket, workload_device: the workload API, for one device.
-        routes: as in a deployment manifest; time to live of queued messages in seconds.
-        mqtt_tls: False for plain TCP in benches.
-    """
-
-    data: Path
-    database_url: str | None = field(default=None, repr=False, kw_only=True)
-    listen: str = "127.0.0.1"
-    mqtt_port: int = DEFAULT_MQTT_PORT
-    https_port: int = DEFAULT_HTTPS_PORT
-    host_names: tuple[str, ...] = ()
-    files: Path | None = None
-    http_files_port: int | None = None
-    workload_socket: Path | None = None
-    workload_device: str | None = None
-    routes: tuple[str, ...] = DEFAULT_ROUTES
-    time_to_live_s: float = DEFAULT_TIME_TO_LIVE_S
-    mqtt_tls: bool = True
-    clock: Callable[[], float] = field(default=time.time, repr=False)
-
-    @property
-    def host_name(self) -> str:
-        """The name that connection strings carry."""
-        return self.host_names[0] if self.host_names else "localhost"
-
-    @property
-    def certificate_names(self) -> list[str]:
-        """Every name and address that clients may use."""
-        usual = ("localhost", "127.0.0.1", "::1", socket.gethostname())
-        bound = () if self.listen in ("0.0.0.0", "::") else (self.listen,)  # noqa: S104 - compared, not bound
-        return list(dict.fromkeys((*self.host_names, *usual, *bound)))
+AUTHORITY_SETTINGS = "tls.ca.pem", "tls.ca.key"
+MANIFEST_MAX_BYTES = 1024 * 1024
+CERTIFICATE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +110,13 @@ class RunningHub:
         return make_connection_string(self.settings.host_name, record)
 
 
-def make_connection_string(host_name: str, record: IdentityRecord) -> str:
-    """The connection string of a device or a module."""
-    device_id, module_id = record.identity
-    return str(ConnectionString(host_name, record.primary_key, device_id, module_id))
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """By what clients know the hub, and by what it knows them."""
 
-
-def make_service_connection_string(host_name: str, https_port: int, key: str, policy: str = SERVICE_POLICY) -> str:
-    """The connection string of a policy; its host carries the port."""
-    host = host_name if https_port == 443 else f"{host_name}:{https_port}"
-    return str(ConnectionString(host, key, shared_access_key_name=policy))
+    files: CertificateFiles
+    tls: ssl.SSLContext
+    policies: PolicyKeys
 
 
 def ensure_device(tables: HubTables, device_id: str, now: float) -> None:
@@ -177,22 +137,21 @@ async def open_hub(settings: HubSettings) -> AsyncIterator[RunningHub]:
     async with AsyncExitStack() as stack:
         await asyncio.to_thread(make_folder, settings.data, mode=0o700)
         stack.enter_context(open_folder_lock(settings.data))
-        files = await asyncio.to_thread(
-            ensure_certificates, settings.data / "tls", settings.certificate_names, now=settings.clock()
-        )
         db = await stack.enter_async_context(open_hub_db(settings.data, settings.database_url))
         rooms = make_rooms(settings, db)
         policies = await db.write(lambda tables: _begin(tables, settings.clock()))
         stack.push_async_callback(_end, rooms)
         await rooms.presence.beat()
+        files = await _prepare_certificates(settings, db)
         tls = make_tls_context(str(files.chain), str(files.key))
         mqtt_tls = tls if settings.mqtt_tls else None
         mqtt_port = await stack.enter_async_context(
             open_mqtt_front(rooms, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
         )
-        https_port, http_files_port = await _open_http_doors(stack, settings, rooms, files, policies)
+        https_port, http_files_port = await _open_http_doors(stack, settings, rooms, _Trust(files, tls, policies))
         await db.write(lambda tables: _remember_address(tables, settings.host_name, https_port))
-        for work, name in ((run_bus(rooms), "hub bus"), (run_upkeep(rooms), "hub upkeep")):
+        watch = _watch_certificate(tls, files)
+        for work, name in ((run_bus(rooms), "bus"), (run_upkeep(rooms), "upkeep"), (watch, "certificate")):
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(_tell_defect)
             stack.callback(task.cancel)
@@ -203,8 +162,6 @@ def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
     """The rooms of a hub process over an open database; raises ConfigInvalid for a bad route."""
     clock, hub_id = settings.clock, secrets.token_hex(4)
     presence = Presence(hub_id, db, clock)
-    routes = [parse_route(text) for text in settings.routes]
-    router = Router(db, clock, routes=routes, time_to_live_s=settings.time_to_live_s)
     return HubRooms(
         hub_id=hub_id,
         db=db,
@@ -213,16 +170,35 @@ def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
         twins=Twins(db, clock),
         configurations=Configurations(db, clock),
         methods=Methods(hub_id, db, presence),
-        router=router,
+        router=Router(db, clock, routes=make_routes(settings)),
         clock=clock,
     )
 
 
+def make_routes(settings: HubSettings) -> DeviceRoutes:
+    """The routes of devices that have none of their own.
+
+    Raises:
+        ConfigInvalid: a route cannot be read, or the manifest has none.
+    """
+    if settings.deployment is None:
+        named = [NamedRoute(f"route{number}", parse_route(text)) for number, text in enumerate(settings.routes, 1)]
+        return DeviceRoutes(tuple(named), settings.time_to_live_s)
+    manifest = parse_object(read_bounded(settings.deployment, MANIFEST_MAX_BYTES), limit_bytes=MANIFEST_MAX_BYTES)
+    content = parse_content(manifest.get("content", manifest))
+    desired = make_desired({}, [content.modules.get(EDGE_HUB, {})])
+    if not isinstance(desired.get("routes"), dict):
+        raise ConfigInvalid(f"expected routes at $edgeHub in {settings.deployment}")
+    parse_routes(desired["routes"])  # at the start a route that cannot be read is refused, not left out
+    routes = find_edge_hub_routes(desired)
+    return routes or DeviceRoutes((), settings.time_to_live_s)
+
+
 async def _open_http_doors(
-    stack: AsyncExitStack, settings: HubSettings, rooms: HubRooms, files: CertificateFiles, policies: PolicyKeys
+    stack: AsyncExitStack, settings: HubSettings, rooms: HubRooms, trust: _Trust
 ) -> tuple[int, int | None]:
     """Opens HTTPS, plain files and the workload socket; returns the ports of the first two."""
-    tls = make_tls_context(str(files.chain), str(files.key))
+    files, tls, policies = trust.files, trust.tls, trust.policies
     file_routes = (
         FileDoor(settings.files, policies.keys[SERVICE_POLICY], settings.clock).make_routes() if settings.files else []
     )
@@ -248,6 +224,41 @@ def _tell_defect(task: asyncio.Task[None]) -> None:
     """A background task ends with the hub; one that ends before, by a defect, must not do so silently."""
     if not task.cancelled() and (error := task.exception()) is not None:
         structlog.get_logger(__name__).error("a background task of the hub ended", task=task.get_name(), exc_info=error)
+
+
+async def _prepare_certificates(settings: HubSettings, db: HubDb) -> CertificateFiles:
+    """The operator's certificates, checked, or our own, made; hubs that share a store share their authority."""
+    folder, now = settings.data / "tls", settings.clock()
+    if settings.tls_chain is not None and settings.tls_key is not None:
+        authority = settings.tls_authority or settings.tls_chain
+        given = CertificateFiles(authority, settings.tls_chain, settings.tls_key)
+        names = settings.host_names or (settings.host_name,)
+        return await asyncio.to_thread(require_operator_files, given, names, now=now)
+    if settings.database_url is not None:
+        await db.write(lambda tables: _share_authority(tables, folder, now))
+    return await asyncio.to_thread(ensure_certificates, folder, settings.certificate_names, now=now)
+
+
+def _share_authority(tables: HubTables, folder: Path, now: float) -> None:
+    """Runs in the one writing transaction at a time: of hubs that start together, the first one's authority counts."""
+    certificate, key = (tables.find_setting(name) for name in AUTHORITY_SETTINGS)
+    shared = (certificate, key) if certificate and key else None
+    for name, pem in zip(AUTHORITY_SETTINGS, share_authority(folder, shared, now=now), strict=True):
+        tables.write_setting(name, pem)
+
+
+async def _watch_certificate(tls: ssl.SSLContext, files: CertificateFiles) -> None:
+    """Takes a renewed certificate for the connections that come, as soon as both its files are good."""
+    seen = files.chain.stat().st_mtime_ns
+    while True:
+        await asyncio.sleep(CERTIFICATE_EVERY_S)
+        try:
+            now = files.chain.stat().st_mtime_ns
+            if now != seen:
+                tls.load_cert_chain(files.chain, files.key)
+                seen = now
+        except (OSError, ssl.SSLError) as error:
+            structlog.get_logger(__name__).warning("the new certificate cannot be used yet", reason=str(error))
 
 
 def _begin(tables: HubTables, now: float) -> PolicyKeys:

@@ -15,14 +15,8 @@ from typing import Any
 
 import msgspec
 
-from edgeferry.app.hub import (
-    DEFAULT_HTTPS_PORT,
-    HOST_NAME_SETTING,
-    HTTPS_PORT_SETTING,
-    ensure_device,
-    make_connection_string,
-    make_service_connection_string,
-)
+from edgeferry.app.hub import HOST_NAME_SETTING, HTTPS_PORT_SETTING, ensure_device
+from edgeferry.app.hub_settings import DEFAULT_HTTPS_PORT, make_connection_string, make_service_connection_string
 from edgeferry.errors import Conflict, StorageFailed
 from edgeferry.hub.configurations import apply_to_device
 from edgeferry.hub.identity_records import make_record

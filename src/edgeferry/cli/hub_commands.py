@@ -20,7 +20,8 @@ import click
 import msgspec
 
 from edgeferry.app import hub_admin
-from edgeferry.app.hub import DEFAULT_HTTPS_PORT, DEFAULT_MQTT_PORT, DEFAULT_ROUTES, HubSettings, RunningHub, open_hub
+from edgeferry.app.hub import RunningHub, open_hub
+from edgeferry.app.hub_settings import DEFAULT_HTTPS_PORT, DEFAULT_MQTT_PORT, DEFAULT_ROUTES, HubSettings
 from edgeferry.app.logging import configure_logging
 from edgeferry.cli.exit_codes import ends_with_exit_code
 from edgeferry.errors import ConfigInvalid
@@ -32,6 +33,7 @@ from edgeferry.wire.file_signatures import SERVICE_POLICY
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 _PORT = click.IntRange(0, 65535)
 
 
@@ -85,6 +87,15 @@ def hub_group() -> None:
     "--time-to-live", "time_to_live_s", type=click.FloatRange(1), default=7200.0, show_default=True, help="Seconds."
 )
 @click.option(
+    "--deployment",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Deployment manifest; its $edgeHub gives routes and time to live instead of the two options above.",
+)
+@click.option("--tls-chain", type=_FILE, help="The operator's certificate and chain (PEM) instead of the hub's own.")
+@click.option("--tls-key", type=_FILE, help="Its key (PEM).")
+@click.option("--tls-authority", type=_FILE, help="What devices trust then (PEM). Default: the chain.")
+@click.option("--metrics-port", type=_PORT, help="Serve /metrics for Prometheus, on loopback.")
+@click.option(
     "--workload-socket", type=click.Path(path_type=Path), help="Serve the IoT Edge workload API at this path."
 )
 @click.option("--workload-device", help="The device that the workload API stands for.")
@@ -99,6 +110,10 @@ def run(ready_file: Path | None, log_level: str, as_json: bool, **options: Any) 
     configure_logging(as_json=as_json, level=log_level)
     if (options["workload_socket"] is None) != (options["workload_device"] is None):
         raise ConfigInvalid("--workload-socket and --workload-device go together")
+    if (options["tls_chain"] is None) != (options["tls_key"] is None):
+        raise ConfigInvalid("--tls-chain and --tls-key go together")
+    if options["deployment"] is not None and options["routes"]:
+        raise ConfigInvalid("routes come from --route or from --deployment, not from both")
     options["routes"] = options["routes"] or DEFAULT_ROUTES
     asyncio.run(_run_hub(HubSettings(**options), ready_file, as_json=as_json))
 

@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -24,7 +24,7 @@ from edgeferry.storage.hub_queues import QueuedMessage, UpstreamMessage
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.configuration import EDGE_HUB
 from edgeferry.twin.document import Json
-from edgeferry.twin.routes import NamedRoute, Route, RoutedMessage, parse_routes
+from edgeferry.twin.routes import NamedRoute, RoutedMessage, parse_routes
 from edgeferry.wire.iothub_topics import FROM_DEVICE_KEY, FROM_MODULE_KEY, OUTPUT_KEY, Telemetry, encode_bag
 from edgeferry.wire.service_api import Identity
 
@@ -34,20 +34,18 @@ _log = structlog.get_logger(__name__)
 
 
 class Router:
-    """Takes messages in. `clock` gives Unix seconds."""
+    """Takes messages in. `routes` are for devices without a deployment of their own; `clock` gives Unix seconds."""
 
     def __init__(
         self,
         db: HubDb,
         clock: Callable[[], float],
         *,
-        routes: Sequence[Route],
-        time_to_live_s: float = DEFAULT_TIME_TO_LIVE_S,
+        routes: DeviceRoutes,
     ) -> None:
         self._db = db
         self._clock = clock
-        named = [NamedRoute(f"route{number}", route) for number, route in enumerate(routes, 1)]
-        self._own = DeviceRoutes(tuple(named), time_to_live_s)
+        self._own = routes
 
     async def accept(self, sender: Identity, telemetry: Telemetry, payload: bytes) -> None:
         """Stores a message wherever a route sends it, once for each sink, and rings the receivers.
@@ -95,9 +93,14 @@ class DeviceRoutes:
 def find_device_routes(tables: HubTables, device_id: str) -> DeviceRoutes | None:
     """The routes of the device's own deployment (the desired properties of `$edgeHub`), None when it has none."""
     twin = tables.find_twin(Identity(device_id, EDGE_HUB))
-    if twin is None or not isinstance(section := twin.desired.body.get("routes"), dict):
+    return find_edge_hub_routes(twin.desired.body) if twin is not None else None
+
+
+def find_edge_hub_routes(desired: Json) -> DeviceRoutes | None:
+    """The routes in the desired properties of an `$edgeHub`, None when they name none."""
+    if not isinstance(section := desired.get("routes"), dict):
         return None
-    storing = twin.desired.body.get("storeAndForwardConfiguration")
+    storing = desired.get("storeAndForwardConfiguration")
     lives_s = storing.get("timeToLiveSecs") if isinstance(storing, dict) else None
     if isinstance(lives_s, bool) or not isinstance(lives_s, int | float) or lives_s <= 0:
         lives_s = DEFAULT_TIME_TO_LIVE_S

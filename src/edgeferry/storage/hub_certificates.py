@@ -1,16 +1,20 @@
-"""The hub's own certificate authority and server certificate, made at the first start and kept in its folder.
+"""The hub's own certificate authority and server certificate, made at the first start and kept in its folder; or the
+operator's, checked.
 
-TLS contexts are built where sockets are; this file makes and keeps PEM files.
+TLS contexts are built where sockets are; this file makes, keeps and checks PEM files.
 
 Rules:
 - EC P-256. The authority lives 20 years; the server certificate is made anew when it lacks a name or has 90 days left.
 - Keys are 0600. The authority's certificate (`ca.pem`) is what devices trust: it is never replaced.
 - Certificates are valid from a month ago: clocks of devices are late more often than early.
+- Hubs that serve one fleet have one authority: the first one shares it through their database, the others take it.
+- The operator's files are never written, and refused at the start when no client could accept them.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -64,6 +68,62 @@ def ensure_certificates(folder: Path, names: Sequence[str], *, now: float) -> Ce
     if leaf is None or not _is_good(leaf.certificate, authority.certificate, wanted, today):
         _write_leaf(files, authority, wanted, today)
     return files
+
+
+def share_authority(folder: Path, shared: tuple[str, str] | None, *, now: float) -> tuple[str, str]:
+    """One authority for all hubs of a fleet: takes the `shared` one (certificate and key, PEM) into `folder`; with None
+    returns the folder's own, made when missing.
+
+    Raises:
+        StorageFailed: the folder has another authority, which devices may trust.
+    """
+    make_folder(folder, mode=0o700)
+    paths = folder / "ca.pem", folder / "ca.key"
+    if shared is None and _read_pair(*paths) is None:
+        _write_authority(folder, datetime.fromtimestamp(now, UTC))
+    if shared is not None and not paths[0].exists():
+        write_atomically(paths[1], shared[1].encode("ascii"), mode=0o600)
+        write_atomically(paths[0], shared[0].encode("ascii"))
+    own = read_bounded(paths[0], PEM_MAX_BYTES).decode("ascii"), read_bounded(paths[1], PEM_MAX_BYTES).decode("ascii")
+    if shared is not None and own != shared:
+        raise StorageFailed(f"the authority in {folder} is not the fleet's: move that folder away to take the fleet's")
+    return own
+
+
+def require_operator_files(files: CertificateFiles, names: Sequence[str], *, now: float) -> CertificateFiles:
+    """The operator's own certificate, chain and key, checked.
+
+    Raises:
+        ConfigInvalid: not PEM, not a pair, over, or not for one of `names`; the message says which.
+        StorageFailed: a file cannot be read.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.chain, files.key, password="")
+        leaf = x509.load_pem_x509_certificates(read_bounded(files.chain, PEM_MAX_BYTES))[0]
+        x509.load_pem_x509_certificates(read_bounded(files.authority, PEM_MAX_BYTES))
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise ConfigInvalid("expected the operator's certificates as PEM, and the key that belongs to them") from error
+    if leaf.not_valid_after_utc <= datetime.fromtimestamp(now, UTC):
+        raise ConfigInvalid(f"the certificate in {files.chain} ended on {leaf.not_valid_after_utc:%Y-%m-%d}")
+    missing = [name for name in names if not _covers(leaf, _make_name(name))]
+    if missing:
+        raise ConfigInvalid(
+            f"the certificate in {files.chain} is not for {', '.join(missing)}: no client would accept it"
+        )
+    return files
+
+
+def _covers(leaf: x509.Certificate, name: x509.GeneralName) -> bool:
+    """Whether a certificate names a host or address, a wildcard of the host's own domain included (RFC 6125)."""
+    try:
+        present = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
+    if not isinstance(name, x509.DNSName):
+        return name in present
+    host = name.value.lower()
+    known = [one.lower() for one in present.get_values_for_type(x509.DNSName)]
+    return host in known or f"*.{host.partition('.')[2]}" in known
 
 
 def _write_authority(folder: Path, today: datetime) -> _Pair:

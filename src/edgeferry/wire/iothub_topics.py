@@ -126,6 +126,8 @@ def parse_uplink(topic: str, *, device_id: str, module_id: str | None) -> Uplink
         return MethodAnswer(_require_rid(query), _require_number(status, signed=True))
     if topic == events[:-1] or topic.startswith(events):
         bag = decode_bag(topic[len(events) :])
+        if not (bag.get(OUTPUT_KEY) or "x").isprintable():
+            raise ProtocolViolated("the name of an output holds control characters")
         return Telemetry(bag.get(OUTPUT_KEY) or None, bag)
     raise ProtocolViolated(f"no such topic to publish to: {topic!r:.120}")
 
