@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgeferry.errors import HubRefused, LimitExceeded, ProtocolViolated
@@ -111,10 +111,10 @@ def make_answers(module: str | None) -> list[mqtt.Packet]:
 
 TALKS = {module: make_talk(module) for module in (None, MODULE)}
 ANSWERS = make_answers(MODULE)
-CONNECTS = {module: mqtt.encode(make_connect(module)) for module in (None, MODULE)}
+CONNECTS = {module: make_connect(module) for module in (None, MODULE)}
 PIECES = {module: [mqtt.encode(packet) for packet in talk] for module, talk in TALKS.items()}
 ANSWER_PIECES = [mqtt.encode(packet) for packet in ANSWERS]
-ALL_PIECES = [WILL, *CONNECTS.values(), *PIECES[None], *PIECES[MODULE], *ANSWER_PIECES]
+ALL_PIECES = [WILL, *map(mqtt.encode, CONNECTS.values()), *PIECES[None], *PIECES[MODULE], *ANSWER_PIECES]
 
 
 # --- breaking them ----------------------------------------------------------------------------------------------------
@@ -190,27 +190,32 @@ def mutate_packet(packet: mqtt.Packet, dice: random.Random) -> bytes:
     return mqtt.encode(packet)
 
 
-def make_stream(dice: random.Random, *, connect: Callable[[str | None], mqtt.Connect] | None = None) -> bytes:
-    """A short stream: mostly a CONNECT and some of its talk, then broken, spliced, or mixed with raw random."""
-    module = MODULE if dice.random() < 0.5 else None
-    kind = dice.random()
-    if kind < 0.05:
-        return dice.randbytes(int(dice.random() * 120))
-    head = b"" if kind < 0.15 else mqtt.encode(connect(module)) if connect else CONNECTS[module]
-    if kind > 0.9:
-        head = mutate_packet(make_connect(module) if connect is None else connect(module), dice)
+def make_body(dice: random.Random, module: str | None) -> bytes:
+    """Some packets that may follow a CONNECT; mostly one of them is broken, spliced with another, or out of place."""
     pieces = PIECES[module] if dice.random() < 0.8 else ALL_PIECES
-    body = [dice.choice(pieces) for _ in range(1 + int(dice.random() * 4))]
-    if kind < 0.3:
+    body, kind = [dice.choice(pieces) for _ in range(1 + int(dice.random() * 4))], dice.random()
+    if kind < 0.2:
         body.append(mutate_packet(dice.choice(TALKS[module]), dice))
-    elif kind < 0.7:
+    elif kind < 0.6:
         body[-1] = mutate_bytes(body[-1], dice)
-    elif kind < 0.75:
+    elif kind < 0.65:
         other = dice.choice(ALL_PIECES)
         body[-1] = body[-1][: int(dice.random() * len(body[-1]))] + other[int(dice.random() * len(other)) :]
-    elif kind < 0.85:
-        return mutate_bytes(head + b"".join(body), dice)
-    return head + b"".join(body)
+    return b"".join(body)
+
+
+def make_stream(dice: random.Random, connects: Mapping[str | None, mqtt.Connect] = CONNECTS) -> bytes:
+    """A short stream: mostly a CONNECT and what follows it, broken somewhere; at times raw random."""
+    module, kind = MODULE if dice.random() < 0.5 else None, dice.random()
+    if kind < 0.05:
+        return dice.randbytes(int(dice.random() * 120))
+    body = make_body(dice, module)
+    if kind < 0.12:
+        return body
+    if kind < 0.25:
+        return mutate_packet(connects[module], dice) + body
+    stream = mqtt.encode(connects[module]) + body
+    return mutate_bytes(stream, dice) if kind < 0.35 else stream
 
 
 def cut(stream: bytes, dice: random.Random) -> list[bytes]:
@@ -251,9 +256,11 @@ def decode(chunks: Iterable[bytes], limit_bytes: int = KNOWN_MAX_BYTES) -> Outco
     return Outcome(tuple(packets), None, False, decoder.buffered_bytes)
 
 
-def read_as_hub(chunks: Iterable[bytes]) -> Outcome:
+def read_as_hub(
+    chunks: Iterable[bytes], *, unknown_max_bytes: int = UNKNOWN_MAX_BYTES, known_max_bytes: int = KNOWN_MAX_BYTES
+) -> Outcome:
     """Decoder, order, then names, tokens and topics, as the hub does it."""
-    decoder, order, link = mqtt.PacketDecoder(UNKNOWN_MAX_BYTES), Connection(0.0), _Link()
+    decoder, order, link = mqtt.PacketDecoder(unknown_max_bytes), Connection(0.0), _Link()
     done: list[mqtt.Packet] = []
     try:
         for number, chunk in enumerate(chunks):
@@ -265,7 +272,7 @@ def read_as_hub(chunks: Iterable[bytes]) -> Outcome:
                 done.append(packet)
                 if isinstance(packet, mqtt.Disconnect):
                     return Outcome(tuple(done), None, is_over=True)
-            decoder.limit_bytes = KNOWN_MAX_BYTES if link.identity else UNKNOWN_MAX_BYTES
+            decoder.limit_bytes = known_max_bytes if link.identity else unknown_max_bytes
         assert order.get_deadline() > order.heard_at
     except OWN_ERRORS as error:
         return Outcome(tuple(done), error, is_over=True)
