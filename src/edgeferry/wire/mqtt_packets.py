@@ -135,7 +135,7 @@ class PacketDecoder:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Packet]:
-        """Takes bytes, returns the packets that they complete.
+        """Takes bytes, returns the packets that they complete; none of them when it raises.
 
         Raises:
             ProtocolViolated: the bytes are not MQTT 3.1.1, or QoS 2.
