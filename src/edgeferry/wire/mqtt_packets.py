@@ -6,6 +6,8 @@ Rules:
 - A decoder never holds more than one unfinished packet of at most `limit_bytes` beside what was just fed to it; a
   longer one is refused when its header arrives, before its body does.
 - Whatever arrives becomes packets or raises ProtocolViolated or LimitExceeded; then the connection is to be closed.
+- A packet in memory is no larger than on the wire: lists of filters and codes, whose items cost 20 times their bytes,
+  are bounded.
 - QoS 2 has no packets here: IoT Hub closes the connection on it.
 
 Source: MQTT 3.1.1 (OASIS Standard, 29 October 2014), section 3; numbers in brackets are its normative statements.
@@ -20,6 +22,7 @@ from edgeferry.errors import LimitExceeded, ProtocolViolated
 
 PACKET_MAX_BYTES = 256 * 1024 + 64 * 1024  # a message of 256 KB (IoT Hub) and the longest topic
 STRING_MAX_BYTES = 65_535  # [MQTT-1.5.3]
+FILTERS_READ_MAX = 100  # IoT Hub takes 5 in one SUBSCRIBE and keeps 50
 LENGTH_MAX_BYTES = 4  # bytes of the remaining length [MQTT-2.2.3]
 
 CONNACK_ACCEPTED, CONNACK_WRONG_LEVEL, CONNACK_WRONG_ID, CONNACK_NOT_AUTHORISED = 0, 1, 2, 5
@@ -132,11 +135,11 @@ class PacketDecoder:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Packet]:
-        """Takes bytes, returns the packets that they complete.
+        """Takes bytes, returns the packets that they complete; none of them when it raises.
 
         Raises:
             ProtocolViolated: the bytes are not MQTT 3.1.1, or QoS 2.
-            LimitExceeded: a packet is longer than `limit_bytes`.
+            LimitExceeded: a packet is longer than `limit_bytes`, or names too many filters.
         """
         self._buffer += data
         packets: list[Packet] = []
@@ -214,6 +217,7 @@ def decode_body(head: int, body: bytes) -> Packet:
 
     Raises:
         ProtocolViolated: it does not follow the standard.
+        LimitExceeded: it names more filters or codes than are read.
     """
     kind, flags = head >> 4, head & 0x0F
     if kind == 3:
@@ -306,13 +310,16 @@ def _read_subscribe(reader: _Reader) -> Subscribe:
         if qos > 2:
             raise ProtocolViolated(f"expected a QoS of 0, 1 or 2, found {qos} [MQTT-3.8.3-4]")
         filters.append((name, qos))
+        _require_few(len(filters))
     if not filters:
         raise ProtocolViolated("a SUBSCRIBE names no filter [MQTT-3.8.3-3]")
     return Subscribe(packet_id, tuple(filters))
 
 
 def _read_suback(reader: _Reader) -> SubAck:
-    packet_id, codes = reader.packet_id(), tuple(reader.rest())
+    packet_id, coded = reader.packet_id(), reader.rest()
+    _require_few(len(coded))
+    codes = tuple(coded)
     if not codes or any(code > 2 and code != SUBACK_REFUSED for code in codes):
         raise ProtocolViolated("a SUBACK has no code, or one that does not exist [MQTT-3.9.3-2]")
     return SubAck(packet_id, codes)
@@ -322,6 +329,7 @@ def _read_unsubscribe(reader: _Reader) -> Unsubscribe:
     packet_id, names = reader.packet_id(), []
     while not reader.is_done:
         names.append(_require_filter(reader.text()))
+        _require_few(len(names))
     if not names:
         raise ProtocolViolated("an UNSUBSCRIBE names no filter [MQTT-3.10.3-2]")
     return Unsubscribe(packet_id, tuple(names))
@@ -351,6 +359,11 @@ def _require_filter(name: str) -> str:
     if not name:
         raise ProtocolViolated("a filter is empty [MQTT-4.7.3-1]")
     return name
+
+
+def _require_few(count: int) -> None:
+    if count > FILTERS_READ_MAX:
+        raise LimitExceeded(f"expected at most {FILTERS_READ_MAX} filters or codes in one packet")
 
 
 def _encode_publish(packet: Publish) -> bytes:
