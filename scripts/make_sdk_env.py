@@ -2,8 +2,9 @@
 
 Usage: python scripts/make_sdk_env.py [azure | azure-rc | moto]
 
-`azure` (the default) is Microsoft's SDKs, `azure-rc` their next device SDK, `moto` an HTTP double of Amazon S3. Prints the path of its python. Safe to
-run at the same time from several processes, and again: an environment that was made from the same pins stays.
+`azure` (the default) is Microsoft's SDKs, `azure-rc` their next device SDK, `moto` an HTTP double of Amazon S3.
+Prints the path of its python. Safe to run at the same time from several processes, and again: an environment that was
+made from the same pins stays.
 """
 
 from __future__ import annotations

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from device_ways import WAYS
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
+from edgeferry.wire.service_api import Identity
+from service_view import open_service_view
 
 SDK = Path(__file__).parent / "sdk"
+SDK_ROUTES = (
+    'FROM /messages/modules/a/outputs/out INTO BrokeredEndpoint("/modules/b/inputs/in")',
+    "FROM /messages/* INTO $upstream",
+)
 
 
 @pytest.fixture
@@ -57,10 +65,49 @@ def open_service(run_sdk: Callable[..., Any]) -> Callable[[RunningHub], Abstract
 
 
 @pytest.fixture
-def open_device(run_sdk: Callable[..., Any]) -> Callable[..., Any]:
+def open_sdk_hub(tmp_path: Path, loopback_address: str) -> Callable[[], AbstractAsyncContextManager[RunningHub]]:
+    """A hub on port 8883 of an address of its own, with all ways in; opened again it goes on with the same folder."""
+    settings = HubSettings(
+        tmp_path / "hub",
+        loopback_address,
+        https_port=0,
+        host_names=(loopback_address,),
+        routes=SDK_ROUTES,
+        workload_socket=tmp_path / "w.sock",
+        workload_device="d",
+    )
+    return lambda: open_hub(settings)
+
+
+@pytest.fixture
+def open_device(run_device_sdk: Callable[..., Any]) -> Callable[..., Any]:
     """`async with open_device(hub, connection_string) as peer`: the unmodified device SDK, as an SdkScript."""
 
     def start(hub: RunningHub, connection_string: str, *more: str) -> Any:
-        return run_sdk(SDK / "device_peer.py", "string", connection_string, str(hub.ca_pem_path), *more)
+        return run_device_sdk(SDK / "device_peer.py", "string", connection_string, str(hub.ca_pem_path), *more)
 
     return start
+
+
+@pytest.fixture
+def open_by_way(run_device_sdk: Callable[..., Any], device_sdk_version: str) -> Callable[..., Any]:
+    """`async with open_by_way(way, hub, "a") as peer`: module `a` of device `d`, made and come in by `way`."""
+
+    @asynccontextmanager
+    async def start(way: str, hub: RunningHub, module: str, *more: str) -> AsyncIterator[Any]:
+        connection_string = await hub.add_module("d", module)
+        async with open_service_view(hub) as view:
+            generation = (await view.fetch_identity(Identity("d", module)))["generationId"]
+        how = WAYS[way](hub, connection_string, generation)
+        async with run_device_sdk(SDK / "device_peer.py", *how.words, *more, **how.environment) as peer:
+            await peer.expect("ready")
+            assert peer.seen[-1]["version"] == device_sdk_version
+            yield peer
+
+    return start
+
+
+@pytest.fixture(params=list(WAYS))
+def open_module(request: pytest.FixtureRequest, open_by_way: Callable[..., Any]) -> Callable[..., Any]:
+    """`async with open_module(hub, "a") as peer`, by each of the four ways in."""
+    return partial(open_by_way, request.param)
