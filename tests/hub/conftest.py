@@ -50,14 +50,19 @@ class ServicePeer:
         return await self.script.expect("result")
 
 
+def get_owner_connection_string(hub: RunningHub) -> str:
+    """The one that may call everything."""
+    return hub.service_connection_string
+
+
 @pytest.fixture
 def open_service(run_sdk: Callable[..., Any]) -> Callable[[RunningHub], AbstractAsyncContextManager[ServicePeer]]:
-    """`async with open_service(hub) as call`: the unmodified service SDK."""
+    """`async with open_service(hub) as call`: the unmodified service SDK with the owner's connection string."""
 
     @asynccontextmanager
     async def start(hub: RunningHub) -> AsyncIterator[ServicePeer]:
         ca = {"REQUESTS_CA_BUNDLE": str(hub.ca_pem_path)}
-        async with run_sdk(SDK / "service_peer.py", hub.service_connection_string, **ca) as script:
+        async with run_sdk(SDK / "service_peer.py", get_owner_connection_string(hub), **ca) as script:
             await script.expect("ready", 60.0)
             yield ServicePeer(script)
 
