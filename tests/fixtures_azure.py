@@ -26,6 +26,7 @@ import pytest
 from other_programs import require_environment
 
 ROOT = Path(__file__).resolve().parent.parent
+LINE_MAX_BYTES = 16 * 1024 * 1024  # a page of a fleet is one line
 _ADDRESSES = itertools.count(1)
 _PIN = re.compile(r"^azure-iot-device==(\S+)$", re.MULTILINE)
 
@@ -105,6 +106,7 @@ def make_runner(program: str, *options: str) -> Callable[..., Any]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            limit=LINE_MAX_BYTES,
             env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **environment},
         )
         try:

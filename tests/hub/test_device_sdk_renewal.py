@@ -22,7 +22,7 @@ from service_view import ServiceRefused, ServiceView, open_service_view
 
 pytestmark = pytest.mark.needs_azure_sdk
 A, B = Identity("d", "a"), Identity("d", "b")
-TTL, LASTS_S, RENEWALS_MIN, CALLED_AGAIN_MAX = "122", 60.0, 12, 3
+TTL, LASTS_S, RENEWALS_MIN, CALLED_AGAIN_MAX = "ttl=122", 60.0, 12, 3
 
 
 async def test_renewing_for_a_minute_is_never_offline_and_loses_nothing(open_sdk_hub: Any, open_by_way: Any) -> None:

@@ -1,6 +1,7 @@
 """azure-iot-device as a peer: does what it is told on stdin, prints what happens, one JSON object a line.
 
-Usage: device_peer.py string CONNECTION_STRING CA_FILE [TOKEN_TTL] | device_peer.py edge [TOKEN_TTL]
+Usage: device_peer.py string CONNECTION_STRING CA_FILE [ttl=SECONDS] [websockets]
+       device_peer.py edge [ttl=SECONDS] [websockets]
 Words on stdin: twin, report JSON, output NAME JSON, plain JSON, leave, come, quit.
 """
 
@@ -23,14 +24,13 @@ def say(**facts):
 
 
 def make_client(way, *words):
-    options = {"connection_retry_interval": 1}
+    given = words if way == "edge" else words[2:]
+    options = {"connection_retry_interval": 1, "websockets": "websockets" in given}
+    options |= {"sastoken_ttl": int(word.removeprefix("ttl=")) for word in given if word.startswith("ttl=")}
     if way == "edge":
-        options |= {"sastoken_ttl": int(words[0])} if words else {}
         return IoTHubModuleClient.create_from_edge_environment(**options)
-    connection_string, ca_file, *ttl = words
-    options |= {"sastoken_ttl": int(ttl[0])} if ttl else {}
+    connection_string, ca = words[0], Path(words[1]).read_text()
     kind = IoTHubModuleClient if "ModuleId=" in connection_string else IoTHubDeviceClient
-    ca = Path(ca_file).read_text()
     return kind.create_from_connection_string(connection_string, server_verification_cert=ca, **options)
 
 
