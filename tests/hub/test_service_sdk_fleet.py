@@ -207,3 +207,19 @@ async def test_an_update_of_a_module_changes_who_manages_it(hub: RunningHub, ope
         module = await call("add_module", "d", "m", KEY)
         assert (await call("update_module", "d", "m", module["etag"], KEY))["managedBy"] == "another"
         assert (await call("get_module", "d", "m"))["managedBy"] == "another"
+
+
+async def test_what_is_said_of_a_device_is_kept(hub: RunningHub, open_service: Any) -> None:
+    async with open_service(hub) as call:
+        await call("add_edge_device", "d", KEY, "not delivered")
+        device = await call("get_device", "d")
+        assert (device["status"], device.get("statusReason")) == ("disabled", "not delivered")
+        assert device["capabilities"]["iotEdge"] is True
+        assert (await call("get_twin", "d"))["capabilities"]["iotEdge"] is True
+
+
+async def test_a_device_with_a_certificate_is_not_made_into_one_with_keys(hub: RunningHub, open_service: Any) -> None:
+    async with open_service(hub) as call:
+        refused = await call("add_device_with_x509", "d", "A" * 40)
+        assert refused == {"refused": 400, "code": "ArgumentInvalid"}
+        assert (await call("get_device", "d")) == {"refused": 404, "code": "DeviceNotFound"}

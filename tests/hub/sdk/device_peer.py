@@ -26,7 +26,8 @@ def say(**facts):
 def make_client(way, *words):
     given = words if way == "edge" else words[2:]
     options = {"connection_retry_interval": 1, "websockets": "websockets" in given}
-    options |= {"sastoken_ttl": int(word.removeprefix("ttl=")) for word in given if word.startswith("ttl=")}
+    ttl = next((word.removeprefix("ttl=") for word in given if word.startswith("ttl=")), None)
+    options |= {"sastoken_ttl": int(ttl)} if ttl else {}
     if way == "edge":
         return IoTHubModuleClient.create_from_edge_environment(**options)
     connection_string, ca = words[0], Path(words[1]).read_text()

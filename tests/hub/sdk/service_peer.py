@@ -36,6 +36,14 @@ def add_device(device, key):
     return manager.create_device_with_sas(device, key, key, "enabled")
 
 
+def add_edge_device(device, key, reason):
+    return manager.create_device_with_sas(device, key, key, "disabled", iot_edge=True, status_reason=reason)
+
+
+def add_device_with_x509(device, thumbprint):
+    return manager.create_device_with_x509(device, thumbprint, thumbprint, "enabled")
+
+
 def add_module(device, module, key):
     return manager.create_module_with_sas(device, module, "me", key, key)
 
@@ -130,6 +138,8 @@ def apply_content(device, content):
 
 CALLS = {
     "add_device": add_device,
+    "add_edge_device": add_edge_device,
+    "add_device_with_x509": add_device_with_x509,
     "add_module": add_module,
     "update_device": update_device,
     "update_module": update_module,
