@@ -5,9 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 TESTS ?= tests
 WORKERS ?= 2
+PEERS := azurite azure-sdk node-sdk moto postgres
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite azure-sdk moto atheris system
+.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite azure-sdk node-sdk moto atheris postgres
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -26,8 +27,16 @@ node_modules/.package-lock.json: package.json package-lock.json
 
 azurite: node_modules/.package-lock.json ## install the Azurite blob server for the tests (needs Node.js)
 
-azure-sdk: setup ## make the environment with Microsoft's SDKs for the tests
+azure-sdk: setup ## make the environments with Microsoft's SDKs for the tests, the next one in its own
 	@$(BIN)/python scripts/make_sdk_env.py azure
+	@$(BIN)/python scripts/make_sdk_env.py azure-rc
+
+NODE_SDK := tests/hub/node
+$(NODE_SDK)/node_modules/.package-lock.json: $(NODE_SDK)/package.json $(NODE_SDK)/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix $(NODE_SDK) --no-audit --no-fund --loglevel=error; \
+	else echo "npm is not here: install Node.js; the tests that need Microsoft's SDKs for it will say that they are skipped"; fi
+
+node-sdk: $(NODE_SDK)/node_modules/.package-lock.json ## install Microsoft's SDKs for Node.js for the tests
 
 moto: setup ## make the environment with moto, a double of Amazon S3, for the tests
 	@$(BIN)/python scripts/make_sdk_env.py moto
@@ -35,19 +44,25 @@ moto: setup ## make the environment with moto, a double of Amazon S3, for the te
 atheris: setup ## make the environment with atheris, a coverage-guided fuzzer, for the soak tests
 	@$(BIN)/python scripts/make_sdk_env.py atheris
 
+postgres: ## install PostgreSQL for the tests, when it is missing and we may (root and apt)
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; \
+	else echo 'PostgreSQL is not here: install its server package; the tests that need it will say that they are skipped'; fi
+
 demo: setup ## the whole story on this machine in under three minutes, figures at the end
 	@$(BIN)/edgeferry demo --out out/demo --json out/demo/figures.json
 
 up: setup ## a hub and one device with the demo model, in the foreground
 	@$(BIN)/edgeferry demo --up --out out/up
 
-test: setup azurite azure-sdk moto ## every test but the long ones; under 15 minutes on two cores
+test: setup $(PEERS) ## every test but the long ones; under 15 minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak and not soak_full' $(TESTS)
 
-soak: setup azurite azure-sdk moto atheris ## seeded faults, kills and fuzzing, short form
+soak: setup $(PEERS) atheris ## seeded faults, kills and fuzzing, short form
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m soak $(TESTS)
 
-soak-full: setup azurite azure-sdk moto atheris ## the same with the full counts (long)
+soak-full: setup $(PEERS) atheris ## the same with the full counts (long)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'soak or soak_full' $(TESTS)
 
 check: setup ## format, lint, types, floors of the house, spelling, docs in step
@@ -80,4 +95,4 @@ models-check: setup ## measure the committed demo models, without torch
 	$(BIN)/python -m models.build --check
 
 clean: ## remove environments and what was made
-	rm -rf .venv .venv-* node_modules out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* node_modules tests/hub/node/node_modules out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
 """Makes the environment of another program for the tests: `.venv-<peer>` from requirements/<pins>.txt, exact pins.
 
-Usage: python scripts/make_sdk_env.py [azure | moto | atheris]
+Usage: python scripts/make_sdk_env.py [azure | azure-rc | moto | atheris]
 
-`azure` (the default) is Microsoft's SDKs, `moto` an HTTP double of Amazon S3, `atheris` a coverage-guided fuzzer.
+`azure` (the default) is Microsoft's SDKs, `azure-rc` their next device SDK, `moto` an HTTP double of Amazon S3,
+`atheris` a coverage-guided fuzzer.
 Prints the path of its python. Safe to run at the same time from several processes, and again: an environment that was
 made from the same pins stays.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PINS = {
     "azure": ROOT / "requirements" / "azure-sdk.txt",
+    "azure-rc": ROOT / "requirements" / "azure-rc.txt",
     "moto": ROOT / "requirements" / "moto.txt",
     "atheris": ROOT / "requirements" / "atheris.txt",
 }

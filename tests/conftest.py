@@ -11,7 +11,7 @@ import pytest
 hypothesis.settings.register_profile("house", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("house")
 
-pytest_plugins = ["fixtures_azurite", "fixtures_azure", "fixtures_postgres", "fixtures_s3"]
+pytest_plugins = ["fixtures_azurite", "fixtures_azure", "fixtures_node", "fixtures_postgres", "fixtures_s3"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _SKIPPED: list[str] = []

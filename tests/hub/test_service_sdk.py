@@ -13,7 +13,7 @@ from edgeferry.transport.mqtt import HubConnection, HubIdentity, MethodCall, mak
 from edgeferry.wire.iothub_auth import parse_connection_string
 
 pytestmark = pytest.mark.needs_azure_sdk
-KEY = base64.b64encode(b"k" * 32).decode()
+KEY, KEY_2 = (base64.b64encode(letter * 32).decode() for letter in (b"k", b"l"))
 
 
 async def test_devices_and_modules_are_made_shown_and_deleted(hub: RunningHub, open_service: Any) -> None:
@@ -28,14 +28,23 @@ async def test_devices_and_modules_are_made_shown_and_deleted(hub: RunningHub, o
         assert [one["deviceId"] for one in await call("get_devices", 10)] == ["dev"]
         assert [one["moduleId"] for one in await call("get_modules", "dev")] == ["m"]
         assert (await call("statistics"))["totalDeviceCount"] == 1
-        disabled = await call("disable", "dev", device["etag"], KEY)
+        disabled = await call("update_device", "dev", device["etag"], KEY, "disabled")
         assert disabled["status"] == "disabled" and disabled["etag"] != device["etag"]
-        assert (await call("disable", "dev", device["etag"], KEY)) == {"refused": 412, "code": "PreconditionFailed"}
+        assert (await call("update_device", "dev", device["etag"], KEY, "disabled")) == {
+            "refused": 412,
+            "code": "PreconditionFailed",
+        }
         assert (await call("statistics"))["disabledDeviceCount"] == 1
-        await call("delete_module", "dev", "m")
+        changed = await call("update_module", "dev", "m", module["etag"], KEY_2)
+        assert changed["authentication"]["symmetricKey"] == {"primaryKey": KEY_2, "secondaryKey": KEY_2}
+        stale = {"refused": 412, "code": "PreconditionFailed"}
+        assert (await call("update_module", "dev", "m", module["etag"], KEY)) == stale
+        assert (await call("delete_module", "dev", "m", module["etag"])) == stale
+        assert (await call("delete_device", "dev", device["etag"])) == stale
+        await call("delete_module", "dev", "m", changed["etag"])
         assert (await call("get_module", "dev", "m")) == {"refused": 404, "code": "ModuleNotFound"}
         await call("add_module", "dev", "m2", KEY)
-        await call("delete_device", "dev")
+        await call("delete_device", "dev", "*")
         assert await call("query", "SELECT * FROM devices.modules") == []
         assert (await call("get_device", "dev")) == {"refused": 404, "code": "DeviceNotFound"}
 
@@ -61,6 +70,30 @@ async def test_a_module_twin_is_read_patched_and_replaced_under_its_etag(hub: Ru
         assert (await call("get_module_twin", "d", "m"))["properties"]["desired"]["$version"] == 4
 
 
+async def test_a_device_twin_is_patched_and_replaced_with_its_tags(hub: RunningHub, open_service: Any) -> None:
+    await hub.add_device("d")
+    async with open_service(hub) as call:
+        twin = await call("get_twin", "d")
+        patched = await call("update_device_twin", "d", {"x": 1}, twin["etag"])
+        assert patched["properties"]["desired"]["x"] == 1 and patched["version"] > twin["version"]
+        stale = {"refused": 412, "code": "PreconditionFailed"}
+        assert (await call("update_device_twin", "d", {"x": 2}, twin["etag"])) == stale
+        assert (await call("replace_device_twin", "d", {"y": 2}, {"a": 1}, twin["etag"])) == stale
+        await call("tag", "d", {"old": 1})
+        replaced = await call("replace_device_twin", "d", {"y": 2}, {"a": {"b": 1}}, "*")
+        assert replaced["tags"] == {"a": {"b": 1}}
+        assert {key: value for key, value in replaced["properties"]["desired"].items() if key[0] != "$"} == {"y": 2}
+        assert (await call("get_twin", "none")) == {"refused": 404, "code": "DeviceNotFound"}
+
+
+async def test_no_more_devices_are_listed_than_were_asked_for(hub: RunningHub, open_service: Any) -> None:
+    for number in range(4):
+        await hub.add_device(f"d{number}")
+    async with open_service(hub) as call:
+        assert len(await call("get_devices", 3)) == 3
+        assert [one["deviceId"] for one in await call("get_devices")] == ["d0", "d1", "d2", "d3"]
+
+
 async def test_tags_and_queries(hub: RunningHub, open_service: Any) -> None:
     for device in ("d1", "d2"):
         await hub.add_module(device, "m")
@@ -70,7 +103,7 @@ async def test_tags_and_queries(hub: RunningHub, open_service: Any) -> None:
         assert [one["deviceId"] for one in devices] == ["d1", "d2"] and devices[0]["tags"] == {"site": "north"}
         modules = await call("query", "select *  from devices.modules")
         assert [(one["deviceId"], one["moduleId"]) for one in modules] == [("d1", "m"), ("d2", "m")]
-        refused = await call("query", "SELECT * FROM devices WHERE tags.site = 'north'")
+        refused = await call("query", "SELECT * FROM twins")
         assert refused == {"refused": 400, "code": "ArgumentInvalid"}
 
 
@@ -89,23 +122,57 @@ async def answer_methods(connection: HubConnection) -> None:
         await connection.answer_method(event.rid, status, payload={"called": event.name, "with": event.payload})
 
 
+PAYLOADS = [
+    {"models": ["detector", "ä"], "deep": {"n": 1.5, "none": None}},
+    [1, [2]],
+    "text",
+    7,
+    -1.5,
+    True,
+    {},
+    [],
+    "",
+]
+
+
 async def test_a_method_of_a_connected_module_answers_with_its_status_and_payload(
     hub: RunningHub, open_service: Any
 ) -> None:
     identity = await make_identity(hub)
     async with open_service(hub) as call, open_hub_connection(identity) as connection:
         answering = asyncio.create_task(answer_methods(connection))
-        payload = {"models": ["detector", "ä"], "deep": {"n": 1.5, "none": None}}
-        answer = await call("call", "d", "m", "status", payload, 10)
-        assert answer == {"status": 200, "payload": {"called": "status", "with": payload}}
+        for payload in PAYLOADS:
+            answer = await call("call", "d", "m", "status", payload, 10)
+            assert answer == {"status": 200, "payload": {"called": "status", "with": payload}}
         refused = await call("call", "d", "m", "other", None, 10)
         assert refused == {"status": 404, "payload": {"called": "other", "with": ""}}  # the SDK says "" for None
         assert not answering.done()
         answering.cancel()
 
 
+async def test_a_method_that_is_not_answered_in_time_is_a_timeout(hub: RunningHub, open_service: Any) -> None:
+    identity = await make_identity(hub)
+    async with open_service(hub) as call, open_hub_connection(identity):
+        assert (await call("call", "d", "m", "status", None, 5)) == {"refused": 504, "code": "GatewayTimeout"}
+        assert (await call("service_statistics"))["connectedDeviceCount"] == 1
+
+
 async def test_a_method_of_a_module_that_is_not_there_is_refused(hub: RunningHub, open_service: Any) -> None:
     await hub.add_module("d", "m")
     async with open_service(hub) as call:
         assert (await call("call", "d", "m", "status", None, 5)) == {"refused": 404, "code": "DeviceNotOnline"}
+        assert (await call("call", "d", None, "status", None, 5)) == {"refused": 404, "code": "DeviceNotOnline"}
         assert (await call("call", "d", "x", "status", None, 5)) == {"refused": 404, "code": "ModuleNotFound"}
+        assert (await call("call", "x", None, "status", None, 5)) == {"refused": 404, "code": "DeviceNotFound"}
+
+
+async def test_a_method_waits_for_a_module_that_comes_within_the_time_to_connect(
+    hub: RunningHub, open_service: Any
+) -> None:
+    identity = await make_identity(hub)
+    async with open_service(hub) as call:
+        calling = asyncio.create_task(call("call", "d", "m", "status", 1, 10, 10))
+        async with open_hub_connection(identity) as connection:
+            answering = asyncio.create_task(answer_methods(connection))
+            assert await calling == {"status": 200, "payload": {"called": "status", "with": 1}}
+            answering.cancel()

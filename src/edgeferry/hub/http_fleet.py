@@ -72,9 +72,9 @@ def _look(tables: HubTables, asked: Query, after: Identity | None, room: int) ->
     return found, after
 
 
-def encode_continuation(last: Identity | None) -> str:
-    """The token for a page behind `last`; empty when there is none."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(last)).decode("ascii") if last is not None else ""
+def encode_continuation(last: Identity) -> str:
+    """The token for a page behind `last`."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(last)).decode("ascii")
 
 
 def decode_continuation(token: str) -> Identity | None:
@@ -90,8 +90,10 @@ def decode_continuation(token: str) -> Identity | None:
 
 
 def _answer_page(rows: list[Json], last: Identity | None, *, is_twin: bool) -> Response:
-    kind = "Twin" if is_twin else "Raw"
-    return make_answer(rows, headers={"x-ms-item-type": kind, "x-ms-continuation": encode_continuation(last)})
+    headers = {"x-ms-item-type": "Twin" if is_twin else "Raw"}
+    if last is not None:  # Node's SDK asks on for as long as the header is there
+        headers["x-ms-continuation"] = encode_continuation(last)
+    return make_answer(rows, headers=headers)
 
 
 async def show_registry_statistics(rooms: HubRooms, _: Request) -> Response:

@@ -23,6 +23,7 @@ from edgeferry.wire import service_api as api
 from edgeferry.wire.service_api import Identity, IdentityRecord
 
 BULK_MAX = 100  # devices in one call, as IoT Hub's
+TEXT_MAX_CHARS = 128  # of statusReason and managedBy, as IoT Hub's
 
 
 async def list_devices(rooms: HubRooms, request: Request) -> Response:
@@ -97,17 +98,16 @@ async def _write_entry(rooms: HubRooms, entry: Json) -> None:
 
 
 async def _add(rooms: HubRooms, identity: Identity, body: Json) -> None:
-    record = make_record(identity, rooms.clock(), keys=_parse_keys(body), managed_by=_parse_managed_by(body))
-    await rooms.registry.add(replace(record, is_enabled=_parse_status(body)))
+    record = make_record(identity, rooms.clock(), keys=_parse_keys(body))
+    await rooms.registry.add(replace(record, **_parse_fields(identity, body)))
 
 
 async def _change(rooms: HubRooms, identity: Identity, body: Json, if_match: str | None) -> None:
-    keys, is_enabled, managed_by = _parse_keys(body), _parse_status(body), _parse_managed_by(body)
+    keys, fields = _parse_keys(body), _parse_fields(identity, body)
 
     def change(old: IdentityRecord) -> IdentityRecord:
         primary, secondary = keys or old.keys
-        named = managed_by if identity.module_id and "managedBy" in body else old.managed_by
-        return replace(old, primary_key=primary, secondary_key=secondary, is_enabled=is_enabled, managed_by=named)
+        return replace(old, primary_key=primary, secondary_key=secondary, **fields)
 
     await rooms.registry.change(identity, if_match, change)
 
@@ -126,25 +126,41 @@ def _parse_entries(body: bytes) -> list[Json]:
     return entries
 
 
+def _parse_fields(identity: Identity, body: Json) -> dict[str, Any]:
+    """What a body says of a device (status, reason, capabilities) or of a module (who manages it)."""
+    if identity.module_id is not None:
+        return {"managed_by": _parse_text(body, "managedBy")}
+    capabilities = body.get("capabilities") or {}
+    if not isinstance(capabilities, dict) or not isinstance(capabilities.get("iotEdge", False), bool):
+        raise RequestInvalid("expected 'capabilities.iotEdge' to be true or false")
+    return {
+        "is_enabled": _parse_status(body),
+        "status_reason": _parse_text(body, "statusReason"),
+        "is_edge": capabilities.get("iotEdge", False),
+    }
+
+
 def _parse_keys(body: Json) -> tuple[str, str] | None:
     """The key pair that a caller wants, None to have one made; raises RequestInvalid."""
     authentication = body.get("authentication") or {}
-    pair = (authentication.get("symmetricKey") or {}) if isinstance(authentication, dict) else None
+    if not isinstance(authentication, dict):
+        raise RequestInvalid("expected 'authentication' to be an object")
+    if authentication.get("type") not in (None, "sas"):
+        raise RequestInvalid("this hub knows identities by symmetric keys only: expected 'authentication.type' sas")
+    pair = authentication.get("symmetricKey") or {}
     if not isinstance(pair, dict):
         raise RequestInvalid("expected 'authentication.symmetricKey' to be an object")
     primary, secondary = pair.get("primaryKey"), pair.get("secondaryKey")
-    if primary is None and secondary is None:
+    if primary in (None, "") and secondary in (None, ""):  # Node's SDK says nothing with an empty text
         return None
     return api.require_key(primary), api.require_key(secondary)
 
 
-def _parse_managed_by(body: Json) -> str | None:
-    managed_by = body.get("managedBy")
-    if managed_by is not None and not (isinstance(managed_by, str) and len(managed_by) <= 128):
-        raise RequestInvalid("expected 'managedBy' to be a text of at most 128 characters")
-    if managed_by is not None and not managed_by.isprintable():
-        raise RequestInvalid("expected 'managedBy' without control characters")
-    return managed_by
+def _parse_text(body: Json, name: str) -> str | None:
+    text = body.get(name)
+    if text is not None and not (isinstance(text, str) and len(text) <= TEXT_MAX_CHARS and text.isprintable()):
+        raise RequestInvalid(f"expected '{name}' to be a text of at most {TEXT_MAX_CHARS} printable characters")
+    return text
 
 
 def _parse_status(body: Json) -> bool:

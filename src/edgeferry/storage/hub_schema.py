@@ -32,6 +32,8 @@ _MIGRATIONS = (
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     """,
     """
+    ALTER TABLE identities ADD COLUMN status_reason TEXT;
+    ALTER TABLE identities ADD COLUMN is_edge INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE queue ADD COLUMN packet_id INTEGER;
     CREATE TABLE connections (
         device_id TEXT NOT NULL, module_id TEXT NOT NULL, number INTEGER NOT NULL, is_connected INTEGER NOT NULL,

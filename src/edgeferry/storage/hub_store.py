@@ -105,6 +105,8 @@ _COLUMNS = {
         "is_enabled",
         "managed_by",
         "created_at",
+        "status_reason",
+        "is_edge",
         "twin",
     ),
     "subscriptions": ("device_id", "module_id", "filters"),

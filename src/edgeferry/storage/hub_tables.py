@@ -140,7 +140,7 @@ class HubTables:
             self.require_identity(Identity(device_id))
         self._sql.execute(
             "INSERT INTO identities (device_id, module_id, generation_id, primary_key, secondary_key, etag, is_enabled,"
-            " managed_by, created_at, twin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " managed_by, created_at, status_reason, is_edge, twin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*_get_columns(record), _encode(twin)),
         )
 
@@ -150,7 +150,7 @@ class HubTables:
         device_id, module_id, generation_id, *rest = _get_columns(record)
         self._sql.execute(
             "UPDATE identities SET primary_key=?, secondary_key=?, etag=?, is_enabled=?, managed_by=?, created_at=?,"
-            " generation_id=? WHERE device_id=? AND module_id=?",
+            " status_reason=?, is_edge=?, generation_id=? WHERE device_id=? AND module_id=?",
             (*rest, generation_id, device_id, module_id),
         )
 
@@ -291,7 +291,7 @@ class HubTables:
 
 _IDENTITY = (
     "i.device_id, i.module_id, i.generation_id, i.primary_key, i.secondary_key, i.etag, i.is_enabled, i.managed_by,"
-    " i.created_at"
+    " i.created_at, i.status_reason, i.is_edge"
 )
 _SELECT_VIEW = (
     f"SELECT {_IDENTITY}, i.twin, c.is_connected, c.changed_at, c.active_at FROM identities AS i"
@@ -301,19 +301,21 @@ _SELECT_VIEW = (
 
 def _get_columns(record: IdentityRecord) -> tuple[str | int | float | None, ...]:
     keys = (record.primary_key, record.secondary_key, record.etag)
-    tail = (int(record.is_enabled), record.managed_by, record.created_at)
+    tail = (int(record.is_enabled), record.managed_by, record.created_at, record.status_reason, int(record.is_edge))
     return (*get_key(record.identity), record.generation_id, *keys, *tail)
 
 
 def _make_record(row: tuple[str, ...]) -> IdentityRecord:
     identity = Identity(row[0], row[1] or None)
-    return IdentityRecord(identity, row[2], row[3], row[4], row[5], bool(row[6]), row[7], float(row[8]))
+    is_enabled, managed_by, created_at, status_reason, is_edge = row[6:11]
+    tail = (bool(is_enabled), managed_by, float(created_at), status_reason, bool(is_edge))
+    return IdentityRecord(identity, row[2], row[3], row[4], row[5], *tail)
 
 
 def _make_view(row: tuple[str, ...]) -> IdentityView:
-    is_connected, changed_at, active_at = row[10:]
+    is_connected, changed_at, active_at = row[12:]
     facts = ConnectionFacts(bool(is_connected), changed_at, active_at)  # type: ignore[arg-type] # columns of floats
-    return IdentityView(_make_record(row), _decode(row[9]), facts)
+    return IdentityView(_make_record(row), _decode(row[11]), facts)
 
 
 def _encode(twin: TwinDocument) -> bytes:

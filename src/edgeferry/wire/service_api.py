@@ -36,6 +36,10 @@ _ID = re.compile(r"[A-Za-z0-9\-:._*?!(),=@$']{1,128}")  # IoT Hub's signs withou
 STATUS_OF_CODE: Mapping[str, int] = MappingProxyType(
     {
         "ArgumentInvalid": 400,
+        "InvalidConfigurationTargetCondition": 400,
+        "InvalidConfigurationCustomMetricsQuery": 400,
+        "InvalidConfigurationContent": 400,
+        "CannotModifyImmutableConfigurationContent": 400,
         "InvalidProtocolVersion": 400,
         "IotHubUnauthorizedAccess": 401,
         "DeviceNotFound": 404,
@@ -78,6 +82,8 @@ class IdentityRecord:
     is_enabled: bool = True
     managed_by: str | None = None
     created_at: float = 0.0
+    status_reason: str | None = None
+    is_edge: bool = False
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -202,8 +208,8 @@ def make_identity_body(record: IdentityRecord, facts: ConnectionFacts) -> Json:
     if record.identity.module_id is not None:
         fields["managedBy"] = record.managed_by
     else:
-        fields |= {"status": _get_status(record), "statusReason": None, "statusUpdatedTime": NEVER}
-        fields["capabilities"] = {"iotEdge": False}
+        fields |= {"status": _get_status(record), "statusReason": record.status_reason, "statusUpdatedTime": NEVER}
+        fields["capabilities"] = {"iotEdge": record.is_edge}
     key_pair = {"primaryKey": record.primary_key, "secondaryKey": record.secondary_key}
     return fields | {
         "generationId": record.generation_id,
@@ -219,21 +225,27 @@ def make_identity_body(record: IdentityRecord, facts: ConnectionFacts) -> Json:
 def make_twin_body(record: IdentityRecord, twin: TwinDocument, facts: ConnectionFacts) -> Json:
     """A twin as the service sees it, with metadata and without keys."""
     sections = {"desired": twin.desired.to_dict(metadata=True), "reported": twin.reported.to_dict(metadata=True)}
-    return _get_id_fields(record.identity) | {
-        "etag": twin.etag,
-        "deviceEtag": record.etag,
-        "status": _get_status(record),
-        "statusUpdateTime": NEVER,
-        "connectionState": _get_connection_state(facts),
-        "lastActivityTime": _format_or_never(facts.last_activity_at),
-        "cloudToDeviceMessageCount": 0,
-        "authenticationType": "sas",
-        "x509Thumbprint": _NO_THUMBPRINT,
-        "modelId": "",
-        "version": twin.version,
-        "tags": twin.tags,
-        "properties": sections,
-    }
+    is_device = record.identity.module_id is None
+    ours: Json = {"capabilities": {"iotEdge": record.is_edge}, "statusReason": record.status_reason}
+    return (
+        _get_id_fields(record.identity)
+        | (ours if is_device else {})
+        | {
+            "etag": twin.etag,
+            "deviceEtag": record.etag,
+            "status": _get_status(record),
+            "statusUpdateTime": NEVER,
+            "connectionState": _get_connection_state(facts),
+            "lastActivityTime": _format_or_never(facts.last_activity_at),
+            "cloudToDeviceMessageCount": 0,
+            "authenticationType": "sas",
+            "x509Thumbprint": _NO_THUMBPRINT,
+            "modelId": "",
+            "version": twin.version,
+            "tags": twin.tags,
+            "properties": sections,
+        }
+    )
 
 
 def parse_twin_write(body: Json) -> tuple[Json | None, Json | None]:

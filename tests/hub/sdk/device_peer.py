@@ -1,7 +1,8 @@
 """azure-iot-device as a peer: does what it is told on stdin, prints what happens, one JSON object a line.
 
-Usage: device_peer.py string CONNECTION_STRING CA_FILE | device_peer.py edge
-Words on stdin: twin, report JSON, output NAME JSON, plain JSON, quit.
+Usage: device_peer.py string CONNECTION_STRING CA_FILE [ttl=SECONDS] [websockets]
+       device_peer.py edge [ttl=SECONDS] [websockets]
+Words on stdin: twin, report JSON, output NAME JSON, plain JSON, leave, come, quit.
 """
 
 import json
@@ -11,6 +12,7 @@ import threading
 from pathlib import Path
 
 from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, Message, MethodResponse
+from azure.iot.device.constant import VERSION
 
 logging.disable(logging.CRITICAL)
 lock = threading.Lock()
@@ -21,15 +23,16 @@ def say(**facts):
         print(json.dumps(facts), flush=True)
 
 
-def make_client():
-    if sys.argv[1] == "edge":
-        return IoTHubModuleClient.create_from_edge_environment()
-    kind = IoTHubModuleClient if "ModuleId=" in sys.argv[2] else IoTHubDeviceClient
-    options = {"connection_retry_interval": 1}
-    if len(sys.argv) > 4:
-        options["sastoken_ttl"] = int(sys.argv[4])
-    ca = Path(sys.argv[3]).read_text()
-    return kind.create_from_connection_string(sys.argv[2], server_verification_cert=ca, **options)
+def make_client(way, *words):
+    given = words if way == "edge" else words[2:]
+    options = {"connection_retry_interval": 1, "websockets": "websockets" in given}
+    ttl = next((word.removeprefix("ttl=") for word in given if word.startswith("ttl=")), None)
+    options |= {"sastoken_ttl": int(ttl)} if ttl else {}
+    if way == "edge":
+        return IoTHubModuleClient.create_from_edge_environment(**options)
+    connection_string, ca = words[0], Path(words[1]).read_text()
+    kind = IoTHubModuleClient if "ModuleId=" in connection_string else IoTHubDeviceClient
+    return kind.create_from_connection_string(connection_string, server_verification_cert=ca, **options)
 
 
 def on_method(request):
@@ -49,7 +52,7 @@ def send(text, output=None):
     client.send_message_to_output(message, output) if output else client.send_message(message)
 
 
-client = make_client()
+client = make_client(*sys.argv[1:])
 client.on_connection_state_change = lambda: say(connected=client.connected)
 try:
     client.connect()
@@ -60,7 +63,7 @@ client.on_twin_desired_properties_patch_received = lambda patch: say(patch=patch
 client.on_method_request_received = on_method
 if isinstance(client, IoTHubModuleClient):
     client.on_message_received = on_message
-say(ready=True)
+say(ready=True, version=VERSION)
 for line in sys.stdin:
     word, _, rest = line.strip().partition(" ")
     try:
@@ -76,6 +79,12 @@ for line in sys.stdin:
         elif word == "plain":
             send(rest)
             say(sent="plain")
+        elif word == "leave":
+            client.disconnect()
+            say(left=True)
+        elif word == "come":
+            client.connect()
+            say(came=True)
         elif word == "quit":
             client.shutdown()
             say(ended=True)
