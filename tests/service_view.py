@@ -73,4 +73,4 @@ async def open_service_view(hub: RunningHub) -> AsyncIterator[ServiceView]:
     """A view of `hub` for as long as the block runs."""
     connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=str(hub.ca_pem_path)))
     async with aiohttp.ClientSession(connector=connector) as session:
-        yield ServiceView(session, parse_connection_string(hub.service_connection_string))
+        yield ServiceView(session, parse_connection_string(hub.get_policy_connection_string()))

@@ -48,28 +48,26 @@ async def _read_page(
     rooms: HubRooms, asked: Query, after: Identity | None, limit: int
 ) -> tuple[list[Json], Identity | None]:
     """The rows of a page, and the identity after which the next one begins (None: there is no next)."""
-    rows: list[Json] = []
+    rows: list[tuple[Identity, Json]] = []
     for _ in range(0, LOOKED_AT_MAX_ROWS, LOOKED_AT_ROWS):
-        last, room = after, limit - len(rows)
-        more, after = await rooms.db.read(partial(_look, asked=asked, after=last, room=room))
+        last = after
+        more, after = await rooms.db.read(partial(_look, asked=asked, after=last))
         rows += more
-        if after == last:
-            return rows, None
-        if len(rows) == limit:
-            return rows, after
-    return rows, after
-
-
-def _look(tables: HubTables, asked: Query, after: Identity | None, room: int) -> tuple[list[Json], Identity | None]:
-    """At most `room` rows of what comes next, and the last identity that was looked at."""
-    found: list[Json] = []
-    for view in tables.read_views(modules=asked.source == "devices.modules", after=after, limit=LOOKED_AT_ROWS):
-        if len(found) == room:
+        if len(rows) > limit:
+            return [row for _, row in rows[:limit]], rows[limit - 1][0]
+        if after is None:
             break
-        after = view.record.identity
-        body = show_view(view)
-        found += [asked.project(body)] if asked.selects(body) else []
-    return found, after
+    return [row for _, row in rows], after
+
+
+def _look(
+    tables: HubTables, asked: Query, after: Identity | None
+) -> tuple[list[tuple[Identity, Json]], Identity | None]:
+    """The rows among the twins that come next, and the last of those (None: there are no more)."""
+    page = tables.read_views(modules=asked.source == "devices.modules", after=after, limit=LOOKED_AT_ROWS)
+    bodies = [(view.record.identity, show_view(view)) for view in page]
+    found = [(identity, asked.project(body)) for identity, body in bodies if asked.selects(body)]
+    return found, page[-1].record.identity if len(page) == LOOKED_AT_ROWS else None
 
 
 def encode_continuation(last: Identity) -> str:

@@ -82,17 +82,19 @@ async def write_many(rooms: HubRooms, request: Request) -> Response:
 
 async def _write_entry(rooms: HubRooms, entry: Json) -> None:
     identity = api.require_identity(str(entry.get("id")), entry.get("moduleId"))
-    etag = str(entry["eTag"]).strip('"') if entry.get("eTag") else None
-    mode = entry.get("importMode") or "createOrUpdate"
-    known = await rooms.db.read(lambda tables: tables.find_identity(identity)) is not None
-    if mode == "create" or (mode in ("createOrUpdate", "createOrUpdateIfMatchETag") and not known):
+    mode = str(entry.get("importMode") or "createOrUpdate").lower()  # SDKs disagree on capitals
+    is_bound = mode.endswith("ifmatchetag")
+    etag = str(entry.get("eTag") or entry.get("etag") or "").strip('"') if is_bound else None
+    mode = mode.removesuffix("ifmatchetag")
+    if mode == "createorupdate":
+        known = await rooms.db.read(lambda tables: tables.find_identity(identity))
+        mode = "create" if known is None else "update"
+    if mode == "create":
         await _add(rooms, identity, entry)
-    elif mode in ("update", "createOrUpdate"):
-        await _change(rooms, identity, entry, None)
-    elif mode in ("updateIfMatchETag", "createOrUpdateIfMatchETag"):
+    elif mode == "update":
         await _change(rooms, identity, entry, etag)
-    elif mode in ("delete", "deleteIfMatchETag"):
-        await rooms.registry.delete(identity, etag if mode != "delete" else None)
+    elif mode == "delete":
+        await rooms.registry.delete(identity, etag)
     else:
         raise RequestInvalid(f"expected 'importMode' create, update, createOrUpdate or delete, found {mode!r:.80}")
 
