@@ -189,7 +189,7 @@ class Fleet:
         async def bring(module: Module) -> None:
             async with gate:
                 waits.append(await self._bring(module))
-                if len(waits) % (len(self._modules) // 5) == 0:
+                if len(waits) % max(1, len(self._modules) // 5) == 0:
                     _tell(f"{len(waits):,} connected")
 
         await asyncio.gather(*map(bring, self._modules))
