@@ -32,7 +32,7 @@ from page_sections import write_section
 
 MEMORY_MAX_BYTES = 300 * 1000 * 1000
 """Resident, with all TLS modules connected."""
-SETTLE_S = 2.0
+SETTLE_S = 1.0
 END_AFTER_S = 24 * 60
 Do = Callable[..., dict[str, Any]]
 
