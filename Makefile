@@ -8,7 +8,7 @@ WORKERS ?= 2
 PEERS := azurite azure-sdk node-sdk moto postgres
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite azure-sdk node-sdk moto atheris postgres
+.PHONY: help setup demo up test soak soak-full check format bench bench-hub docs models models-check clean azurite azure-sdk node-sdk moto atheris postgres
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -77,8 +77,11 @@ format: setup ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## measure full downloads and metadata; writes docs/benchmarks.md (ARGS="--json FILE")
+bench: setup ## measure full downloads and metadata; writes its section of docs/benchmarks.md (ARGS="--json FILE")
 	$(BIN)/python scripts/bench.py --write docs/benchmarks.md $(ARGS)
+
+bench-hub: setup ## put fleets of 5,000 and 10,000 on the hub; writes its section of docs/benchmarks.md (ARGS="--json FILE")
+	$(BIN)/python scripts/bench_hub.py --write docs/benchmarks.md $(ARGS)
 
 docs: setup ## write docs/cli.md and the state diagram from the code
 	$(BIN)/python scripts/make_cli_docs.py

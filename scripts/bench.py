@@ -1,7 +1,7 @@
 """Measures what a full download costs beside ZIP, xz and zstd, and what an update's metadata costs.
 
-Prints a table, takes `--json FILE`, writes docs/benchmarks.md with `--write FILE`, and exits non-zero when a figure
-falls short.
+Prints a table, takes `--json FILE`, writes its section of docs/benchmarks.md with `--write FILE`, and exits non-zero
+when a figure falls short.
 Bytes only: the figures are the same on every machine.
 """
 
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import zstandard
+from page_sections import write_section
 
 from edgeferry.delta.codecs import decode_full, encode_smallest
 
@@ -130,11 +131,13 @@ def main() -> int:
         figures = {"full": [asdict(row) for row in rows], "metadata": dict(sizes)}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.write:
-        options.write.write_text(
-            "# Measurements\n\nWritten by `make bench`.\n\n## Full downloads, coded without loss\n\n"
+        write_section(
+            options.write,
+            "make bench",
+            "## Full downloads, coded without loss\n\n"
             "Asked: never larger than zstd -19 or the file itself. Patches between versions are not here yet.\n\n"
             f"{table}\n## Metadata of one update\n\n"
-            f"Asked: under {METADATA_MAX_BYTES:,} bytes above TCP, in one GET.\n\n{metadata}"
+            f"Asked: under {METADATA_MAX_BYTES:,} bytes above TCP, in one GET.\n\n{metadata}",
         )
     short = [row.file for row in rows if not row.holds]
     for file in short:
