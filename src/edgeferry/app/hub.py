@@ -19,10 +19,13 @@ import structlog
 from starlette.applications import Starlette
 
 from edgeferry.hub.device_link import HubRooms
+from edgeferry.hub.door_guard import DoorCounters, DoorLimits
 from edgeferry.hub.http_files import FileDoor
 from edgeferry.hub.http_front import ServiceRest
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.mqtt_front import make_tls_context, open_mqtt_front
+from edgeferry.hub.mqtt_pipe import MqttHall
+from edgeferry.hub.mqtt_websocket import WebSocketGuest
 from edgeferry.hub.presence import Presence
 from edgeferry.hub.registry import Registry, ensure_service_key, make_record
 from edgeferry.hub.routes import DEFAULT_TIME_TO_LIVE_S, Router
@@ -58,6 +61,7 @@ class HubSettings:
         workload_socket, workload_device: the workload API, for one device.
         routes: as in a deployment manifest; time to live of queued messages in seconds.
         mqtt_tls: False for plain TCP in benches.
+        doors: how much the MQTT doors let in.
     """
 
     data: Path
@@ -72,6 +76,7 @@ class HubSettings:
     routes: tuple[str, ...] = DEFAULT_ROUTES
     time_to_live_s: float = DEFAULT_TIME_TO_LIVE_S
     mqtt_tls: bool = True
+    doors: DoorLimits = field(default_factory=DoorLimits)
     clock: Callable[[], float] = field(default=time.time, repr=False)
 
     @property
@@ -97,6 +102,7 @@ class RunningHub:
     https_port: int
     http_files_port: int | None
     ca_pem_path: Path
+    counters: DoorCounters
     service_key: str = field(repr=False)
 
     @property
@@ -170,15 +176,19 @@ async def open_hub(settings: HubSettings) -> AsyncIterator[RunningHub]:
         service_key = await db.write(ensure_service_key)
         tls = make_tls_context(str(files.chain), str(files.key))
         mqtt_tls = tls if settings.mqtt_tls else None
+        hall = MqttHall(rooms, settings.doors)
         mqtt_port = await stack.enter_async_context(
-            open_mqtt_front(rooms, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
+            open_mqtt_front(hall, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
         )
-        https_port, http_files_port = await _open_http_doors(stack, settings, rooms, files, service_key)
+        https_port, http_files_port = await _open_http_doors(stack, settings, hall, files, service_key)
+        stack.push_async_callback(hall.close)
         await db.write(lambda tables: _remember_address(tables, settings.host_name, https_port))
         upkeep = asyncio.create_task(run_upkeep(rooms), name="hub upkeep")
         upkeep.add_done_callback(_tell_defect)
         stack.callback(upkeep.cancel)
-        yield RunningHub(settings, rooms, mqtt_port, https_port, http_files_port, files.authority, service_key)
+        yield RunningHub(
+            settings, rooms, mqtt_port, https_port, http_files_port, files.authority, hall.counters, service_key
+        )
 
 
 def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
@@ -198,14 +208,16 @@ def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
 
 
 async def _open_http_doors(
-    stack: AsyncExitStack, settings: HubSettings, rooms: HubRooms, files: CertificateFiles, service_key: str
+    stack: AsyncExitStack, settings: HubSettings, hall: MqttHall, files: CertificateFiles, service_key: str
 ) -> tuple[int, int | None]:
     """Opens HTTPS, plain files and the workload socket; returns the ports of the first two."""
     tls = make_tls_context(str(files.chain), str(files.key))
     file_routes = FileDoor(settings.files, service_key, settings.clock).make_routes() if settings.files else []
-    service = Starlette(routes=[*ServiceRest(rooms, service_key).make_routes(), *file_routes])
+    service = Starlette(routes=[*ServiceRest(hall.rooms, service_key).make_routes(), *file_routes])
     https = listen_on_address(settings.listen, settings.https_port)
-    await stack.enter_async_context(open_http_server(service, https, tls=tls, limits=HTTP_LIMITS))
+    await stack.enter_async_context(
+        open_http_server(service, https, tls=tls, limits=HTTP_LIMITS, make_upgraded=lambda: WebSocketGuest(hall))
+    )
     http_port = None
     if settings.http_files_port is not None:
         plain = listen_on_address("127.0.0.1", settings.http_files_port)
@@ -213,7 +225,7 @@ async def _open_http_doors(
         await stack.enter_async_context(open_http_server(Starlette(routes=file_routes), plain, limits=HTTP_LIMITS))
     if settings.workload_socket and settings.workload_device:
         bundle = read_bounded(files.authority, 64 * 1024).decode("ascii")
-        workload = WorkloadApi(settings.workload_device, rooms.registry, bundle)
+        workload = WorkloadApi(settings.workload_device, hall.rooms.registry, bundle)
         unix = listen_on_path(settings.workload_socket)
         await stack.enter_async_context(
             open_http_server(Starlette(routes=workload.make_routes()), unix, limits=HTTP_LIMITS)

@@ -6,6 +6,7 @@ Rules:
 - uvicorn neither takes over signals nor logs requests: signals are the process's, and a query string may hold a token.
 - Connections are bounded in number, header size and silence, before anything is known of who opened them.
 - Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured).
+- Who is upgraded to WebSockets leaves the server: no limit of it holds for them, nor does its stop wait for them.
 - The server stops when its block ends: the socket closes first, requests that run get `stop_patience_s`.
 """
 
@@ -17,7 +18,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from edgeferry.errors import ConfigInvalid
 _KEEP_ALIVE_S = 75
 _HEADERS_MAX_BYTES = 16 << 10
 _BACKLOG = 2048
+MakeUpgraded = Callable[[], asyncio.Protocol]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class ServerLimits:
     stop_patience_s: int = 10
 
 
-def listen_on_address(host: str, port: int) -> socket.socket:
+def listen_on_address(host: str, port: int, *, backlog: int = _BACKLOG) -> socket.socket:
     """A bound, listening TCP socket; port 0 picks a free one, an empty host is every address.
 
     Raises:
@@ -52,7 +54,7 @@ def listen_on_address(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=backlog)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigInvalid(f"cannot listen on {host or 'every address'}:{port}: {reason}") from error
@@ -83,11 +85,20 @@ def listen_on_path(path: Path) -> socket.socket:
 
 @asynccontextmanager
 async def open_http_server(
-    app: ASGIApp, sock: socket.socket, *, tls: ssl.SSLContext | None = None, limits: ServerLimits | None = None
+    app: ASGIApp,
+    sock: socket.socket,
+    *,
+    tls: ssl.SSLContext | None = None,
+    limits: ServerLimits | None = None,
+    make_upgraded: MakeUpgraded | None = None,
 ) -> AsyncIterator[None]:
-    """Serves `app` on a listening socket for as long as the block runs, then closes the socket."""
+    """Serves `app` on a listening socket for as long as the block runs, then closes the socket.
+
+    Connections that ask for WebSockets go to what `make_upgraded` makes, request included; they count as its own from
+    then on. Without it the request is answered like any other.
+    """
     limits = limits or ServerLimits()
-    server = uvicorn.Server(_make_config(app, tls, limits))
+    server = uvicorn.Server(_make_config(app, tls, limits, make_upgraded))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals are the process's
     serving = asyncio.create_task(server.serve(sockets=[sock]), name="http server")
     sweeping = asyncio.create_task(_close_silent(server, limits.silence_s), name="http silence")
@@ -102,11 +113,16 @@ async def open_http_server(
         sock.close()
 
 
-def _make_config(app: ASGIApp, tls: ssl.SSLContext | None, limits: ServerLimits) -> uvicorn.Config:
+def _make_config(
+    app: ASGIApp, tls: ssl.SSLContext | None, limits: ServerLimits, make_upgraded: MakeUpgraded | None
+) -> uvicorn.Config:
+    def upgrade(**_: object) -> asyncio.Protocol:
+        return cast("MakeUpgraded", make_upgraded)()
+
     return uvicorn.Config(
         app,
         http="h11",
-        ws="none",
+        ws=cast("type[asyncio.Protocol]", upgrade) if make_upgraded else "none",
         lifespan="off",
         log_config=None,
         log_level="warning",
