@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
+from edgeferry.hub.door_guard import DoorLimits
 
 SDK = Path(__file__).parent / "sdk"
 
@@ -29,6 +30,16 @@ async def hub(tmp_path: Path) -> AsyncIterator[RunningHub]:
     )
     async with open_hub(settings) as running:
         yield running
+
+
+@pytest.fixture
+def open_limited(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[RunningHub]]:
+    """`async with open_limited(connections=2) as hub`: a hub on free ports whose MQTT doors have these limits."""
+
+    def start(**limits: Any) -> AbstractAsyncContextManager[RunningHub]:
+        return open_hub(HubSettings(tmp_path / "hub", mqtt_port=0, https_port=0, doors=DoorLimits(**limits)))
+
+    return start
 
 
 class ServicePeer:

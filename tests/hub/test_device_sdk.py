@@ -29,10 +29,8 @@ def open_sdk_hub(tmp_path: Path, loopback_address: str) -> Opener:
     """A hub on port 8883 of an address of its own; opened again it goes on with the same folder."""
 
     def start(**more: Any) -> AbstractAsyncContextManager[RunningHub]:
-        settings = HubSettings(
-            tmp_path / "hub", loopback_address, https_port=0, host_names=(loopback_address,), routes=ROUTES, **more
-        )
-        return open_hub(settings)
+        more = {"https_port": 0, "host_names": (loopback_address,), "routes": ROUTES, **more}
+        return open_hub(HubSettings(tmp_path / "hub", loopback_address, **more))
 
     return start
 
@@ -45,11 +43,13 @@ async def read_reported(hub: RunningHub) -> dict[str, Any]:
     return (await hub.rooms.twins.read(A))[1].reported.body
 
 
-async def test_twin_patch_report_output_input_and_method(open_sdk_hub: Opener, open_device: Any) -> None:
-    async with open_sdk_hub() as hub:
+@pytest.mark.parametrize("way", ["tcp", "websockets"])
+async def test_twin_patch_report_output_input_and_method(open_sdk_hub: Opener, open_device: Any, way: str) -> None:
+    doors, words = ({"https_port": 443, "mqtt_port": 0}, [way]) if way == "websockets" else ({}, [])
+    async with open_sdk_hub(**doors) as hub:
         sender, receiver = await hub.add_module("d", "a"), await hub.add_module("d", "b")
         await write_desired(hub, {"first": 1})
-        async with open_device(hub, sender) as a, open_device(hub, receiver) as b:
+        async with open_device(hub, sender, *words) as a, open_device(hub, receiver, *words) as b:
             await a.expect("ready")
             await b.expect("ready")
             await a.send("twin")

@@ -133,7 +133,7 @@ class MqttPipe:
         self._candidate = ""  # who it says it is
         self._name: str | None = None  # who it is, once admitted
         self._refusal: ConnAck | None = None
-        self._has_begun_more = self._is_busy = self._is_paused = self._is_over = self._is_lost = False
+        self._is_holding = self._is_busy = self._is_paused = self._is_over = self._is_lost = False
         self._nap: asyncio.Future[None] | None = None
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
@@ -149,23 +149,22 @@ class MqttPipe:
         """How long a packet may be now."""
         return self._decoder.limit_bytes
 
-    def feed(self, data: bytes, *, has_begun_more: bool = False) -> None:
-        """Bytes came; asyncio's TLS hands over some that came before it had closed.
-
-        Args:
-            data: a piece of the stream, cut anywhere.
-            has_begun_more: the carrier holds bytes that it cannot hand over before more come.
-        """
+    def feed(self, data: bytes) -> None:
+        """Bytes came, cut anywhere; asyncio's TLS hands over some that came before it had closed."""
         if self._is_over:
             return
         self._counters.bytes_in += len(data)
         self._unread += data
-        self._has_begun_more = has_begun_more
         self._parse()
         self._arrived.set()
         if self._is_full() and not self._is_paused:
             self._is_paused = True
             self._carrier.pause_reading()
+
+    def note_held(self, is_holding: bool) -> None:
+        """Whether the carrier holds bytes that it cannot hand over before more come."""
+        self._is_holding = is_holding
+        self._note_unfinished()
 
     def lost(self) -> None:
         """The socket is closed; packets that came before are still done."""
@@ -249,7 +248,7 @@ class MqttPipe:
 
     def _note_unfinished(self) -> None:
         """Starts or ends the clock of a packet that is not whole."""
-        if not self._decoder.buffered_bytes and not self._has_begun_more:
+        if not self._decoder.buffered_bytes and not self._is_holding:
             self._packet_began_at = _NEVER
         elif self._packet_began_at == _NEVER and not self._is_over:
             self._packet_began_at = self._loop.time()

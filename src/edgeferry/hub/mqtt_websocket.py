@@ -58,6 +58,8 @@ class WebSocketGuest(asyncio.Protocol):
                 self._answer(event)
             else:
                 self._take(event)
+        if self._pipe is not None:
+            self._pipe.note_held(bool(self._frames.reader.buffer))
         self._flush()
         if self._frames.state is not State.OPEN and not self._transport.is_closing():
             self._transport.close()
@@ -134,7 +136,7 @@ class WebSocketGuest(asyncio.Protocol):
         if frame.opcode is Opcode.TEXT:
             self._frames.fail(CloseCode.UNSUPPORTED_DATA, "MQTT is binary")
         elif frame.opcode in (Opcode.BINARY, Opcode.CONT):
-            self._pipe.feed(bytes(frame.data), has_begun_more=bool(self._frames.reader.buffer))
+            self._pipe.feed(bytes(frame.data))
 
     def _flush(self) -> None:
         self._transport.write(b"".join(self._frames.data_to_send()))

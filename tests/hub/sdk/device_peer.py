@@ -1,6 +1,6 @@
 """azure-iot-device as a peer: does what it is told on stdin, prints what happens, one JSON object a line.
 
-Usage: device_peer.py string CONNECTION_STRING CA_FILE | device_peer.py edge
+Usage: device_peer.py string CONNECTION_STRING CA_FILE [TOKEN_SECONDS | websockets] | device_peer.py edge
 Words on stdin: twin, report JSON, output NAME JSON, plain JSON, quit.
 """
 
@@ -26,8 +26,8 @@ def make_client():
         return IoTHubModuleClient.create_from_edge_environment()
     kind = IoTHubModuleClient if "ModuleId=" in sys.argv[2] else IoTHubDeviceClient
     options = {"connection_retry_interval": 1}
-    if len(sys.argv) > 4:
-        options["sastoken_ttl"] = int(sys.argv[4])
+    for word in sys.argv[4:]:
+        options.update({"websockets": True} if word == "websockets" else {"sastoken_ttl": int(word)})
     ca = Path(sys.argv[3]).read_text()
     return kind.create_from_connection_string(sys.argv[2], server_verification_cert=ca, **options)
 
