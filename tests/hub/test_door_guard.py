@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeferry.hub import door_guard
-from edgeferry.hub.door_guard import ConnectionGate, DoorCounters, DoorLimits, GuessingBrake, PacketRates, get_address
+from edgeferry.hub.door_guard import ConnectionGate, DoorCounters, DoorLimits, GuessingBrake, PacketRates
+from edgeferry.transport.accept_loop import get_address
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=60))

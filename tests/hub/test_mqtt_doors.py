@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from edgeferry.app.hub import RunningHub
-from edgeferry.hub import accept_loop, mqtt_pipe
+from edgeferry.hub import mqtt_pipe
+from edgeferry.transport import accept_loop
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import make_sas_token, make_user_name, parse_connection_string
 from edgeferry.wire.iothub_topics import TWIN_RESPONSE_FILTER
@@ -318,7 +319,7 @@ async def test_a_stop_ends_every_connection_after_what_was_written(open_limited:
         last = await clients[7].receive()
         assert isinstance(last, mqtt.Publish) and len(last.payload) == 100_000
         assert [await client.receive() for client in clients] == [None] * 50
-        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("mqtt")]
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith(("mqtt", "tls"))]
 
 
 async def test_a_stop_does_not_wait_for_who_does_not_read_or_never_spoke(open_limited: Opener) -> None:

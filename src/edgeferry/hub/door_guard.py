@@ -1,6 +1,6 @@
 """What the MQTT doors allow, and what they count: connections, packets per identity, refused keys per address.
 
-Sockets stand in accept_loop.py, bytes in mqtt_pipe.py. Time is seconds of any one monotonic clock, passed in.
+Sockets stand in transport/accept_loop.py, bytes in mqtt_pipe.py. Time is seconds of any one monotonic clock, passed in.
 
 Rules:
 - What is kept about others is bounded: identities and addresses are forgotten once they have nothing on record.
@@ -11,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from dataclasses import dataclass
 
@@ -101,6 +100,14 @@ class ConnectionGate:
         if not self._by_address[address]:
             del self._by_address[address]
 
+    def note_failure(self) -> None:
+        """A TLS handshake failed, or never began."""
+        self._counters.handshake_failures += 1
+
+    def note_pause(self) -> None:
+        """Nothing could be accepted for a moment."""
+        self._counters.accept_pauses += 1
+
     def shut(self) -> None:
         """Nobody enters any more."""
         self._is_shut = True
@@ -160,20 +167,6 @@ class GuessingBrake:
         for address in list(_take_two(self._refusals)):
             if self._refusals[address][-1] <= now - REFUSALS_WINDOW_S or len(self._refusals) >= ADDRESSES_MAX:
                 del self._refusals[address]
-
-
-def get_address(peer: object) -> str:
-    """Whom connections are counted for: an IPv4 address, a /64 of IPv6 (one client has all of it)."""
-    text = str(peer[0]) if isinstance(peer, tuple) and peer else ""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return text
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _take_two(names: dict[str, TokenBucket] | dict[str, deque[float]]) -> list[str]:

@@ -1,6 +1,6 @@
 """The MQTT door on a port of its own: TCP, with TLS or (tests and benches) without.
 
-Who gets to speak stands in accept_loop.py, what happens to the bytes in mqtt_pipe.py.
+Who gets to speak stands in transport/accept_loop.py, what happens to the bytes in mqtt_pipe.py.
 
 Rules:
 - asyncio's TLS buffer of 256 KB for each connection is cut to 4 KB, in the whole process.
@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
-from edgeferry.hub.accept_loop import AcceptLoop, Guest, get_connections_max, raise_file_limit
 from edgeferry.hub.mqtt_pipe import MqttHall, MqttPipe
+from edgeferry.transport.accept_loop import AcceptLoop, Guest, HandshakeLimits, get_connections_max, raise_file_limit
 from edgeferry.transport.http_server import listen_on_address
 
 TLS_BUFFER_BYTES = 4 * 1024
@@ -77,14 +77,13 @@ async def open_mqtt_front(hall: MqttHall, *, host: str, port: int, tls: ssl.SSLC
     shrink_tls_buffers()
     hall.gate.connections_max = min(hall.limits.connections, get_connections_max(raise_file_limit()))
     listener = listen_on_address(host, port, backlog=BACKLOG)
-    loop = AcceptLoop(
-        listener,
-        lambda address, started_at: TcpGuest(hall, address, started_at),
-        tls=tls,
-        limits=hall.limits,
-        gate=hall.gate,
-        counters=hall.counters,
-    )
+    limits = hall.limits
+    handshakes = HandshakeLimits(limits.handshakes, limits.handshake_s, limits.connect_s, limits.stop_s)
+
+    def make_guest(address: str, started_at: float) -> Guest:
+        return TcpGuest(hall, address, started_at)
+
+    loop = AcceptLoop(listener, make_guest, tls, handshakes, hall.gate)
     loop.start()
     try:
         yield int(listener.getsockname()[1])

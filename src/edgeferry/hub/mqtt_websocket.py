@@ -24,8 +24,8 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from edgeferry.hub.door_guard import get_address
 from edgeferry.hub.mqtt_pipe import UNKNOWN_MAX_BYTES, MqttHall, MqttPipe
+from edgeferry.transport.accept_loop import get_address
 
 WEBSOCKET_PATH = "/$iothub/websocket"
 PACKET_HEAD_BYTES = 5  # what comes before the body of a packet

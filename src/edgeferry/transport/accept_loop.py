@@ -1,6 +1,6 @@
 """Accepts TCP connections: who may stay is asked before TLS, and only so many TLS handshakes run at once.
 
-What is spoken on a connection stands in mqtt_front.py, who may stay in door_guard.py.
+What is spoken on a connection stands in http_server.py and in hub/mqtt_front.py, who may stay in hub/door_guard.py.
 
 Rules:
 - A handshake begins when bytes are here and a slot is free; slots go by order of arrival. 5,000 that come back at once
@@ -12,15 +12,15 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import resource
 import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
-
-from edgeferry.hub.door_guard import ConnectionGate, DoorCounters, DoorLimits, get_address
 
 ACCEPT_BATCH = 64  # in one turn of the event loop
 ACCEPT_PAUSE_S = 0.5
@@ -28,6 +28,49 @@ SLOT_HOLD_S = 2.0
 SHUTDOWN_TIMEOUT_S = 5.0
 FILES_MARGIN_MAX = 1024  # for databases, published files and the HTTP doors
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeLimits:
+    """TLS handshakes at once, seconds for one, seconds until its first byte, and seconds for all to end at the stop."""
+
+    at_once: int = 64
+    timeout_s: float = 30.0
+    silence_s: float = 30.0
+    stop_s: float = 10.0
+
+
+class Gate(Protocol):
+    """Who may stay; told what happened."""
+
+    def enter(self, address: str) -> bool:
+        """Whether one more connection from this address may stay."""
+
+    def leave(self, address: str) -> None:
+        """A connection that had entered is gone."""
+
+    def note_failure(self) -> None:
+        """No connection came about."""
+
+    def note_pause(self) -> None:
+        """Nothing can be accepted for a moment."""
+
+
+class OpenGate:
+    """Everybody may stay; nothing is counted."""
+
+    def enter(self, address: str) -> bool:
+        """Yes."""
+        return True
+
+    def leave(self, address: str) -> None:
+        """Nothing to do."""
+
+    def note_failure(self) -> None:
+        """Nothing to do."""
+
+    def note_pause(self) -> None:
+        """Nothing to do."""
 
 
 class Guest(asyncio.Protocol):
@@ -64,9 +107,8 @@ class AcceptLoop:
     listener: socket.socket
     make_guest: MakeGuest
     tls: ssl.SSLContext | None
-    limits: DoorLimits
-    gate: ConnectionGate
-    counters: DoorCounters
+    limits: HandshakeLimits
+    gate: Gate
     _slots: asyncio.Semaphore = field(init=False)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -74,7 +116,7 @@ class AcceptLoop:
 
     def start(self) -> None:
         """Begins to accept."""
-        self._slots = asyncio.Semaphore(self.limits.handshakes)
+        self._slots = asyncio.Semaphore(self.limits.at_once)
         self.listener.setblocking(False)
         self._listen()
 
@@ -108,7 +150,7 @@ class AcceptLoop:
 
     def _pause(self, error: OSError) -> None:
         """The listening socket stays readable: to try again at once would only spin."""
-        self.counters.accept_pauses += 1
+        self.gate.note_pause()
         _log.warning("cannot accept connections for a moment", reason=error.strerror, pause_s=ACCEPT_PAUSE_S)
         self._loop.remove_reader(self.listener.fileno())
         self._retry = self._loop.call_later(ACCEPT_PAUSE_S, self._listen)
@@ -118,7 +160,7 @@ class AcceptLoop:
             sock.close()
             return
         sock.setblocking(False)
-        task = self._loop.create_task(self._take_in(sock, address), name="mqtt handshake")
+        task = self._loop.create_task(self._take_in(sock, address), name="tls handshake")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -131,7 +173,7 @@ class AcceptLoop:
             else:
                 guest = await self._shake_hands(sock, address, self.tls)
         except OSError as error:  # so are a time-out and a refusal by TLS
-            self.counters.handshake_failures += 1
+            self.gate.note_failure()
             _log.debug("no connection came about", address=address, reason=str(error) or type(error).__name__)
         finally:
             if not guest.has_begun:
@@ -156,7 +198,7 @@ class AcceptLoop:
             lambda: guest,
             sock,
             ssl=tls,
-            ssl_handshake_timeout=self.limits.handshake_s,
+            ssl_handshake_timeout=self.limits.timeout_s,
             ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
 
@@ -165,11 +207,25 @@ class AcceptLoop:
         accepted_at, here = self._loop.time(), self._loop.create_future()
         self._loop.add_reader(sock.fileno(), _tell, here)
         try:
-            async with asyncio.timeout(self.limits.connect_s):
+            async with asyncio.timeout(self.limits.silence_s):
                 await here
         finally:
             self._loop.remove_reader(sock.fileno())
         return self._loop.time() - accepted_at
+
+
+def get_address(peer: object) -> str:
+    """Whom connections are counted for: an IPv4 address, a /64 of IPv6 (one client has all of it)."""
+    text = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return text
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def _tell(here: asyncio.Future[None]) -> None:
