@@ -259,10 +259,10 @@ async def test_nothing_is_read_behind_a_connect_that_is_not_answered(
     async with open_raw(hub) as client:
         client.writer.write(mqtt.encode(mqtt.Connect("d/a", True, 60, make_user_name("localhost", "d", "a"), token)))
         await asyncio.sleep(0.2)
-        flood = mqtt.encode(mqtt.PingReq()) * 4_000_000
-        client.writer.write(flood)
+        message = mqtt.encode(mqtt.Publish("devices/d/modules/a/messages/events/", b"x" * 10_000))
+        client.writer.write(message * 20)
         await asyncio.sleep(0.5)
-        assert hub.counters.bytes_in < 500_000
+        assert hub.counters.bytes_in < 2 * mqtt_pipe.UNKNOWN_MAX_BYTES
         client.writer.transport.abort()
         gate.set()
     await poll(is_true(lambda: hub.counters.connections == 0))
@@ -281,6 +281,25 @@ async def test_who_does_not_read_its_answers_is_dropped(open_limited: Opener, mo
 
         await asyncio.wait_for(ask(), 60)
         await poll(is_true(lambda: hub.counters.connections == 0))
+
+
+async def test_who_does_not_read_cannot_put_off_the_end(open_limited: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_pipe, "CLOSE_PATIENCE_S", 0.5)
+    async with open_limited() as hub, open_raw(hub) as client:
+        await make_deaf(hub, client)
+        link = hub.rooms.presence.find(Identity("d", "a"))
+        assert link is not None
+        link.close("deleted")
+        await poll(is_true(lambda: hub.counters.connections == 0), 3.0)
+        client.writer.transport.abort()
+
+
+async def test_time_in_which_the_hub_lets_a_client_wait_is_no_silence(open_limited: Opener) -> None:
+    async with open_limited(packets_per_s=10, packets_burst=1) as hub, open_raw(hub) as client:
+        await client.connect(await hub.add_module("d", "a"), keepalive_s=1)
+        await client.send(*[mqtt.PingReq()] * 40)
+        assert [await client.receive() for _ in range(40)] == [mqtt.PingResp()] * 40
+        assert await client.receive(4.0) is None
 
 
 # --- a storm, and the end ---------------------------------------------------------------------------------------------
