@@ -54,10 +54,12 @@ class RawClient:
 
 
 @asynccontextmanager
-async def open_raw(hub: RunningHub) -> AsyncIterator[RawClient]:
-    """A TLS connection to the hub's MQTT door."""
+async def open_raw(hub: RunningHub, *, source: str | None = None) -> AsyncIterator[RawClient]:
+    """A TLS connection to the hub's MQTT door, from a loopback address of one's own if `source` names it."""
     context = ssl.create_default_context(cafile=str(hub.ca_pem_path))
-    reader, writer = await asyncio.open_connection("localhost", hub.mqtt_port, ssl=context)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", hub.mqtt_port, ssl=context, local_addr=(source, 0) if source else None
+    )
     try:
         yield RawClient(reader, writer)
     finally:

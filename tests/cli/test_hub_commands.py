@@ -270,3 +270,18 @@ async def test_nothing_acknowledged_is_lost_when_the_hub_is_killed(tmp_path: Pat
         numbers = {json.loads(line)["body"]["n"] for line in stored.stdout.splitlines()}
         assert set(range(1, done + 1)) <= numbers
     assert done > 4
+
+
+async def test_the_limits_of_the_doors_can_be_chosen(tmp_path: Path) -> None:
+    words = ("--connections-per-address", "1", "--packets-per-second", "20", "--packets-burst", "1")
+    async with open_process(tmp_path / "hub", *words) as hub:
+        run("device", "add", "d", "--module", "m", data=hub.data)
+        text = run("device", "connection-string", "d", "--module", "m", data=hub.data)["connection_string"]
+        async with hub.open_client(text) as client:
+            with pytest.raises((OSError, ssl.SSLError)):
+                async with hub.open_client(text):
+                    pass
+            started = asyncio.get_running_loop().time()
+            await client.send(*[mqtt.PingReq()] * 11)
+            assert [await client.receive() for _ in range(11)] == [mqtt.PingResp()] * 11
+            assert asyncio.get_running_loop().time() - started > 0.4

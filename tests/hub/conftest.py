@@ -15,6 +15,7 @@ import pytest
 
 from device_ways import WAYS, Start
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
+from edgeferry.hub.door_guard import DoorLimits
 from edgeferry.wire.service_api import Identity
 from service_view import open_service_view
 
@@ -39,6 +40,16 @@ async def hub(tmp_path: Path) -> AsyncIterator[RunningHub]:
     )
     async with open_hub(settings) as running:
         yield running
+
+
+@pytest.fixture
+def open_limited(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[RunningHub]]:
+    """`async with open_limited(connections=2) as hub`: a hub on free ports whose MQTT doors have these limits."""
+
+    def start(**limits: Any) -> AbstractAsyncContextManager[RunningHub]:
+        return open_hub(HubSettings(tmp_path / "hub", mqtt_port=0, https_port=0, doors=DoorLimits(**limits)))
+
+    return start
 
 
 class ServicePeer:

@@ -14,6 +14,7 @@ import pytest
 
 from edgeferry.app.hub import RunningHub
 from edgeferry.hub import mqtt_front
+from edgeferry.hub.mqtt_pipe import MqttHall
 from edgeferry.hub.registry import Admission
 from edgeferry.storage.hub_queues import QueuedMessage
 from edgeferry.wire import mqtt_packets as mqtt
@@ -39,7 +40,7 @@ async def is_closed(client: RawClient) -> bool:
 def test_the_attribute_that_shrinks_tls_buffers_exists() -> None:
     assert isinstance(asyncio.sslproto.SSLProtocol.max_size, int)
     mqtt_front.shrink_tls_buffers()
-    assert asyncio.sslproto.SSLProtocol.max_size == 16 * 1024
+    assert asyncio.sslproto.SSLProtocol.max_size == mqtt_front.TLS_BUFFER_BYTES
 
 
 async def test_a_good_connect_is_accepted_and_its_session_found_again(hub: RunningHub) -> None:
@@ -323,12 +324,13 @@ async def test_what_arrives_after_the_end_of_a_connection_is_not_done(hub: Runni
     known = parse_connection_string(await hub.add_module("d", "a"))
     token = make_sas_token(known.resource, known.shared_access_key, int(time.time()) + 60)
     connect = mqtt.Connect("d/a", True, 60, make_user_name("localhost", "d", "a"), token.encode())
-    pipe, (ours, theirs) = mqtt_front.MqttPipe(hub.rooms, set()), socket.socketpair()
+    hall, loop, (ours, theirs) = MqttHall(hub.rooms), asyncio.get_running_loop(), socket.socketpair()
+    assert hall.gate.enter("here")
     with theirs:
-        await asyncio.get_running_loop().create_connection(lambda: pipe, sock=ours)
-        pipe.close("its token has expired")
-        pipe.data_received(mqtt.encode(connect) + mqtt.encode(mqtt.Publish(EVENTS, b"too late", 1, 1)))
-        await asyncio.wait_for(pipe.task, 10)
+        _, guest = await loop.create_connection(lambda: mqtt_front.TcpGuest(hall, "here", loop.time()), sock=ours)
+        guest.pipe.close("its token has expired")
+        guest.data_received(mqtt.encode(connect) + mqtt.encode(mqtt.Publish(EVENTS, b"too late", 1, 1)))
+        await asyncio.wait_for(guest.pipe.task, 10)
     assert await hub.read_messages() == []
 
 

@@ -23,11 +23,14 @@ from edgeferry.errors import ConfigInvalid, StorageError
 from edgeferry.hub.bus import run_bus
 from edgeferry.hub.configurations import Configurations
 from edgeferry.hub.device_link import HubRooms
+from edgeferry.hub.door_guard import DoorCounters
 from edgeferry.hub.http_files import FileDoor
 from edgeferry.hub.http_front import ServiceRest
 from edgeferry.hub.identity_records import make_record
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.mqtt_front import make_tls_context, open_mqtt_front
+from edgeferry.hub.mqtt_pipe import MqttHall
+from edgeferry.hub.mqtt_websocket import WebSocketGuest
 from edgeferry.hub.policies import OWNER_POLICY, PolicyKeys, ensure_policy_keys
 from edgeferry.hub.presence import Presence
 from edgeferry.hub.registry import Registry
@@ -69,6 +72,7 @@ class RunningHub:
     https_port: int
     http_files_port: int | None
     ca_pem_path: Path
+    counters: DoorCounters
     policies: PolicyKeys
 
     @property
@@ -145,17 +149,21 @@ async def open_hub(settings: HubSettings) -> AsyncIterator[RunningHub]:
         files = await _prepare_certificates(settings, db)
         tls = make_tls_context(str(files.chain), str(files.key))
         mqtt_tls = tls if settings.mqtt_tls else None
+        hall = MqttHall(rooms, settings.doors)
         mqtt_port = await stack.enter_async_context(
-            open_mqtt_front(rooms, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
+            open_mqtt_front(hall, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
         )
-        https_port, http_files_port = await _open_http_doors(stack, settings, rooms, _Trust(files, tls, policies))
+        https_port, http_files_port = await _open_http_doors(stack, settings, hall, _Trust(files, tls, policies))
+        stack.push_async_callback(hall.close)
         await db.write(lambda tables: _remember_address(tables, settings.host_name, https_port))
         watch = _watch_certificate(tls, files)
         for work, name in ((run_bus(rooms), "bus"), (run_upkeep(rooms), "upkeep"), (watch, "certificate")):
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(_tell_defect)
             stack.callback(task.cancel)
-        yield RunningHub(settings, rooms, mqtt_port, https_port, http_files_port, files.authority, policies)
+        yield RunningHub(
+            settings, rooms, mqtt_port, https_port, http_files_port, files.authority, hall.counters, policies
+        )
 
 
 def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
@@ -195,16 +203,18 @@ def make_routes(settings: HubSettings) -> DeviceRoutes:
 
 
 async def _open_http_doors(
-    stack: AsyncExitStack, settings: HubSettings, rooms: HubRooms, trust: _Trust
+    stack: AsyncExitStack, settings: HubSettings, hall: MqttHall, trust: _Trust
 ) -> tuple[int, int | None]:
     """Opens HTTPS, plain files and the workload socket; returns the ports of the first two."""
     files, tls, policies = trust.files, trust.tls, trust.policies
     file_routes = (
         FileDoor(settings.files, policies.keys[SERVICE_POLICY], settings.clock).make_routes() if settings.files else []
     )
-    service = Starlette(routes=[*ServiceRest(rooms, policies).make_routes(), *file_routes])
+    service = Starlette(routes=[*ServiceRest(hall.rooms, policies).make_routes(), *file_routes])
     https = listen_on_address(settings.listen, settings.https_port)
-    await stack.enter_async_context(open_http_server(service, https, tls=tls, limits=HTTP_LIMITS))
+    await stack.enter_async_context(
+        open_http_server(service, https, tls=tls, limits=HTTP_LIMITS, make_upgraded=lambda: WebSocketGuest(hall))
+    )
     http_port = None
     if settings.http_files_port is not None:
         plain = listen_on_address("127.0.0.1", settings.http_files_port)
@@ -212,7 +222,7 @@ async def _open_http_doors(
         await stack.enter_async_context(open_http_server(Starlette(routes=file_routes), plain, limits=HTTP_LIMITS))
     if settings.workload_socket and settings.workload_device:
         bundle = read_bounded(files.authority, 64 * 1024).decode("ascii")
-        workload = WorkloadApi(settings.workload_device, rooms.registry, bundle)
+        workload = WorkloadApi(settings.workload_device, hall.rooms.registry, bundle)
         unix = listen_on_path(settings.workload_socket)
         await stack.enter_async_context(
             open_http_server(Starlette(routes=workload.make_routes()), unix, limits=HTTP_LIMITS)

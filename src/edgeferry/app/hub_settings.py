@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeferry.hub.door_guard import DoorLimits
 from edgeferry.hub.routes import DEFAULT_TIME_TO_LIVE_S
 from edgeferry.wire.file_signatures import SERVICE_POLICY
 from edgeferry.wire.iothub_auth import ConnectionString
@@ -31,8 +32,10 @@ class HubSettings:
         mqtt_tls: False for plain TCP in benches.
         database_url: a PostgreSQL database that holds its state instead, for several hubs that serve one fleet.
         deployment: a deployment manifest, whose `$edgeHub` gives routes and time to live instead of the two above.
+        doors: how much the MQTT doors let in.
         tls_chain, tls_key: the operator's certificate instead of our own; `tls_authority` is what devices trust then
             (default: the chain).
+        metrics_port: serves `/metrics` on loopback.
     """
 
     data: Path
@@ -53,6 +56,7 @@ class HubSettings:
     tls_key: Path | None = None
     tls_authority: Path | None = None
     metrics_port: int | None = None
+    doors: DoorLimits = field(default_factory=DoorLimits)
     clock: Callable[[], float] = field(default=time.time, repr=False)
 
     @property

@@ -25,6 +25,7 @@ from edgeferry.app.hub_settings import DEFAULT_HTTPS_PORT, DEFAULT_MQTT_PORT, DE
 from edgeferry.app.logging import configure_logging
 from edgeferry.cli.exit_codes import ends_with_exit_code
 from edgeferry.errors import ConfigInvalid
+from edgeferry.hub.door_guard import DoorLimits
 from edgeferry.hub.policies import POLICIES
 from edgeferry.storage.files import write_atomically
 from edgeferry.storage.hub_store import HubStore, open_tables
@@ -34,6 +35,8 @@ from edgeferry.wire.file_signatures import SERVICE_POLICY
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
+_DOOR_OPTIONS = ("connections", "connections_per_address", "packets_per_s", "packets_burst")
+_DOORS = DoorLimits()
 _PORT = click.IntRange(0, 65535)
 
 
@@ -100,6 +103,35 @@ def hub_group() -> None:
 )
 @click.option("--workload-device", help="The device that the workload API stands for.")
 @click.option(
+    "--connections",
+    type=click.IntRange(1),
+    default=_DOORS.connections,
+    show_default=True,
+    help="Devices and modules at once; fewer where fewer files may be open.",
+)
+@click.option(
+    "--connections-per-address",
+    type=click.IntRange(0),
+    default=_DOORS.connections_per_address,
+    show_default=True,
+    help="The same, from one address. 0: no limit.",
+)
+@click.option(
+    "--packets-per-second",
+    "packets_per_s",
+    type=click.FloatRange(0),
+    default=_DOORS.packets_per_s,
+    show_default=True,
+    help="Of one device or module; who sends more waits. 0: no limit.",
+)
+@click.option(
+    "--packets-burst",
+    type=click.FloatRange(1),
+    default=_DOORS.packets_burst,
+    show_default=True,
+    help="Packets of one device or module that may come at once.",
+)
+@click.option(
     "--ready-file", type=click.Path(path_type=Path), help="Write addresses and process id here once listening."
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning"]), default="info", show_default=True)
@@ -115,6 +147,7 @@ def run(ready_file: Path | None, log_level: str, as_json: bool, **options: Any) 
     if options["deployment"] is not None and options["routes"]:
         raise ConfigInvalid("routes come from --route or from --deployment, not from both")
     options["routes"] = options["routes"] or DEFAULT_ROUTES
+    options["doors"] = DoorLimits(**{name: options.pop(name) for name in _DOOR_OPTIONS})
     asyncio.run(_run_hub(HubSettings(**options), ready_file, as_json=as_json))
 
 

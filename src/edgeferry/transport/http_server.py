@@ -4,8 +4,10 @@ What this file leaves to others: applications (`serve/api.py`, `hub/`), who may 
 
 Rules:
 - uvicorn neither takes over signals nor logs requests: signals are the process's, and a query string may hold a token.
+- uvicorn does not listen itself: accept_loop.py brings it connections whose TLS handshake is done.
 - Connections are bounded in number, header size and silence, before anything is known of who opened them.
 - Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured).
+- Who is upgraded to WebSockets leaves the server: no limit of it holds for them, nor does its stop wait for them.
 - The server stops when its block ends: the socket closes first, requests that run get `stop_patience_s`.
 """
 
@@ -17,7 +19,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +30,12 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeferry.errors import ConfigInvalid
+from edgeferry.transport.accept_loop import AcceptLoop, Guest, HandshakeLimits, OpenGate
 
 _KEEP_ALIVE_S = 75
 _HEADERS_MAX_BYTES = 16 << 10
 _BACKLOG = 2048
+MakeUpgraded = Callable[[], asyncio.Protocol]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class ServerLimits:
     stop_patience_s: int = 10
 
 
-def listen_on_address(host: str, port: int) -> socket.socket:
+def listen_on_address(host: str, port: int, *, backlog: int = _BACKLOG) -> socket.socket:
     """A bound, listening TCP socket; port 0 picks a free one, an empty host is every address.
 
     Raises:
@@ -52,7 +56,7 @@ def listen_on_address(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=backlog)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigInvalid(f"cannot listen on {host or 'every address'}:{port}: {reason}") from error
@@ -83,30 +87,57 @@ def listen_on_path(path: Path) -> socket.socket:
 
 @asynccontextmanager
 async def open_http_server(
-    app: ASGIApp, sock: socket.socket, *, tls: ssl.SSLContext | None = None, limits: ServerLimits | None = None
+    app: ASGIApp,
+    sock: socket.socket,
+    *,
+    tls: ssl.SSLContext | None = None,
+    limits: ServerLimits | None = None,
+    make_upgraded: MakeUpgraded | None = None,
 ) -> AsyncIterator[None]:
-    """Serves `app` on a listening socket for as long as the block runs, then closes the socket."""
+    """Serves `app` on a listening socket for as long as the block runs, then closes the socket.
+
+    Connections that ask for WebSockets go to what `make_upgraded` makes, request included; they count as its own from
+    then on. Without it the request is answered like any other.
+    """
     limits = limits or ServerLimits()
-    server = uvicorn.Server(_make_config(app, tls, limits))
+    server = uvicorn.Server(_make_config(app, limits, make_upgraded))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals are the process's
-    serving = asyncio.create_task(server.serve(sockets=[sock]), name="http server")
+    serving = asyncio.create_task(server.serve(sockets=[]), name="http server")
+    accepting = AcceptLoop(
+        sock, lambda *_: _HttpGuest(server), tls, HandshakeLimits(silence_s=limits.silence_s), OpenGate()
+    )
     sweeping = asyncio.create_task(_close_silent(server, limits.silence_s), name="http silence")
     try:
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn tells by an attribute, not by an event
             await asyncio.sleep(0.005)
+        accepting.start()
         yield
     finally:
         sweeping.cancel()
+        await accepting.close()
         server.should_exit = True
         await serving
-        sock.close()
 
 
-def _make_config(app: ASGIApp, tls: ssl.SSLContext | None, limits: ServerLimits) -> uvicorn.Config:
+class _HttpGuest(H11Protocol, Guest):
+    """uvicorn's protocol on a connection that the accept loop brings."""
+
+    def __init__(self, server: uvicorn.Server) -> None:
+        super().__init__(server.config, server.server_state, server.lifespan.state)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        self.has_begun = True
+        super().connection_made(transport)
+
+
+def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded | None) -> uvicorn.Config:
+    def upgrade(**_: object) -> asyncio.Protocol:
+        return cast("MakeUpgraded", make_upgraded)()
+
     return uvicorn.Config(
         app,
         http="h11",
-        ws="none",
+        ws=cast("type[asyncio.Protocol]", upgrade) if make_upgraded else "none",
         lifespan="off",
         log_config=None,
         log_level="warning",
@@ -117,7 +148,6 @@ def _make_config(app: ASGIApp, tls: ssl.SSLContext | None, limits: ServerLimits)
         timeout_graceful_shutdown=limits.stop_patience_s,
         h11_max_incomplete_event_size=_HEADERS_MAX_BYTES,
         limit_concurrency=limits.connections,
-        ssl_context_factory=(lambda _config, _default: tls) if tls else None,
     )
 
 
