@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from edgeferry.app.hub import ensure_device
-from edgeferry.hub.registry import ensure_service_key, make_record
+from edgeferry.hub.identity_records import make_record
+from edgeferry.hub.policies import ensure_policy_key
 from edgeferry.storage.files import make_folder
-from edgeferry.storage.hub_tables import open_tables
+from edgeferry.storage.hub_store import open_tables
 from edgeferry.twin.document import make_twin
+from edgeferry.wire.file_signatures import SERVICE_POLICY
 from edgeferry.wire.service_api import Identity
 
 HERE = Path(__file__).resolve().parent
 MODULE_ID = "models"
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
+USUAL_LIMIT = 'ulimit -Sn 1024 && exec "$@"'  # what a shell gives: the hub raises it by itself
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -78,7 +81,7 @@ def register(data: Path, count: int) -> tuple[str, list[tuple[str, str, str]]]:
             record = make_record(Identity(device_id, MODULE_ID), now)
             tables.add_identity(record, make_twin(now))
             modules.append((device_id, MODULE_ID, record.primary_key))
-        return ensure_service_key(tables), modules
+        return ensure_policy_key(tables, SERVICE_POLICY), modules
 
 
 @contextmanager
@@ -90,6 +93,7 @@ def open_hub_process(folder: Path, *, tls: bool) -> Iterator[HubProcess]:
         ports = ["--mqtt-port", "0", "--https-port", "0"]
         command = [sys.executable, "-m", "edgeferry.cli.main", "hub", "run", "--data", data, *ports]
         command = [*command, "--ready-file", ready]
+    command = ["bash", "-c", USUAL_LIMIT, "bash", *command]
     with log_path.open("ab") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
