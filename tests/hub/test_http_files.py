@@ -113,7 +113,7 @@ async def test_plain_http_on_loopback_serves_files_and_nothing_else(
     hub: RunningHub, http: aiohttp.ClientSession
 ) -> None:
     query = make_file_query("", hub.policies.keys["service"], int(time.time()) + 60)
-    base = f"http://127.0.0.1:{hub.http_files_port}"
+    base = f"http://127.0.0.1:{hub.ports.http_files}"
     async with http.get(URL(f"{base}/files/top.txt?{query}", encoded=True)) as answer:
         assert await answer.text() == "top"
     for path in ("/files/top.txt", f"/devices?{query}"):

@@ -9,57 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from starlette.applications import Starlette
 
+from edgeferry.app.hub_doors import HttpPorts, Trust, open_http_doors, prepare_certificates, watch_certificate
 from edgeferry.app.hub_settings import HubSettings, make_connection_string, make_service_connection_string
 from edgeferry.errors import ConfigInvalid, StorageError
 from edgeferry.hub.bus import run_bus
 from edgeferry.hub.configurations import Configurations
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.door_guard import DoorCounters
-from edgeferry.hub.http_files import FileDoor
-from edgeferry.hub.http_front import ServiceRest
 from edgeferry.hub.identity_records import make_record
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.mqtt_front import make_tls_context, open_mqtt_front
 from edgeferry.hub.mqtt_pipe import MqttHall
-from edgeferry.hub.mqtt_websocket import WebSocketGuest
 from edgeferry.hub.policies import OWNER_POLICY, PolicyKeys, ensure_policy_keys
 from edgeferry.hub.presence import Presence
 from edgeferry.hub.registry import Registry
 from edgeferry.hub.routes import DeviceRoutes, Router, find_edge_hub_routes
 from edgeferry.hub.twins import Twins
 from edgeferry.hub.upkeep import run_upkeep
-from edgeferry.hub.workload import WorkloadApi
 from edgeferry.storage.files import make_folder, open_folder_lock, read_bounded
-from edgeferry.storage.hub_certificates import (
-    CertificateFiles,
-    ensure_certificates,
-    require_operator_files,
-    share_authority,
-)
 from edgeferry.storage.hub_db import HubDb, open_hub_db
 from edgeferry.storage.hub_queues import UpstreamMessage
 from edgeferry.storage.hub_tables import HubTables
-from edgeferry.transport.http_server import ServerLimits, listen_on_address, listen_on_path, open_http_server
 from edgeferry.twin.configuration import EDGE_HUB, make_desired, parse_content
 from edgeferry.twin.document import make_twin, parse_object
 from edgeferry.twin.routes import NamedRoute, parse_route, parse_routes
 from edgeferry.wire.file_signatures import FILES_PREFIX, SERVICE_POLICY, make_file_query
 from edgeferry.wire.service_api import Identity, require_identity
 
-HTTP_LIMITS = ServerLimits(connections=2000, stop_patience_s=5)  # a fleet fetches at once, over links that take hours
 HOST_NAME_SETTING, HTTPS_PORT_SETTING = "hub.host_name", "hub.https_port"
-AUTHORITY_SETTINGS = "tls.ca.pem", "tls.ca.key"
 MANIFEST_MAX_BYTES = 1024 * 1024
-CERTIFICATE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +54,15 @@ class RunningHub:
     settings: HubSettings
     rooms: HubRooms
     mqtt_port: int
-    https_port: int
-    http_files_port: int | None
+    ports: HttpPorts
     ca_pem_path: Path
     counters: DoorCounters
     policies: PolicyKeys
+
+    @property
+    def https_port(self) -> int:
+        """The port of service REST, files and MQTT over WebSockets."""
+        return self.ports.https
 
     @property
     def service_url(self) -> str:
@@ -114,15 +103,6 @@ class RunningHub:
         return make_connection_string(self.settings.host_name, record)
 
 
-@dataclass(frozen=True, slots=True)
-class _Trust:
-    """By what clients know the hub, and by what it knows them."""
-
-    files: CertificateFiles
-    tls: ssl.SSLContext
-    policies: PolicyKeys
-
-
 def ensure_device(tables: HubTables, device_id: str, now: float) -> None:
     """Registers a device that is not. Runs inside a writing transaction."""
     identity = require_identity(device_id)
@@ -146,24 +126,22 @@ async def open_hub(settings: HubSettings) -> AsyncIterator[RunningHub]:
         policies = await db.write(lambda tables: _begin(tables, settings.clock()))
         stack.push_async_callback(_end, rooms)
         await rooms.presence.beat()
-        files = await _prepare_certificates(settings, db)
+        files = await prepare_certificates(settings, db)
         tls = make_tls_context(str(files.chain), str(files.key))
         mqtt_tls = tls if settings.mqtt_tls else None
         hall = MqttHall(rooms, settings.doors)
         mqtt_port = await stack.enter_async_context(
             open_mqtt_front(hall, host=settings.listen, port=settings.mqtt_port, tls=mqtt_tls)
         )
-        https_port, http_files_port = await _open_http_doors(stack, settings, hall, _Trust(files, tls, policies))
+        ports = await open_http_doors(stack, settings, hall, Trust(files, tls, policies))
         stack.push_async_callback(hall.close)
-        await db.write(lambda tables: _remember_address(tables, settings.host_name, https_port))
-        watch = _watch_certificate(tls, files)
+        await db.write(lambda tables: _remember_address(tables, settings.host_name, ports.https))
+        watch = watch_certificate(tls, files)
         for work, name in ((run_bus(rooms), "bus"), (run_upkeep(rooms), "upkeep"), (watch, "certificate")):
             task = asyncio.create_task(work, name=name)
             task.add_done_callback(_tell_defect)
             stack.callback(task.cancel)
-        yield RunningHub(
-            settings, rooms, mqtt_port, https_port, http_files_port, files.authority, hall.counters, policies
-        )
+        yield RunningHub(settings, rooms, mqtt_port, ports, files.authority, hall.counters, policies)
 
 
 def make_rooms(settings: HubSettings, db: HubDb) -> HubRooms:
@@ -202,73 +180,10 @@ def make_routes(settings: HubSettings) -> DeviceRoutes:
     return routes or DeviceRoutes((), settings.time_to_live_s)
 
 
-async def _open_http_doors(
-    stack: AsyncExitStack, settings: HubSettings, hall: MqttHall, trust: _Trust
-) -> tuple[int, int | None]:
-    """Opens HTTPS, plain files and the workload socket; returns the ports of the first two."""
-    files, tls, policies = trust.files, trust.tls, trust.policies
-    file_routes = (
-        FileDoor(settings.files, policies.keys[SERVICE_POLICY], settings.clock).make_routes() if settings.files else []
-    )
-    service = Starlette(routes=[*ServiceRest(hall.rooms, policies).make_routes(), *file_routes])
-    https = listen_on_address(settings.listen, settings.https_port)
-    await stack.enter_async_context(
-        open_http_server(service, https, tls=tls, limits=HTTP_LIMITS, make_upgraded=lambda: WebSocketGuest(hall))
-    )
-    http_port = None
-    if settings.http_files_port is not None:
-        plain = listen_on_address("127.0.0.1", settings.http_files_port)
-        http_port = plain.getsockname()[1]
-        await stack.enter_async_context(open_http_server(Starlette(routes=file_routes), plain, limits=HTTP_LIMITS))
-    if settings.workload_socket and settings.workload_device:
-        bundle = read_bounded(files.authority, 64 * 1024).decode("ascii")
-        workload = WorkloadApi(settings.workload_device, hall.rooms.registry, bundle)
-        unix = listen_on_path(settings.workload_socket)
-        await stack.enter_async_context(
-            open_http_server(Starlette(routes=workload.make_routes()), unix, limits=HTTP_LIMITS)
-        )
-    return https.getsockname()[1], http_port
-
-
 def _tell_defect(task: asyncio.Task[None]) -> None:
     """A background task ends with the hub; one that ends before, by a defect, must not do so silently."""
     if not task.cancelled() and (error := task.exception()) is not None:
         structlog.get_logger(__name__).error("a background task of the hub ended", task=task.get_name(), exc_info=error)
-
-
-async def _prepare_certificates(settings: HubSettings, db: HubDb) -> CertificateFiles:
-    """The operator's certificates, checked, or our own, made; hubs that share a store share their authority."""
-    folder, now = settings.data / "tls", settings.clock()
-    if settings.tls_chain is not None and settings.tls_key is not None:
-        authority = settings.tls_authority or settings.tls_chain
-        given = CertificateFiles(authority, settings.tls_chain, settings.tls_key)
-        names = settings.host_names or (settings.host_name,)
-        return await asyncio.to_thread(require_operator_files, given, names, now=now)
-    if settings.database_url is not None:
-        await db.write(lambda tables: _share_authority(tables, folder, now))
-    return await asyncio.to_thread(ensure_certificates, folder, settings.certificate_names, now=now)
-
-
-def _share_authority(tables: HubTables, folder: Path, now: float) -> None:
-    """Runs in the one writing transaction at a time: of hubs that start together, the first one's authority counts."""
-    certificate, key = (tables.find_setting(name) for name in AUTHORITY_SETTINGS)
-    shared = (certificate, key) if certificate and key else None
-    for name, pem in zip(AUTHORITY_SETTINGS, share_authority(folder, shared, now=now), strict=True):
-        tables.write_setting(name, pem)
-
-
-async def _watch_certificate(tls: ssl.SSLContext, files: CertificateFiles) -> None:
-    """Takes a renewed certificate for the connections that come, as soon as both its files are good."""
-    seen = files.chain.stat().st_mtime_ns
-    while True:
-        await asyncio.sleep(CERTIFICATE_EVERY_S)
-        try:
-            now = files.chain.stat().st_mtime_ns
-            if now != seen:
-                tls.load_cert_chain(files.chain, files.key)
-                seen = now
-        except (OSError, ssl.SSLError) as error:
-            structlog.get_logger(__name__).warning("the new certificate cannot be used yet", reason=str(error))
 
 
 def _begin(tables: HubTables, now: float) -> PolicyKeys:

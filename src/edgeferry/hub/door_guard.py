@@ -42,7 +42,7 @@ class DoorLimits:
     handshakes: int = 64
     handshake_s: float = 30.0
     connect_s: float = 30.0
-    packet_s: float = 60.0
+    packet_s: float = 600.0  # 256 KB at 4 kbit/s take nine minutes
     packets_per_s: float = 100.0
     packets_burst: float = 1000.0
     stop_s: float = 10.0

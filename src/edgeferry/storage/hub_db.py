@@ -39,11 +39,21 @@ class _Job:
     error: BaseException | None = None
 
 
+@dataclass(slots=True)
+class DbCounters:
+    """What the store has done since the process started."""
+
+    jobs: int = 0
+    batches: int = 0
+    failures: int = 0
+
+
 class HubDb:
     """Asynchronous reads and writes of the hub's tables. `events`: what was told, for one consumer."""
 
     def __init__(self, store: HubStore, loop: asyncio.AbstractEventLoop) -> None:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.counters = DbCounters()
         self._store = store
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -113,6 +123,9 @@ class HubDb:
 
     def _finish(self, told: tuple[Sequence[Event], list[_Job]]) -> None:
         events, jobs = told
+        self.counters.batches += bool(jobs)
+        self.counters.jobs += len(jobs)
+        self.counters.failures += sum(job.error is not None for job in jobs)
         _answer(jobs)  # first: who waits for a write goes on before anybody hears of later ones
         for event in events:
             self.events.put_nowait(event)
