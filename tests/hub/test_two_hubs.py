@@ -361,3 +361,41 @@ async def test_no_live_patch_is_lost_when_the_database_cuts_a_hub_off(two: TwoHu
         for client, identity in ((a, A), (b, B)):
             got = [json.loads((await receive(client)).payload)["$version"] for _ in wanted[identity]]
             assert got == wanted[identity]
+
+
+# --- back and forth ---------------------------------------------------------------------------------------------------
+async def test_inputs_of_a_module_that_moves_back_and_forth_all_arrive_under_packet_ids_of_their_own(
+    two: TwoHubs,
+) -> None:
+    sender, receiver = await two.here.add_module("d", "a"), await two.here.add_module("d", "b")
+    total, got = 300, set()
+    async with open_module(two.hubs[0], sender) as a, open_module(two.hubs[0], receiver, INPUTS):
+
+        async def flood() -> None:
+            for number in range(total):
+                await a.send(mqtt.Publish(f"{OUTPUT}{number}", b"%d" % number, 1, number + 1))
+                assert await a.receive() == mqtt.PubAck(number + 1)
+
+        flooding, turn = asyncio.create_task(flood()), 0
+        async with AsyncExitStack() as stack:
+            while len(got) < total:
+                turn += 1
+                client = await stack.enter_async_context(open_raw(two.hubs[turn % 2]))
+                assert await client.connect(receiver) == mqtt.ConnAck(0, True)
+                is_last = flooding.done()
+                waiting: dict[int, bytes] = {}
+                for _ in range(total if is_last else 12):
+                    try:
+                        packet = await client.receive(3.0 if is_last else 0.05)
+                    except TimeoutError:
+                        break
+                    assert isinstance(packet, mqtt.Publish), packet
+                    assert packet.packet_id not in waiting, (turn, packet)
+                    waiting[packet.packet_id or 0] = packet.payload
+                    if is_last or len(waiting) % 3 == 0:
+                        await client.send(mqtt.PubAck(packet.packet_id))
+                        del waiting[packet.packet_id or 0]
+                        got.add(int(packet.payload))
+        await flooding
+    assert got == set(range(total)) and turn > 4, turn
+    assert await two.here.rooms.db.read(lambda tables: tables.queues.read(B, after=0, limit=9)) == []

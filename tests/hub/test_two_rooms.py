@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.identity_records import make_record
 from edgeferry.storage.hub_db import open_hub_db
 from edgeferry.storage.hub_events import Attached, InputQueued
+from edgeferry.storage.hub_postgres import open_postgres
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.wire.service_api import Identity, IdentityRecord
 from fixtures_postgres import Postgres
@@ -91,6 +94,14 @@ async def is_connected(rooms: HubRooms) -> bool:
     return (await rooms.twins.read(A)).facts.is_connected
 
 
+async def cut_off(rooms: HubRooms, postgres: Postgres, meanwhile: str = "SELECT 1") -> None:
+    """Runs a statement in the store of these rooms and cuts off everybody who is connected to it."""
+    database = str(rooms.db._store.url).rpartition("/")[2]
+    cut = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname='{database}'"
+    await asyncio.to_thread(postgres.sql, meanwhile, database)
+    await asyncio.to_thread(postgres.sql, cut)
+
+
 async def set_silent(rooms: HubRooms) -> None:
     """Makes every process one that has not beaten for a long time."""
     await rooms.db.write(lambda tables: tables._sql.execute("UPDATE hubs SET seen_at = seen_at - 100"))
@@ -160,10 +171,8 @@ async def test_an_older_link_that_came_late_ends_when_a_newer_was_told_of(pair: 
 
 async def test_a_connection_that_was_cut_while_idle_fails_nothing(pair: list[HubRooms], postgres: Postgres) -> None:
     one, other = pair
-    database = one.db._store.url.rpartition("/")[2]
-    cut = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname='{database}'"
     await attach(other, A)
-    await asyncio.to_thread(postgres.sql, cut)
+    await cut_off(one, postgres)
     await one.db.write(lambda tables: tables.tell(InputQueued(A)))
     assert await is_connected(other)
 
@@ -186,3 +195,44 @@ async def test_an_event_of_another_release_makes_no_process_deaf(pair: list[HubR
         return again.bells == 1
 
     await poll(has_heard)
+
+
+async def test_a_store_that_went_back_in_time_makes_no_process_deaf(pair: list[HubRooms], postgres: Postgres) -> None:
+    one, other = pair
+    for _ in range(5):
+        link = await attach(one, A)
+    await cut_off(one, postgres, "DELETE FROM events; ALTER TABLE events ALTER id RESTART")
+
+    async def has_missed() -> bool:
+        return "the hub missed what was written meanwhile" in link.closed
+
+    await poll(has_missed)
+    again = await attach(one, A)
+    await other.db.write(lambda tables: tables.tell(InputQueued(A)))
+
+    async def has_heard() -> bool:
+        return again.bells == 1
+
+    await poll(has_heard)
+
+
+async def test_trimmed_events_are_no_store_that_went_back(pair: list[HubRooms], postgres: Postgres) -> None:
+    one, other = pair
+    link = await attach(one, A)
+    await cut_off(one, postgres, "DELETE FROM events")
+    await other.db.write(lambda tables: tables.tell(InputQueued(A)))
+
+    async def has_heard() -> bool:
+        return link.bells == 1
+
+    await poll(has_heard)
+    assert not link.closed
+
+
+async def test_a_database_whose_host_vanishes_is_noticed(database_url: str) -> None:
+    sql = open_postgres(database_url)
+    try:
+        with socket.socket(fileno=os.dup(sql._connection.fileno())) as seen:
+            assert 0 < seen.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
+    finally:
+        sql.close()

@@ -5,6 +5,8 @@ Rules:
   Group commit (hub_db.py) makes that cheap; what it buys: no deadlocks, and rows whose ids rise in the order of
   commits, so that a reader who asks for "everything after id n" misses nothing.
 - NOTIFY is a bell: the listener reads the events themselves from their table, by id, also after it was cut off.
+- Ids that are lower than those that were seen tell that the store went back in time (a replica took over, a backup was
+  restored): then everybody begins anew.
 - A process that stands still in the middle of a transaction loses it after some seconds: it must not hold the lock.
 - A connection that is lost within a transaction fails that one, clearly; one that was lost before is opened again.
 """
@@ -36,6 +38,7 @@ CONNECT_TIMEOUT_S = 10
 EVENTS_PAGE = 500
 LISTEN_EVERY_S = 0.5
 CUT_OFF_WAIT_S = 1.0
+VANISHED_MS = 30_000  # a host that acknowledges nothing for so long is gone; TCP itself waits a quarter of an hour
 _log = structlog.get_logger(__name__)
 
 
@@ -151,6 +154,9 @@ class PostgresListener:
     def _listen(self) -> None:
         with _connect(self._url) as bell:
             bell.execute("LISTEN edgeferry_hub")
+            newest = bell.execute("SELECT last_value FROM events_id_seq").fetchone()
+            if newest is not None and newest[0] < self._last_id:
+                self._begin_anew()
             while not self._stopped.is_set():
                 self._deliver_new()
                 for _ in bell.notifies(timeout=LISTEN_EVERY_S, stop_after=1):
@@ -163,8 +169,7 @@ class PostgresListener:
                 with tables.transaction(writes=False):
                     page = tables.read_events(after=self._last_id, limit=EVENTS_PAGE)
             except msgspec.MsgspecError:  # another release told it
-                self._last_id = self._read_last_id()
-                self._deliver([EventsMissed()])
+                self._begin_anew()
                 return
             if time.monotonic() - self._seen_at > EVENTS_KEPT_S / 2:
                 self._deliver([EventsMissed()])
@@ -173,6 +178,10 @@ class PostgresListener:
                 return
             self._last_id = page[-1][0]
             self._deliver([event for _, event in page])
+
+    def _begin_anew(self) -> None:
+        self._last_id = self._read_last_id()
+        self._deliver([EventsMissed()])
 
 
 def _connect(url: str) -> psycopg.Connection[Any]:
@@ -186,6 +195,7 @@ def _connect(url: str) -> psycopg.Connection[Any]:
         keepalives_idle=15,
         keepalives_interval=5,
         keepalives_count=3,
+        tcp_user_timeout=VANISHED_MS,
     )
 
 
