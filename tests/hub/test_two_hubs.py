@@ -363,6 +363,25 @@ async def test_no_live_patch_is_lost_when_the_database_cuts_a_hub_off(two: TwoHu
             assert got == wanted[identity]
 
 
+async def test_modules_stay_connected_while_the_database_restarts(two: TwoHubs, postgres: Postgres) -> None:
+    texts = [await two.here.add_module("d", name) for name in "ab"]
+    async with (
+        open_module(two.hubs[0], texts[0], DESIRED_PATCH_FILTER) as a,
+        open_module(two.hubs[1], texts[1], DESIRED_PATCH_FILTER) as b,
+    ):
+        await asyncio.to_thread(postgres.stop)
+        try:
+            for service in two.services:
+                assert (await service("GET", api.get_twin_path(A)))[0] == 503
+        finally:
+            await asyncio.to_thread(postgres.start)
+        for n, service in enumerate(two.services):
+            for client, identity in ((a, A), (b, B)):
+                version = await service.write_desired(identity, {"n": n})
+                assert json.loads((await receive(client)).payload) == {"n": n, "$version": version}
+                assert await service.is_connected(identity)
+
+
 # --- back and forth ---------------------------------------------------------------------------------------------------
 async def test_inputs_of_a_module_that_moves_back_and_forth_all_arrive_under_packet_ids_of_their_own(
     two: TwoHubs,

@@ -134,6 +134,19 @@ async def test_the_late_end_of_a_deleted_identity_does_not_count_for_its_success
     assert await is_connected(one)
 
 
+async def test_a_new_identity_of_an_old_name_takes_the_place_of_the_old_ones_link(
+    pair: list[HubRooms], clock: Clock
+) -> None:
+    one, other = pair
+    for _ in range(3):
+        older = await attach(one, A)
+    await other.registry.delete(A, None)
+    await other.registry.add(make_record(A, clock()))
+    newer = await attach(one, A)
+    assert newer.number < older.number
+    assert older.closed and not newer.closed and one.presence.find(A) is newer
+
+
 async def test_a_silent_process_is_given_up_by_the_others(pair: list[HubRooms]) -> None:
     one, other = pair
     await attach(one, A)

@@ -62,7 +62,7 @@ class Presence:
         """Takes a new link in; an older one of the same identity is closed, be it this one."""
         identity = link.record.identity
         present = self._links.get(identity)
-        if present is not None and present.number > link.number:
+        if present is not None and _is_newer(present, link):
             link.close("a newer connection of the same identity")
             return
         self._links[identity] = link
@@ -136,3 +136,8 @@ class Presence:
                 tables.sessions.restore(live, hub=hub_id)
 
         await self._db.write(work)
+
+
+def _is_newer(present: Link, link: Link) -> bool:
+    """Whether a link is followed by the present one. Numbers of an identity that was made again begin anew."""
+    return present.record.generation_id == link.record.generation_id and present.number > link.number
