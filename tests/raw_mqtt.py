@@ -7,10 +7,20 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
 
-from edgeferry.app.hub import RunningHub
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import make_client_id, make_sas_token, make_user_name, parse_connection_string
+
+
+class MqttDoor(Protocol):
+    """Where a hub is found: a RunningHub, or one in another process."""
+
+    @property
+    def mqtt_port(self) -> int: ...
+    @property
+    def ca_pem_path(self) -> Path: ...
 
 
 class RawClient:
@@ -54,7 +64,7 @@ class RawClient:
 
 
 @asynccontextmanager
-async def open_raw(hub: RunningHub, *, source: str | None = None) -> AsyncIterator[RawClient]:
+async def open_raw(hub: MqttDoor, *, source: str | None = None) -> AsyncIterator[RawClient]:
     """A TLS connection to the hub's MQTT door, from a loopback address of one's own if `source` names it."""
     context = ssl.create_default_context(cafile=str(hub.ca_pem_path))
     reader, writer = await asyncio.open_connection(

@@ -7,6 +7,7 @@ import contextlib
 import resource
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 
 from edgeferry.errors import Conflict, NotFound, StorageBusy, StorageError, StorageFailed
 from edgeferry.storage import hub_queues, hub_sqlite
-from edgeferry.storage.hub_db import open_hub_db
+from edgeferry.storage.hub_db import HubDb, open_hub_db
+from edgeferry.storage.hub_events import Event, InputQueued
 from edgeferry.storage.hub_queues import QueuedMessage, UpstreamMessage
 from edgeferry.storage.hub_sqlite import DB_NAME
 from edgeferry.storage.hub_store import HubStore, copy_store, open_tables
@@ -209,6 +211,45 @@ async def test_concurrent_writes_share_commits_and_lose_nothing(store: HubStore)
 
         await asyncio.gather(*(db.write(add) for _ in range(600)))
         assert await db.read(lambda tables: tables.find_setting("n")) == "600"
+
+
+async def note_order(db: HubDb, order: list[str], *names: str) -> None:
+    """Writes that tell, each in a batch of its own while the loop is busy; notes who was written and heard of."""
+
+    async def write(name: str) -> None:
+        await db.write(lambda tables: tables.tell(InputQueued(Identity(name))))
+        order.append(f"written {name}")
+
+    async def hear() -> None:
+        for _ in names:
+            event = await db.events.get()
+            assert isinstance(event, InputQueued)
+            order.append(f"heard {event.identity}")
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(hear())
+        await asyncio.sleep(0)
+        for name in names:
+            group.create_task(write(name))
+            asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+
+
+async def test_who_waits_for_a_write_goes_on_before_anybody_hears_of_it(
+    store: HubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_hub_db(store.folder, store.url) as db:
+        order: list[str] = []
+        await note_order(db, order, "a", "b", "c")
+        take_told = HubTables.take_told
+
+        def take_late(tables: HubTables) -> list[Event]:
+            time.sleep(0.3)  # committed, and not answered yet
+            return take_told(tables)
+
+        monkeypatch.setattr(HubTables, "take_told", take_late)
+        await note_order(db, order, "d")
+    assert [order.index(f"written {name}") < order.index(f"heard {name}") for name in "abcd"] == [True] * 4, order
+    assert [one for one in order if one.startswith("heard")] == [f"heard {name}" for name in "abcd"]
 
 
 async def test_all_work_runs_on_one_thread_and_none_after_close(store: HubStore) -> None:

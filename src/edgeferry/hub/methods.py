@@ -2,6 +2,7 @@
 
 Rules:
 - Nothing is kept: a call lives as long as its caller waits.
+- A device that is not subscribed is not online yet: a caller who gives it time to connect waits for that too.
 - An answer counts only from the identity that was called.
 - Between processes a call and its answer travel as events of the store (storage/hub_events.py), each addressed to one
   process: that one answers also when the device is gone.
@@ -22,6 +23,8 @@ from edgeferry.storage.hub_events import MethodAnswered, MethodCalled
 from edgeferry.twin.document import Json
 from edgeferry.wire.iothub_topics import MethodAnswer
 from edgeferry.wire.service_api import METHOD_PAYLOAD_MAX_BYTES, Identity, MethodRequest
+
+LOOK_AGAIN_S = 0.5  # a device that has connected has yet to subscribe, or moves from one process to another
 
 
 @dataclass(slots=True)
@@ -46,23 +49,31 @@ class Methods:
         payload = msgspec.json.encode(request.payload)
         if len(payload) > METHOD_PAYLOAD_MAX_BYTES:
             raise RequestInvalid(f"a method's payload has at most {METHOD_PAYLOAD_MAX_BYTES} bytes")
-        to_hub = await self._find_hub(identity, request.connect_timeout_s)
-        if to_hub is None:
-            raise NotFound(f"{identity} is not online", service_code="DeviceNotOnline")
-        answer = await self._call_at(to_hub, identity, request, payload)
-        if answer.status is None:
-            raise NotFound(f"{identity} takes no methods now", service_code="DeviceNotOnline")
+        answer = await self._call_when_online(identity, request, payload)
+        if answer is None:
+            raise NotFound(f"{identity} is not online, or takes no methods now", service_code="DeviceNotOnline")
         value = msgspec.json.decode(answer.payload) if answer.payload else None
         return {"status": answer.status, "payload": value}
 
-    async def _find_hub(self, identity: Identity, connect_timeout_s: float) -> str | None:
-        """The process that holds the device's link, waiting for it to come; None when it did not in time."""
-        hub = await self._find_hub_now(identity)
-        if hub is None and connect_timeout_s > 0 and await self.presence.wait_for(identity, connect_timeout_s):
-            return await self._find_hub_now(identity)
-        return hub
+    async def _call_when_online(
+        self, identity: Identity, request: MethodRequest, payload: bytes
+    ) -> MethodAnswered | None:
+        """The answer; None when the device was not there, or not subscribed, for as long as it may take to connect."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + request.connect_timeout_s
+        while True:
+            hub = await self._find_hub(identity)
+            if hub is not None:
+                answer = await self._call_at(hub, identity, request, payload)
+                if answer.status is not None:
+                    return answer
+            left_s = give_up_at - loop.time()
+            if left_s <= 0:
+                return None
+            await self.presence.wait_for(identity, min(left_s, LOOK_AGAIN_S))
 
-    async def _find_hub_now(self, identity: Identity) -> str | None:
+    async def _find_hub(self, identity: Identity) -> str | None:
+        """The process that holds the device's link."""
         if self.presence.find(identity) is not None:
             return self.hub_id
         row = await self.db.read(lambda tables: tables.sessions.find_connection(identity))

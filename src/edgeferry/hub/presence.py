@@ -62,7 +62,7 @@ class Presence:
         """Takes a new link in; an older one of the same identity is closed, be it this one."""
         identity = link.record.identity
         present = self._links.get(identity)
-        if present is not None and present.number > link.number:
+        if present is not None and _is_newer(present, link):
             link.close("a newer connection of the same identity")
             return
         self._links[identity] = link
@@ -114,7 +114,7 @@ class Presence:
         due = [(identity, number) for identity, (number, due_at) in self._ended.items() if due_at <= now]
         if not due:
             return
-        await self._db.write(lambda tables: tables.sessions.disconnect(due, now=now))
+        await self._db.write(lambda tables: tables.sessions.disconnect(due, hub=self._hub_id, now=now))
         for identity, number in due:
             if self._ended.get(identity, (0, 0.0))[0] == number:
                 del self._ended[identity]
@@ -127,11 +127,17 @@ class Presence:
         """
         now, hub_id = self._clock(), self._hub_id
         live = [(identity, link.number) for identity, link in self._links.items()]
-        live += [(identity, number) for identity, (number, _) in self._ended.items()]
+        live += [(identity, number) for identity, (number, due_at) in self._ended.items() if due_at > now]
 
         def work(tables: HubTables) -> None:
-            if not tables.sessions.beat(hub_id):
+            if tables.sessions.beat(hub_id):
+                tables.sessions.drop_silent_hubs(now=now)
+            else:
                 tables.sessions.restore(live, hub=hub_id)
-            tables.sessions.drop_silent_hubs(now=now)
 
         await self._db.write(work)
+
+
+def _is_newer(present: Link, link: Link) -> bool:
+    """Whether a link is followed by the present one. Numbers of an identity that was made again begin anew."""
+    return present.record.generation_id == link.record.generation_id and present.number > link.number

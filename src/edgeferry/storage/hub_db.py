@@ -7,7 +7,8 @@ Rules:
 - A piece of work that fails undoes itself only. When the commit fails, every write in it fails; reads are done again.
 - Work runs in the order in which it was handed over.
 - What writes told comes out of `events`, in the order of commits: here from our own writes, from a shared store also
-  from those of other processes.
+  from those of other processes. Nobody hears of a write before whoever waits for it, or for a read of what was before
+  it, has gone on: a link that was just written stands when the first event for it comes.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class HubDb:
         self.counters = DbCounters()
         self._store = store
         self._loop = loop
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | tuple[Event, ...] | None] = queue.SimpleQueue()
         self._opened: asyncio.Future[None] = loop.create_future()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="hub-db", daemon=True)
@@ -97,15 +98,15 @@ class HubDb:
             with open_tables(self._store.folder, self._store.url) as tables:
                 self._call_loop(self._opened.set_result, None)
                 while batch := self._take_batch():
-                    run_batch(tables, batch)
-                    self._call_loop(self._finish, (tables.take_told(), batch))
+                    self._bring_events([event for one in batch if isinstance(one, tuple) for event in one])
+                    self._run_jobs(tables, [one for one in batch if isinstance(one, _Job)])
         except EdgeferryError as error:
             self._call_loop(self._opened.set_exception, error)
 
-    def _take_batch(self) -> list[_Job]:
-        """Everything that waits, at least one job; empty when it is time to stop."""
+    def _take_batch(self) -> list[_Job | tuple[Event, ...]]:
+        """Everything that waits, at least one job or events; empty when it is time to stop."""
         first = self._jobs.get()
-        batch = [first] if first else []
+        batch = [] if first is None else [first]
         while batch and len(batch) < BATCH_MAX:
             try:
                 job = self._jobs.get_nowait()
@@ -117,16 +118,30 @@ class HubDb:
             batch.append(job)
         return batch
 
+    def _bring_events(self, events: Sequence[Event]) -> None:
+        """Hands on what other processes told; batches before this one are answered."""
+        if events:
+            self._call_loop(self._finish, (events, []))
+
+    def _run_jobs(self, tables: HubTables, jobs: list[_Job]) -> None:
+        if jobs:
+            run_batch(tables, jobs)
+            self._call_loop(self._finish, (tables.take_told(), jobs))
+
     def deliver(self, events: Sequence[Event]) -> None:
-        """Takes events of a shared store in, from any thread."""
-        self._call_loop(self._finish, (events, []))
+        """Takes events of a shared store in, from any thread: they wait for the batch that may have told them."""
+        self._jobs.put(tuple(events))
 
     def _finish(self, told: tuple[Sequence[Event], list[_Job]]) -> None:
         events, jobs = told
         self.counters.batches += bool(jobs)
         self.counters.jobs += len(jobs)
         self.counters.failures += sum(job.error is not None for job in jobs)
-        _answer(jobs)  # first: who waits for a write goes on before anybody hears of later ones
+        _answer(jobs)
+        if events:
+            self._loop.call_soon(self._bring, events)  # behind those who were just answered
+
+    def _bring(self, events: Sequence[Event]) -> None:
         for event in events:
             self.events.put_nowait(event)
 

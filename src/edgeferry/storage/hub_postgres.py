@@ -5,8 +5,10 @@ Rules:
   Group commit (hub_db.py) makes that cheap; what it buys: no deadlocks, and rows whose ids rise in the order of
   commits, so that a reader who asks for "everything after id n" misses nothing.
 - NOTIFY is a bell: the listener reads the events themselves from their table, by id, also after it was cut off.
+- Ids that are lower than those that were seen tell that the store went back in time (a replica took over, a backup was
+  restored): then everybody begins anew.
 - A process that stands still in the middle of a transaction loses it after some seconds: it must not hold the lock.
-- A lost connection fails the transaction that met it, clearly, and is opened again for the next.
+- A connection that is lost within a transaction fails that one, clearly; one that was lost before is opened again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import psycopg
 import structlog
 from psycopg import errors as postgres
@@ -34,6 +37,8 @@ IDLE_TIMEOUT_MS = 15_000
 CONNECT_TIMEOUT_S = 10
 EVENTS_PAGE = 500
 LISTEN_EVERY_S = 0.5
+CUT_OFF_WAIT_S = 1.0
+VANISHED_MS = 30_000  # a host that acknowledges nothing for so long is gone; TCP itself waits a quarter of an hour
 _log = structlog.get_logger(__name__)
 
 
@@ -53,8 +58,15 @@ class PostgresSql:
 
     def begin(self, *, writes: bool) -> None:
         """BEGIN; a writer stands in line behind the writers of every process."""
-        if self._connection.closed or self._connection.broken:
-            self._connection.close()
+        try:
+            self._begin(writes=writes)
+        except psycopg.OperationalError:
+            if not self._connection.closed:
+                raise
+            self._begin(writes=writes)  # it was cut off since the last transaction: nothing of this one is lost
+
+    def _begin(self, *, writes: bool) -> None:
+        if self._connection.closed:
             self._connection = _connect(self._url)
         if not writes:
             self._connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -134,11 +146,17 @@ class PostgresListener:
                 self._listen()
             except (psycopg.Error, StorageError) as error:
                 _log.warning("events of the shared store are cut off", reason=type(error).__name__)
-                self._stopped.wait(1.0)
+                self._stopped.wait(CUT_OFF_WAIT_S)
+            except Exception:  # noqa: BLE001 - the edge of a thread: a process that hears of nothing is worse
+                _log.exception("events of the shared store failed")
+                self._stopped.wait(CUT_OFF_WAIT_S)
 
     def _listen(self) -> None:
         with _connect(self._url) as bell:
             bell.execute("LISTEN edgeferry_hub")
+            newest = bell.execute("SELECT last_value FROM events_id_seq").fetchone()
+            if newest is not None and newest[0] < self._last_id:
+                self._begin_anew()
             while not self._stopped.is_set():
                 self._deliver_new()
                 for _ in bell.notifies(timeout=LISTEN_EVERY_S, stop_after=1):
@@ -147,8 +165,12 @@ class PostgresListener:
     def _deliver_new(self) -> None:
         tables = HubTables(self._sql)
         while True:
-            with tables.transaction(writes=False):
-                page = tables.read_events(after=self._last_id, limit=EVENTS_PAGE)
+            try:
+                with tables.transaction(writes=False):
+                    page = tables.read_events(after=self._last_id, limit=EVENTS_PAGE)
+            except msgspec.MsgspecError:  # another release told it
+                self._begin_anew()
+                return
             if time.monotonic() - self._seen_at > EVENTS_KEPT_S / 2:
                 self._deliver([EventsMissed()])
             self._seen_at = time.monotonic()
@@ -156,6 +178,10 @@ class PostgresListener:
                 return
             self._last_id = page[-1][0]
             self._deliver([event for _, event in page])
+
+    def _begin_anew(self) -> None:
+        self._last_id = self._read_last_id()
+        self._deliver([EventsMissed()])
 
 
 def _connect(url: str) -> psycopg.Connection[Any]:
@@ -169,6 +195,7 @@ def _connect(url: str) -> psycopg.Connection[Any]:
         keepalives_idle=15,
         keepalives_interval=5,
         keepalives_count=3,
+        tcp_user_timeout=VANISHED_MS,
     )
 
 

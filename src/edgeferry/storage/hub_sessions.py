@@ -2,8 +2,10 @@
 process.
 
 Rules:
-- Connections of an identity are numbered: an older one that ends late changes nothing of a newer one.
+- Connections of an identity are numbered: an older one that ends late changes nothing of a newer one. The numbers of
+  an identity that was deleted and made again begin anew: a number counts together with its process.
 - Each process of a shared store beats (`beat`); of one that stopped beating, the others end its connections.
+- When the store comes back after it was away, nobody has beaten: whoever was silent itself gives nobody up yet.
 """
 
 from __future__ import annotations
@@ -76,21 +78,21 @@ class SessionTables:
         ).fetchone()
         return int(row[0])
 
-    def disconnect(self, ended: Iterable[tuple[Identity, int]], *, now: float) -> None:
-        """These connections are over, where no newer one has taken their place."""
+    def disconnect(self, ended: Iterable[tuple[Identity, int]], *, hub: str, now: float) -> None:
+        """These connections of a process are over, where no newer one has taken their place."""
         for identity, number in ended:
             self._sql.execute(
                 "UPDATE connections SET is_connected=0, changed_at=?, active_at=?"
-                " WHERE device_id=? AND module_id=? AND number=?",
-                (now, now, *get_key(identity), number),
+                " WHERE device_id=? AND module_id=? AND number=? AND hub=?",
+                (now, now, *get_key(identity), number, hub),
             )
 
     def restore(self, connected: Iterable[tuple[Identity, int]], *, hub: str) -> None:
-        """These connections live after all, where no newer one has taken their place."""
+        """These connections of a process live after all, where no newer one has taken their place."""
         for identity, number in connected:
             self._sql.execute(
-                "UPDATE connections SET is_connected=1, hub=? WHERE device_id=? AND module_id=? AND number=?",
-                (hub, *get_key(identity), number),
+                "UPDATE connections SET is_connected=1 WHERE device_id=? AND module_id=? AND number=? AND hub=?",
+                (*get_key(identity), number, hub),
             )
 
     def end_connections(self, *, now: float, hub: str | None = None) -> int:
@@ -108,11 +110,18 @@ class SessionTables:
 
     # --- processes of a shared store ----------------------------------------------------------------------------------
     def beat(self, hub: str) -> bool:
-        """This process lives; False when the others had given it up (or it is new)."""
-        known = self._sql.execute(f"UPDATE hubs SET seen_at={self._sql.clock} WHERE hub=?", (hub,)).rowcount == 1
-        if not known:
-            self._sql.execute(f"INSERT INTO hubs (hub, seen_at) VALUES (?, {self._sql.clock})", (hub,))
-        return known
+        """This process lives; False when it was silent itself: it is new, was given up, or the store was away."""
+        now = self._sql.clock
+        in_time = self._sql.execute(
+            f"UPDATE hubs SET seen_at={now} WHERE hub=? AND seen_at >= {now} - ?", (hub, HUB_SILENT_S)
+        ).rowcount
+        if not in_time:
+            self._sql.execute(
+                f"INSERT INTO hubs (hub, seen_at) VALUES (?, {now})"
+                " ON CONFLICT (hub) DO UPDATE SET seen_at=excluded.seen_at",
+                (hub,),
+            )
+        return in_time == 1
 
     def drop_silent_hubs(self, *, now: float) -> list[str]:
         """Ends the connections of processes that stopped beating; returns their ids."""
