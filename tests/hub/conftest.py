@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
+from edgeferry.storage.hub_store import HubStore
+from hub.hub_rooms import Clock
+from hub.service_caller import Caller
 
 SDK = Path(__file__).parent / "sdk"
 
@@ -29,6 +34,27 @@ async def hub(tmp_path: Path) -> AsyncIterator[RunningHub]:
     )
     async with open_hub(settings) as running:
         yield running
+
+
+@pytest.fixture
+async def call(hub: RunningHub) -> AsyncIterator[Caller]:
+    """The service REST of that hub, called by hand."""
+    context = ssl.create_default_context(cafile=str(hub.ca_pem_path))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        yield Caller(session, hub)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Stands still until a test moves it."""
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> HubStore:
+    """Each store in turn, empty."""
+    url = request.getfixturevalue("database_url") if request.param == "postgres" else None
+    return HubStore(tmp_path, url)
 
 
 class ServicePeer:
