@@ -6,17 +6,21 @@ Rules:
 - Whatever may change which twins match (a new identity, a write of tags or desired properties) applies configurations
   in the transaction of that very write. What changes otherwise (reported properties, connections) is found by a pass
   over the fleet, again and again.
-- A pass goes page by page: a large fleet never holds up other writes for long.
+- A pass goes page by page, each bounded in rows and in time: a large fleet or large contents never hold up other
+  writes for long.
 - A configuration that would push a twin over its limits is left out there and told in the log: others go on.
 - A module's identity is made when an IoT Edge deployment names it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -44,6 +48,7 @@ from edgeferry.twin.query import Query, parse_query
 from edgeferry.wire.service_api import Identity, make_twin_body, require_identity
 
 PAGE_ROWS = 100
+PAGE_S = 0.1  # then a page ends, however few rows it had: other work waits for the same thread
 _LEFT_OUT = "a configuration would push a twin over its limits and is left out there"
 _log = structlog.get_logger(__name__)
 
@@ -153,6 +158,7 @@ class Configurations:
             source = "devices.modules" if view.record.identity.module_id else "devices"
             for index, query in enumerate(wanted):
                 totals[index] += query.source == source and query.selects(body)
+            await asyncio.sleep(0)  # many queries take long at each twin
         return totals
 
     async def _show(self, configurations: list[Configuration]) -> list[Json]:
@@ -247,14 +253,25 @@ def _rank(
         yield _Ranked(module, [(one.name, paths) for one in ranked if (paths := one.content.get_paths(name))], matching)
 
 
+def _read_page(tables: HubTables, after: Identity | None) -> Iterator[IdentityView]:
+    """The next devices, at least one where there are any, until the page is full or its time is over."""
+    ends_at = time.monotonic() + PAGE_S
+    for view in tables.read_views(modules=False, after=after, limit=PAGE_ROWS):
+        yield view
+        if time.monotonic() > ends_at:
+            return
+
+
 # --- applying ---------------------------------------------------------------------------------------------------------
 def _apply_page(
     tables: HubTables, after: Identity | None, now: float
 ) -> tuple[Identity | None, list[tuple[str, Identity]]]:
     """The end of the next page (None: there is none), and which configuration was left out at which twin."""
-    page, configurations = tables.read_views(modules=False, after=after, limit=PAGE_ROWS), read_all(tables)
-    left_out = [one for view in page for one in _apply(tables, view, configurations, now)]
-    return (page[-1].record.identity if page else None), left_out
+    configurations, left_out, last = read_all(tables), [], None
+    for view in _read_page(tables, after):
+        left_out += _apply(tables, view, configurations, now)
+        last = view.record.identity
+    return last, left_out
 
 
 def _apply(
@@ -276,18 +293,18 @@ def _add_declared(tables: HubTables, device_id: str, contents: list[Content], no
 
 def _write(tables: HubTables, ranked: _Ranked, now: float) -> list[tuple[str, Identity]]:
     """Writes all, or what fits: from the lowest up, each that would pass a limit is left out. Returns those."""
-    twin, left_out = ranked.view.twin, []
+    twin, left_out = ranked.view.twin, list[tuple[str, Identity]]()
     desired = make_desired(twin.desired.body, [paths for _, paths in ranked.says])
-    if not make_patch(twin.desired.body, desired):
+    with suppress(LimitExceeded):
+        _write_desired(tables, ranked.view, desired, now)
         return []
-    if not _fits(twin, desired, now):
-        desired = twin.desired.body
-        for name, paths in ranked.says:
-            further = make_desired(desired, [paths])
-            if _fits(twin, further, now):
-                desired = further
-            else:
-                left_out.append((name, ranked.view.record.identity))
+    desired = twin.desired.body
+    for name, paths in ranked.says:
+        further = make_desired(desired, [paths])
+        if _fits(twin, further, now):
+            desired = further
+        else:
+            left_out.append((name, ranked.view.record.identity))
     _write_desired(tables, ranked.view, desired, now)
     return left_out
 
@@ -316,11 +333,12 @@ def _write_desired(tables: HubTables, view: IdentityView, desired: Json, now: fl
 # --- counting ---------------------------------------------------------------------------------------------------------
 def _count_page(tables: HubTables, after: Identity | None) -> tuple[Identity | None, Counter[str], Counter[str]]:
     """The end of the next page (None: there is none), and by configuration how many twins match, and how many hold."""
-    page, configurations = tables.read_views(modules=False, after=after, limit=PAGE_ROWS), read_all(tables)
+    configurations, last = read_all(tables), None
     targeted, applied = Counter[str](), Counter[str]()
-    for view in page:
+    for view in _read_page(tables, after):
         _count(tables, view, configurations, targeted, applied)
-    return (page[-1].record.identity if page else None), targeted, applied
+        last = view.record.identity
+    return last, targeted, applied
 
 
 def _count(
@@ -345,5 +363,8 @@ def _count(
         applied[one.name] += len(verdicts[one.name]) == wanted and any(verdicts[one.name])
 
 
+@lru_cache(
+    maxsize=CONFIGURATIONS_MAX
+)  # every write of a twin reads all of them; what is read is never changed in place
 def _decode(body: bytes) -> Configuration:
     return parse_configuration(msgspec.json.decode(body, type=StoredConfiguration))
