@@ -369,9 +369,7 @@ async def test_a_write_waits_shortly_while_a_pass_goes_over_a_large_fleet(
     waits = await measure_writes(rooms, put)
     assert await author.count("c") == (2001, 2001)
     waits += await measure_writes(rooms, asyncio.create_task(rooms.configurations.apply_all()))
-    print(
-        f"writes during a pass over 2,000 devices, {size_bytes} bytes each: {len(waits)}, longest wait {max(waits):.3f} s"
-    )
+    print(f"{len(waits)} writes during passes, {size_bytes} bytes a twin, longest wait {max(waits):.3f} s")
     assert max(waits) < WAIT_MAX_S
 
 
@@ -421,6 +419,17 @@ async def test_a_layer_adds_a_route(rooms: HubRooms, author: Author) -> None:
     await author.put("layer", layer, priority=1)
     await rooms.router.accept(A, Telemetry("x", {}), b"hi")
     assert {one.input for one in await read_queue(rooms)} == {"one", "two"}
+
+
+async def test_a_broken_route_is_told_once_not_with_every_message(rooms: HubRooms) -> None:
+    routes = {"good": "FROM /messages/* INTO $upstream", "bad": f"FROM nowhere {rooms.hub_id}"}
+    declared = {EDGE_AGENT: {DESIRED: {}}, EDGE_HUB: {DESIRED: {"routes": routes}}}
+    await rooms.configurations.apply_content("d", {"modulesContent": declared})
+    with capture_logs() as logs:
+        for _ in range(3):
+            await rooms.router.accept(A, Telemetry("x", {}), b"hi")
+    assert [one["route"] for one in logs] == ["bad"]
+    assert len(await rooms.db.read(lambda tables: tables.queues.read_upstream())) == 3
 
 
 @pytest.mark.parametrize(
