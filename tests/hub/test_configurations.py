@@ -373,6 +373,24 @@ async def test_a_write_waits_shortly_while_a_pass_goes_over_a_large_fleet(
     assert max(waits) < WAIT_MAX_S
 
 
+async def test_a_page_whose_time_is_over_ends_and_the_pass_goes_on(
+    rooms: HubRooms, author: Author, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add(rooms, Identity("e"), Identity("f"))
+    monkeypatch.setattr("edgeferry.hub.configurations.PAGE_S", -1.0)
+    pages, original = [], rooms.db.write
+
+    async def count(work: Any) -> Any:
+        pages.append(work)
+        return await original(work)
+
+    await author.put("c", device(1))
+    monkeypatch.setattr(rooms.db, "write", count)
+    await rooms.configurations.apply_all()
+    assert len(pages) == 4  # one for each device, and one that finds no more
+    assert await author.count("c") == (3, 3)
+
+
 def fill(tables: HubTables, names: list[Identity], now: float) -> None:
     for name in names:
         tables.add_identity(make_record(name, now), make_twin(now))
