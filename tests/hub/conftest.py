@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -11,12 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from device_ways import WAYS, Start
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
 from edgeferry.hub.door_guard import DoorLimits
+from edgeferry.storage.hub_store import HubStore
 from edgeferry.wire.service_api import Identity
+from hub.hub_rooms import Clock
+from hub.service_caller import Caller
 from service_view import open_service_view
 
 SDK, NODE = Path(__file__).parent / "sdk", Path(__file__).parent / "node"
@@ -50,6 +55,27 @@ def open_limited(tmp_path: Path) -> Callable[..., AbstractAsyncContextManager[Ru
         return open_hub(HubSettings(tmp_path / "hub", mqtt_port=0, https_port=0, doors=DoorLimits(**limits)))
 
     return start
+
+
+@pytest.fixture
+async def call(hub: RunningHub) -> AsyncIterator[Caller]:
+    """The service REST of that hub, called by hand."""
+    context = ssl.create_default_context(cafile=str(hub.ca_pem_path))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        yield Caller(session, hub)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Stands still until a test moves it."""
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> HubStore:
+    """Each store in turn, empty."""
+    url = request.getfixturevalue("database_url") if request.param == "postgres" else None
+    return HubStore(tmp_path, url)
 
 
 class ServicePeer:

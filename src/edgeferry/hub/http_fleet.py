@@ -15,14 +15,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeferry.errors import RequestInvalid
+from edgeferry.errors import NameInvalid, RequestInvalid
 from edgeferry.hub.configurations import show_view
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.http_answers import get_identity, get_if_match, get_limit, make_answer, read_body
 from edgeferry.storage.hub_tables import HubTables
 from edgeferry.twin.document import Json, parse_object
 from edgeferry.twin.query import Query, parse_query, parse_target_condition
-from edgeferry.wire.service_api import Identity
+from edgeferry.wire.service_api import Identity, require_identity
 
 LOOKED_AT_ROWS = 100  # in one read, so that other work goes on in between
 LOOKED_AT_MAX_ROWS = 20_000  # in one call
@@ -82,8 +82,8 @@ def decode_continuation(token: str) -> Identity | None:
     try:
         if len(token) > CONTINUATION_MAX_CHARS:
             raise ValueError(token)
-        return msgspec.json.decode(base64.urlsafe_b64decode(token), type=Identity)
-    except (ValueError, binascii.Error, msgspec.MsgspecError) as error:
+        return require_identity(*msgspec.json.decode(base64.urlsafe_b64decode(token), type=Identity))
+    except (ValueError, binascii.Error, msgspec.MsgspecError, NameInvalid) as error:
         raise RequestInvalid("expected the continuation token of an earlier page") from error
 
 
@@ -136,7 +136,8 @@ async def delete_configuration(rooms: HubRooms, request: Request) -> Response:
 async def check_queries(_: HubRooms, request: Request) -> Response:
     """POST /configurations/testQueries: what is wrong with a target condition and with metrics."""
     body = parse_object(await read_body(request))
-    condition, metrics = body.get("targetCondition"), body.get("customMetricQueries") or {}
+    condition, metrics = body.get("targetCondition"), body.get("customMetricQueries")
+    metrics = {} if metrics is None else metrics
     if not isinstance(metrics, dict) or not all(isinstance(text, str) for text in metrics.values()):
         raise RequestInvalid("expected 'customMetricQueries' to be an object of texts")
     if condition is not None and not isinstance(condition, str):

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import msgspec
 import structlog
 
 from edgeferry.errors import ConfigInvalid, LimitExceeded
@@ -104,13 +106,14 @@ def find_edge_hub_routes(desired: Json) -> DeviceRoutes | None:
     lives_s = storing.get("timeToLiveSecs") if isinstance(storing, dict) else None
     if isinstance(lives_s, bool) or not isinstance(lives_s, int | float) or lives_s <= 0:
         lives_s = DEFAULT_TIME_TO_LIVE_S
-    return DeviceRoutes(_parse_good_routes(section), float(lives_s))
+    return DeviceRoutes(_parse_good_routes(msgspec.json.encode(section)), float(lives_s))
 
 
-def _parse_good_routes(section: Json) -> tuple[NamedRoute, ...]:
+@lru_cache(maxsize=256)  # read once, not with every message; a fleet shares few deployments
+def _parse_good_routes(section: bytes) -> tuple[NamedRoute, ...]:
     """Routes that can be read; one that cannot is told in the log and left out, as edgeHub does."""
     good: list[NamedRoute] = []
-    for name, value in section.items():
+    for name, value in msgspec.json.decode(section).items():
         try:
             good += parse_routes({name: value})
         except ConfigInvalid as error:

@@ -6,6 +6,7 @@ Rules:
 - A configuration holds: as long as it is there, the twins it matches have what it says, whoever writes otherwise.
 - Of two that say something of the same path, the higher priority wins; of equal ones, the newer.
 - Of two IoT Edge deployments that bring a whole `$edgeAgent`, the higher one counts alone; layers above it stay.
+- One that is overwritten in part is applied all the same; one of which nothing is left to see is not.
 - A configuration that is deleted, or matches no more, takes nothing back: what it wrote stays until another write.
 
 Source: docs/formats/query.md, and the documentation of IoT Hub's automatic device management.
@@ -19,7 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeferry.errors import LimitExceeded, RequestInvalid
-from edgeferry.twin.document import Json, check_values, drop_server_keys, format_time, merge
+from edgeferry.twin.document import (
+    Json,
+    check_values,
+    drop_server_keys,
+    format_time,
+    make_patch,
+    make_twin,
+    merge,
+    write_twin,
+)
 from edgeferry.twin.query import Query, parse_query, parse_target_condition
 
 EDGE_AGENT, EDGE_HUB = "$edgeAgent", "$edgeHub"
@@ -27,6 +37,8 @@ DESIRED = "properties.desired"
 METRICS_MAX = 20
 LABELS_MAX = 20
 CONFIGURATIONS_MAX = 100  # in one hub, as IoT Hub's standard tiers
+_CONTENTS = frozenset({"deviceContent", "moduleContent", "modulesContent"})
+_MODULE = re.compile(r"[A-Za-z0-9\-:._*?!(),=@$']{1,128}")  # as wire/service_api.py lets an id be
 _NAME = re.compile(r"[a-z0-9\-:+%_#*?!(),=@;$']{1,128}")
 
 
@@ -37,6 +49,10 @@ class Content:
     device: Mapping[str, Any] = field(default_factory=dict)
     module: Mapping[str, Any] = field(default_factory=dict)
     modules: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def get_paths(self, module: str | None) -> Mapping[str, Any]:
+        """What it says of the device (None), or of one of its modules."""
+        return self.device if module is None else self.module or self.modules.get(module, {})
 
     @property
     def is_edge_base(self) -> bool:
@@ -94,7 +110,7 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
     if body.get("id", stored.name) != stored.name:
         raise RequestInvalid(f"the body speaks of another configuration: {body.get('id')!r:.80}")
     content = parse_content(body.get("content"))
-    condition = body.get("targetCondition") or ""
+    condition = "" if body.get("targetCondition") is None else body["targetCondition"]
     if not isinstance(condition, str):
         raise RequestInvalid("expected 'targetCondition' to be a text")
     target = parse_target_condition(condition) if condition.strip() else _NOBODY
@@ -102,10 +118,11 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
         raise RequestInvalid(
             "'moduleContent' goes with a target condition 'FROM devices.modules WHERE ...', no other does"
         )
-    metrics = _parse_texts((body.get("metrics") or {}).get("queries") or {}, "metrics.queries", METRICS_MAX)
+    queries = _require_object(_get(body, "metrics"), "metrics")
+    metrics = _parse_texts(_get(queries, "queries"), "metrics.queries", METRICS_MAX)
     for text in metrics.values():
         parse_query(text)
-    labels = _parse_texts(body.get("labels") or {}, "labels", LABELS_MAX)
+    labels = _parse_texts(_get(body, "labels"), "labels", LABELS_MAX)
     return Configuration(
         stored.name,
         content,
@@ -125,20 +142,23 @@ def parse_content(content: Any) -> Content:
     """Reads `deviceContent`, `moduleContent` and `modulesContent`.
 
     Raises:
-        RequestInvalid: none of them, or a path that is not below `properties.desired`.
-        LimitExceeded: a value passes a limit of twins.
+        RequestInvalid: none of them, something else, a path that is not below `properties.desired`, or no module's id.
+        LimitExceeded: a value, or all for one twin together, passes a limit of twins.
     """
     fields = _require_object(content, "content")
-    modules = _require_object(fields.get("modulesContent") or {}, "modulesContent")
+    if not fields.keys() <= _CONTENTS:
+        raise RequestInvalid(f"expected {', '.join(sorted(_CONTENTS))} only, found {sorted(fields)!r:.200}")
+    modules = _require_object(_get(fields, "modulesContent"), "modulesContent")
     parsed = Content(
-        _parse_paths(fields.get("deviceContent") or {}, "deviceContent"),
-        _parse_paths(fields.get("moduleContent") or {}, "moduleContent"),
+        _parse_paths(_get(fields, "deviceContent"), "deviceContent"),
+        _parse_paths(_get(fields, "moduleContent"), "moduleContent"),
         {name: _parse_paths(paths, f"modulesContent.{name}") for name, paths in modules.items()},
     )
     if not (parsed.device or parsed.module or parsed.modules):
         raise RequestInvalid("expected 'deviceContent', 'moduleContent' or 'modulesContent' with something in it")
     if parsed.module and (parsed.device or parsed.modules):
         raise RequestInvalid("'moduleContent' stands alone")
+    _require_module_ids([*parsed.modules, *parsed.get_declared_modules()])
     return parsed
 
 
@@ -155,7 +175,22 @@ def make_desired(body: Json, contributions: Iterable[Mapping[str, Any]]) -> Json
 
 def holds(body: Json, paths: Mapping[str, Any]) -> bool:
     """Whether the desired properties are as these paths say."""
-    return make_desired(body, [paths]) == body
+    return not make_patch(body, make_desired(body, [paths]))
+
+
+def judge(body: Json, ranked: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, bool]:
+    """Which of several contributions, the last one the highest, stand in these desired properties.
+
+    Returns:
+        By name, for those that stand: whether something of it is to be seen beneath those above.
+    """
+    standing: dict[str, bool] = {}
+    above: list[Mapping[str, Any]] = []
+    for name, paths in reversed(ranked):
+        if not make_patch(body, make_desired(body, [paths, *above])):
+            standing[name] = not all(any(_covers(one, path) for one in above) for path in paths)
+            above.insert(0, paths)
+    return standing
 
 
 def choose(matching: Sequence[Configuration]) -> list[Configuration]:
@@ -186,6 +221,7 @@ def make_configuration_body(
     }
 
 
+_EMPTY = make_twin(0.0)
 _NOBODY = parse_target_condition("deviceId = ''")
 
 
@@ -199,6 +235,16 @@ def _assign(body: Json, steps: Sequence[str], value: Any) -> Json:
     return {**body, first: inner}
 
 
+def _covers(above: Mapping[str, Any], path: str) -> bool:
+    return any(path == one or path.startswith(f"{one}.") for one in above)
+
+
+def _require_module_ids(names: Iterable[str]) -> None:
+    for name in names:
+        if not _MODULE.fullmatch(name):
+            raise RequestInvalid(f"expected a module's id of letters, digits or -:._*?!(),=@$', found {name!r:.80}")
+
+
 def _parse_paths(paths: Any, what: str) -> dict[str, Any]:
     fields = _require_object(paths, what)
     for path, value in fields.items():
@@ -207,7 +253,9 @@ def _parse_paths(paths: Any, what: str) -> dict[str, Any]:
         if path == DESIRED:
             _require_object(value, f"{what}.{path}")
         check_values(_nest(path, value))
-    return {path: drop_server_keys(value) if path == DESIRED else value for path, value in fields.items()}
+    parsed = {path: drop_server_keys(value) if path == DESIRED else value for path, value in fields.items()}
+    write_twin(_EMPTY, tags=None, desired=make_desired({}, [parsed]), now=0.0)  # all of it must fit into one twin
+    return parsed
 
 
 def _nest(path: str, value: Any) -> Json:
@@ -232,6 +280,11 @@ def _parse_priority(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**31 - 1:
         raise RequestInvalid("expected 'priority' to be a whole number from 0 to 2147483647")
     return value
+
+
+def _get(fields: Json, name: str) -> Any:
+    """A section, empty where it is not there or null."""
+    return {} if fields.get(name) is None else fields[name]
 
 
 def _require_object(value: Any, what: str) -> Json:
