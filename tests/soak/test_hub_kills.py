@@ -1,0 +1,98 @@
+"""kill -9 of the real hub at random moments under load, on either store: nothing that it acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from edgeferry.hub.policies import OWNER_POLICY, POLICIES
+from edgeferry.storage.hub_store import open_tables
+from fixtures_postgres import Postgres
+from hub_process import HubProcess, HubStart, Rest, open_hub_process, read_policy_key
+from tests.soak.hub_load import (
+    ROUTES,
+    Ledger,
+    Load,
+    check_configuration,
+    check_device,
+    check_kept,
+    check_registrations,
+    check_twins,
+    check_upstream,
+)
+
+SEED = 20261125
+LONGEST_LOAD_S = 1.5
+LONGEST_START_S = 2.0
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> HubStart:
+    """A hub on an empty store of either kind."""
+    url = request.getfixturevalue("database_url") if request.param == "postgres" else None
+    return HubStart(tmp_path / "site", url, ROUTES)
+
+
+def read_policy_keys(start: HubStart) -> dict[str, str | None]:
+    with open_tables(start.data, start.database_url) as tables:
+        return {name: tables.find_setting(f"policy.{name}") for name in POLICIES}
+
+
+async def kill_while_it_starts(start: HubStart, after_s: float) -> None:
+    """kill -9 somewhere between the first file and the open door."""
+    with start.log.open("ab") as log:
+        child = await asyncio.create_subprocess_exec(*start.get_words(), stdout=log, stderr=log)
+    await asyncio.sleep(after_s)
+    assert child.returncode is None, start.log.read_text()[-2000:]
+    child.kill()
+    await child.wait()
+
+
+async def check_all(hub: HubProcess, rest: Rest, start: HubStart, ledgers: list[Ledger]) -> None:
+    """What every round acknowledged, also those before the last kill."""
+    for ledger in ledgers:
+        await check_registrations(rest, ledger)
+        await check_twins(rest, ledger)
+    check_upstream(start, ledgers)
+
+
+async def live_through_kills(start: HubStart, count: int, seed: int) -> Counter[str]:
+    """Kills the hub `count` times; returns how much it had acknowledged."""
+    dice, ledgers = random.Random(seed), list[Ledger]()
+    start.folder.mkdir()
+    await kill_while_it_starts(start, dice.uniform(0, LONGEST_START_S))
+    async with open_hub_process(start) as hub:
+        owner_key, authority, keys = await read_policy_key(start, OWNER_POLICY), hub.authority, read_policy_keys(start)
+    for number in range(count + 1):
+        async with open_hub_process(start) as hub, hub.open_rest(owner_key) as rest:
+            assert hub.authority == authority and read_policy_keys(start) == keys
+            for ledger in ledgers[-1:]:
+                await check_configuration(rest, ledger)
+                await check_kept(hub, rest, ledger)
+                old = dice.choice(ledgers)
+                await check_device(hub, rest, old, dice.choice(old.devices))
+            if number == count:
+                await check_all(hub, rest, start, ledgers)
+                break
+            ledgers.append(Ledger(f"round{number}"))
+            await Load(hub, rest, ledgers[-1]).run(dice.uniform(0, LONGEST_LOAD_S), hub.kill)
+            check_upstream(start, ledgers)
+    return sum((Counter(ledger.count()) for ledger in ledgers), Counter[str]())
+
+
+@pytest.mark.soak
+async def test_a_hub_that_is_killed_at_random_moments_loses_nothing_it_acknowledged(start: HubStart) -> None:
+    figures = await live_through_kills(start, 10, SEED)
+    print(figures)
+    assert min(figures.values()) >= 10 and len(figures) == 6
+
+
+@pytest.mark.soak_full
+async def test_a_hub_that_is_killed_fifty_times_loses_nothing_it_acknowledged(start: HubStart) -> None:
+    figures = await live_through_kills(start, 50, SEED + 1)
+    print(figures)
+    assert min(figures.values()) >= 50 and len(figures) == 6
