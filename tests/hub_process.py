@@ -1,4 +1,4 @@
-"""`edgeferry hub run` as a real process on either store, and the two doors to it: MQTT over TLS, and the service REST."""
+"""`edgeferry hub run` as a real process on either store, and its two doors: MQTT over TLS, and the service REST."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ import aiohttp
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire import service_api as api
 from edgeferry.wire.iothub_auth import ConnectionString, make_sas_token, parse_connection_string
-from edgeferry.wire.iothub_topics import Downlink, parse_downlink
+from edgeferry.wire.iothub_topics import (
+    Bag,
+    Downlink,
+    ReportedPatch,
+    Telemetry,
+    TwinGet,
+    TwinResponse,
+    make_uplink_topic,
+    parse_downlink,
+)
 from edgeferry.wire.service_api import Identity
 from polling import poll
 from raw_mqtt import RawClient
@@ -105,10 +114,9 @@ class HubProcess:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.make_tls())) as session:
             yield Rest(session, self.facts["service_url"], policy_key)
 
-    async def kill(self) -> None:
+    def kill(self) -> None:
         """kill -9, by its id."""
         os.kill(self.child.pid, signal.SIGKILL)
-        await self.child.wait()
 
 
 @dataclass
@@ -135,11 +143,30 @@ class Client:
         device_id, module_id = self.identity
         return parse_downlink(packet.topic, device_id=device_id, module_id=module_id), packet
 
-    async def is_closed(self) -> bool:
-        """Whether the hub ends the connection; nothing but that is awaited of it."""
-        packet = await self.raw.receive(20.0)
-        assert packet is None, packet
-        return True
+    async def report(self, patch: Any, rid: str = "1") -> int:
+        """Reports at QoS 0; returns the status of the answer."""
+        device_id, module_id = self.identity
+        topic = make_uplink_topic(ReportedPatch(rid), device_id=device_id, module_id=module_id)
+        await self.raw.send(mqtt.Publish(topic, json.dumps(patch).encode()))
+        answer, _ = await self.receive_message()
+        assert isinstance(answer, TwinResponse) and answer.rid == rid, answer
+        return answer.status
+
+    async def get_twin(self, rid: str = "1") -> Any:
+        """The twin as the hub answers; raises ConnectionError when it closes the connection instead."""
+        device_id, module_id = self.identity
+        topic = make_uplink_topic(TwinGet(rid), device_id=device_id, module_id=module_id)
+        await self.raw.send(mqtt.Publish(topic, b" "))
+        answer, packet = await self.receive_message()
+        assert answer == TwinResponse(rid, 200), answer
+        return json.loads(packet.payload)
+
+    async def publish(self, payload: bytes, properties: Bag, packet_id: int = 1) -> None:
+        """Sends a message at QoS 1; returns at its PUBACK, raises ConnectionError when there is none."""
+        device_id, module_id = self.identity
+        topic = make_uplink_topic(Telemetry("out", properties), device_id=device_id, module_id=module_id)
+        await self.raw.send(mqtt.Publish(topic, payload, 1, packet_id))
+        assert await self.receive() == mqtt.PubAck(packet_id)
 
 
 @dataclass
@@ -185,10 +212,16 @@ async def open_hub_process(start: HubStart) -> AsyncIterator[HubProcess]:
         await child.wait()
 
 
-async def read_policy_key(start: HubStart, policy: str, before: Sequence[str] = ()) -> str:
-    """The key that `hub device connection-string --policy` prints."""
-    words = [*before, *COMMAND, "device", "connection-string", "--policy", policy, *start.get_store_words()]
-    child = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+async def run_beside(start: HubStart, *words: str, before: Sequence[str] = ()) -> str:
+    """What `edgeferry hub ...` prints on the same store."""
+    command = [*before, *COMMAND, *words, *start.get_store_words()]
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     printed, _ = await child.communicate()
     assert child.returncode == 0
-    return parse_connection_string(printed.decode().strip()).shared_access_key
+    return printed.decode()
+
+
+async def read_policy_key(start: HubStart, policy: str, before: Sequence[str] = ()) -> str:
+    """The key that `hub device connection-string --policy` prints."""
+    printed = await run_beside(start, "device", "connection-string", "--policy", policy, before=before)
+    return parse_connection_string(printed.strip()).shared_access_key

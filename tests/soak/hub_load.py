@@ -95,20 +95,32 @@ class Load:
     rest: Rest
     ledger: Ledger
     is_killed: bool = False
+    _kill_at_next: Callable[[], None] | None = None
 
-    async def run(self, lasts_s: float, kill: Callable[[], Awaitable[None]]) -> None:
-        """Loads for some seconds, kills, and waits until everything has noticed."""
+    async def run(self, lasts_s: float, kill: Callable[[], None], *, at_acknowledgement: bool = False) -> None:
+        """Loads for some seconds, kills, and waits until everything has noticed.
+
+        `at_acknowledgement`: kills in the very moment in which the next acknowledgement is read.
+        """
         work = [*map(self._run_device, self.ledger.devices), self._register_devices(), self._write_configuration()]
         tasks = [asyncio.create_task(self._live(one)) for one in work]
         early, _ = await asyncio.wait(tasks, timeout=lasts_s, return_when=asyncio.FIRST_COMPLETED)
-        self.is_killed = True
-        await kill()
+        self._kill_at_next = kill
+        if at_acknowledgement:
+            await asyncio.wait(tasks, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+        self._note()
         _, late = await asyncio.wait(tasks, timeout=DRAIN_S)
         for task in late:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         defects = [one for one in outcomes if isinstance(one, Exception)]
         assert not defects and not early, (defects, early)
+
+    def _note(self) -> None:
+        """Something was acknowledged just now."""
+        if self._kill_at_next is not None:
+            kill, self._kill_at_next, self.is_killed = self._kill_at_next, None, True
+            kill()
 
     async def _live(self, work: Awaitable[None]) -> None:
         try:
@@ -121,9 +133,11 @@ class Load:
         a, b = Identity(device_id, "a"), Identity(device_id, "b")
         for identity in (Identity(device_id), a, b):
             await register(self.rest, self.ledger, identity)
+            self._note()
         keys = self.ledger.keys
         async with self.hub.open_client(b, keys[b]) as receiver, self.hub.open_client(a, keys[a]) as sender:
             await subscribe(receiver, self.ledger)
+            self._note()
             async with asyncio.TaskGroup() as group:
                 for work in (self._receive(receiver), self._send(sender), self._write_desired(b)):
                     group.create_task(self._live(work))
@@ -153,6 +167,7 @@ class Load:
             if isinstance(packet, mqtt.PubAck):
                 waiting.remove(packet.packet_id)
                 note_stored(self.ledger, client.identity, mids[packet.packet_id])
+                self._note()
                 continue
             assert isinstance(packet, mqtt.Publish), packet
             answer = parse_downlink(packet.topic, device_id=client.identity[0], module_id=client.identity[1])
@@ -160,10 +175,12 @@ class Load:
             if answer.status != 204 or answer.version is None:
                 raise ConnectionError(f"a report was answered with {answer.status}")
             counter.acknowledged, counter.version = counter.sent, answer.version
+            self._note()
 
     async def _write_desired(self, identity: Identity) -> None:
         while True:
             await write_desired(self.rest, self.ledger, identity)
+            self._note()
             await asyncio.sleep(PAUSE_S)
 
     async def _register_devices(self) -> None:
@@ -171,6 +188,7 @@ class Load:
         while True:
             number += 1
             await register(self.rest, self.ledger, Identity(f"{self.ledger.name}-more-{number}"))
+            self._note()
             await asyncio.sleep(2 * PAUSE_S)
 
     async def _write_configuration(self) -> None:
@@ -181,8 +199,11 @@ class Load:
             body = {"id": CONFIGURATION, "content": content, "targetCondition": "tags.none = 'x'", "priority": 1}
             body["labels"] = {"round": self.ledger.name, "n": str(counter.sent)}
             is_there = (await self.rest("GET", f"/configurations/{CONFIGURATION}"))[0] == 200
-            await ask(self.rest, "PUT", f"/configurations/{CONFIGURATION}", body, **({"If_Match": "*"} if is_there else {}))
+            await ask(
+                self.rest, "PUT", f"/configurations/{CONFIGURATION}", body, **({"If_Match": "*"} if is_there else {})
+            )
             counter.acknowledged = counter.sent
+            self._note()
             await asyncio.sleep(5 * PAUSE_S)
 
 
@@ -233,8 +254,7 @@ async def take_delivery(client: Client, ledger: Ledger) -> int | None:
 async def send_message(client: Client, ledger: Ledger, mid: str) -> None:
     """Sends one message that is routed to `b`, and waits for its PUBACK."""
     ledger.sent.add(mid)
-    await client.raw.send(make_message(client, mid, 1, output="out"))
-    assert await client.receive() == mqtt.PubAck(1)
+    await client.publish(mid.encode(), {MESSAGE_ID_KEY: mid})
     note_stored(ledger, client.identity, mid, output="out")
 
 
@@ -249,8 +269,8 @@ def get_output(mid: str) -> str:
     return "out" if int(mid.rpartition(":")[2]) % 2 else "up"
 
 
-def make_message(client: Client, mid: str, packet_id: int, output: str | None = None) -> mqtt.Publish:
-    message = Telemetry(output or get_output(mid), {MESSAGE_ID_KEY: mid})
+def make_message(client: Client, mid: str, packet_id: int) -> mqtt.Publish:
+    message = Telemetry(get_output(mid), {MESSAGE_ID_KEY: mid})
     topic = make_uplink_topic(message, device_id=client.identity.device_id, module_id=client.identity.module_id)
     return mqtt.Publish(topic, mid.encode(), 1, packet_id)
 

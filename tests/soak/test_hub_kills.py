@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-
-from edgeferry.hub.policies import OWNER_POLICY, POLICIES
-from edgeferry.storage.hub_store import open_tables
-from fixtures_postgres import Postgres
-from hub_process import HubProcess, HubStart, Rest, open_hub_process, read_policy_key
 from tests.soak.hub_load import (
     ROUTES,
     Ledger,
@@ -23,7 +19,16 @@ from tests.soak.hub_load import (
     check_registrations,
     check_twins,
     check_upstream,
+    register,
 )
+
+from edgeferry.hub.policies import OWNER_POLICY, POLICIES
+from edgeferry.storage.hub_store import open_tables
+from edgeferry.wire import service_api as api
+from edgeferry.wire.service_api import Identity
+from fixtures_postgres import Postgres
+from hub_process import Client, HubProcess, HubStart, Rest, open_hub_process, read_policy_key
+from polling import poll
 
 SEED = 20261125
 LONGEST_LOAD_S = 1.5
@@ -79,7 +84,8 @@ async def live_through_kills(start: HubStart, count: int, seed: int) -> Counter[
                 await check_all(hub, rest, start, ledgers)
                 break
             ledgers.append(Ledger(f"round{number}"))
-            await Load(hub, rest, ledgers[-1]).run(dice.uniform(0, LONGEST_LOAD_S), hub.kill)
+            load, is_at_acknowledgement = Load(hub, rest, ledgers[-1]), dice.random() < 0.5
+            await load.run(dice.uniform(0, LONGEST_LOAD_S), hub.kill, at_acknowledgement=is_at_acknowledgement)
             check_upstream(start, ledgers)
     return sum((Counter(ledger.count()) for ledger in ledgers), Counter[str]())
 
@@ -96,3 +102,56 @@ async def test_a_hub_that_is_killed_fifty_times_loses_nothing_it_acknowledged(st
     figures = await live_through_kills(start, 50, SEED + 1)
     print(figures)
     assert min(figures.values()) >= 50 and len(figures) == 6
+
+
+async def check_refusals(hub: HubProcess, rest: Rest, clients: list[Client], key: str) -> None:
+    """What a hub says whose database is away: 503 where that can be said, else the end of the connection."""
+    twin = api.get_twin_path(clients[0].identity)
+    for method, path, body in (
+        ("GET", twin, None),
+        ("PATCH", twin, {"properties": {"desired": {"n": 1}}}),
+        ("PUT", "/devices/away", {"deviceId": "away"}),
+    ):
+        status, _, code = await rest(method, path, body)
+        assert (status, code) == (503, "ServiceUnavailable")
+    assert [await client.report({"n": 1}) for client in clients] == [503, 503]
+    with pytest.raises(ConnectionError):
+        await clients[0].get_twin()
+    with pytest.raises(ConnectionError):
+        await clients[1].publish(b"", {})
+    with pytest.raises(ConnectionError):
+        async with hub.open_client(clients[0].identity, key):
+            pass
+    assert hub.is_running
+
+
+@pytest.mark.soak_full
+async def test_a_hub_outlives_kill_9_of_its_database_and_loses_nothing_it_acknowledged(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    assert postgres.sql("SHOW fsync") == "on"
+    start, ledger, idle = HubStart(tmp_path / "site", postgres.make_database(), ROUTES), Ledger("r"), Ledger("idle")
+    async with open_hub_process(start) as hub, AsyncExitStack() as stack:
+        owner_key = await read_policy_key(start, OWNER_POLICY)
+        rest, clients = await stack.enter_async_context(hub.open_rest(owner_key)), list[Client]()
+        for name in ("one", "two"):
+            await register(rest, idle, Identity(name))
+            opened = hub.open_client(Identity(name), idle.keys[Identity(name)])
+            clients.append(await stack.enter_async_context(opened))
+        try:
+            await Load(hub, rest, ledger).run(LONGEST_LOAD_S, postgres.kill, at_acknowledgement=True)
+            await check_refusals(hub, rest, clients, idle.keys[clients[0].identity])
+        finally:
+            if postgres.server is None:
+                postgres.start()
+
+        async def is_back() -> bool:
+            return (await rest("GET", "/devices/one"))[0] == 200
+
+        await poll(is_back)
+        await check_kept(hub, rest, ledger)
+        await check_configuration(rest, ledger)
+        await check_registrations(rest, idle)
+        check_upstream(start, [ledger])
+        assert hub.is_running and "Traceback" not in hub.log.read_text()
+    assert min(ledger.count().values()) > 0
