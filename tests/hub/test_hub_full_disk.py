@@ -1,20 +1,11 @@
-"""A running hub on a full disk, on either store: it refuses what it cannot keep, serves what it has, and goes on later.
-
-SQLite: as root on a small tmpfs in a mount namespace of the hub's own; elsewhere with its longest file limited.
-PostgreSQL: the hub's database lies in a tablespace on a small tmpfs in a mount namespace of the server's own; the
-write-ahead log lies elsewhere, so that the server itself lives on. Needs root.
-"""
+"""A running hub on a full disk, on either store: it refuses what it cannot keep, serves what it has, goes on later."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import errno
 import json
-import os
 import random
-import resource
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,10 +18,9 @@ from edgeferry.hub.policies import OWNER_POLICY
 from edgeferry.wire import service_api as api
 from edgeferry.wire.iothub_topics import MESSAGE_ID_KEY
 from edgeferry.wire.service_api import Identity
-from fixtures_postgres import Postgres
-from hub_process import Client, HubProcess, HubStart, Rest, open_hub_process, read_policy_key, run_beside
+from hub_process import Client, HubProcess, Rest, open_hub_process, read_policy_key, run_beside
+from small_disk import LimitedSite, Site, open_site
 
-MOUNT = 'mkdir -p "$0" && mount -t tmpfs -o size=16m,mode=700,uid="$1" tmpfs "$0" && shift && exec "$@"'
 TRIES_MAX = 400
 """A database goes on for a while in the pages that it has."""
 REFUSED = (503, "ServiceUnavailable")
@@ -38,115 +28,11 @@ READER, REPORTER, SENDER = Identity("d", "reader"), Identity("d", "reporter"), I
 dice = random.Random(5)
 
 
-def may_mount(folder: Path) -> bool:
-    probe = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", str(folder)]
-    return os.geteuid() == 0 and subprocess.run(probe, capture_output=True, check=False).returncode == 0
-
-
-def on_small_disk(folder: Path, owner: int) -> tuple[str, ...]:
-    """The words in front of a command that give it a small tmpfs at `folder`, seen by itself only."""
-    return ("unshare", "-m", "sh", "-c", MOUNT, str(folder), str(owner))
-
-
-@dataclass
-class Site:
-    """A hub to start, and how its disk is filled and freed. `hub` is set once it runs."""
-
-    start: HubStart
-    hub: HubProcess | None = field(default=None, init=False)
-
-    @property
-    def beside(self) -> tuple[str, ...]:
-        """The words in front of a command that is to see what the hub sees."""
-        return ()
-
-    def fill(self) -> None:
-        raise NotImplementedError
-
-    def free(self) -> None:
-        raise NotImplementedError
-
-
-@dataclass
-class TmpfsSite(Site):
-    """The disk is the tmpfs at `folder`, as the process `get_pid()` sees it."""
-
-    folder: Path
-    get_pid: Callable[[], int]
-
-    @property
-    def _filler(self) -> Path:
-        return Path(f"/proc/{self.get_pid()}/root{self.folder}/filler")
-
-    def fill(self) -> None:
-        with self._filler.open("wb", buffering=0) as filler:
-            try:
-                while True:
-                    filler.write(bytes(65_536))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-
-    def free(self) -> None:
-        self._filler.unlink()
-
-
-@dataclass
-class SqliteSite(TmpfsSite):
-    """The hub's own folder is the tmpfs."""
-
-    @property
-    def beside(self) -> tuple[str, ...]:
-        return ("nsenter", "-m", "-t", str(self.get_pid()), "--")
-
-
-@dataclass
-class LimitedSite(Site):
-    """No tmpfs may be mounted: no file of the hub grows any more."""
-
-    def fill(self) -> None:
-        self._limit(max(path.stat().st_size for path in self.start.data.iterdir()) + 4096)
-
-    def free(self) -> None:
-        self._limit(resource.RLIM_INFINITY)
-
-    def _limit(self, size_bytes: int) -> None:
-        assert self.hub is not None
-        resource.prlimit(self.hub.child.pid, resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """A hub on an empty store of either kind on a small disk."""
-    if request.param == "postgres":
-        yield from make_postgres_site(request.getfixturevalue("postgres"), tmp_path)
-        return
-    start = HubStart(tmp_path / "site")
-    if not may_mount(tmp_path):
-        yield LimitedSite(start)
-        return
-    start.before = on_small_disk(start.data, os.geteuid())
-    made = SqliteSite(start, start.data, lambda: made.hub.child.pid if made.hub else 0)
-    yield made
-
-
-def make_postgres_site(postgres: Postgres, tmp_path: Path) -> Iterator[Site]:
-    """Runs the cluster with a small disk beside its own, and as before at the end."""
-    if not may_mount(tmp_path):
-        pytest.skip("a tablespace on a small disk needs root: run the tests as root, or in a container")
-    folder = postgres.folder / "small"
-    postgres.stop()
-    try:
-        postgres.start(on_small_disk(folder, postgres.folder.stat().st_uid))
-        postgres.sql(f"CREATE TABLESPACE small LOCATION '{folder}'")
-        url = postgres.make_database(tablespace="small")
-        server = postgres.server
-        assert server is not None
-        yield TmpfsSite(HubStart(tmp_path / "site", url), folder, lambda: server.pid)
-        postgres.sql(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
-        postgres.sql("DROP TABLESPACE small")
-    finally:
-        postgres.stop()
-        postgres.start()
+    with open_site(request.param, tmp_path / "site", request) as opened:
+        yield opened
 
 
 @dataclass

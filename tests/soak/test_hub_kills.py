@@ -1,8 +1,9 @@
-"""kill -9 of the real hub at random moments under load, on either store: nothing that it acknowledged is lost."""
+"""kill -9, full disks and a database that is away, under load: nothing that a hub acknowledged is lost."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -25,10 +26,12 @@ from tests.soak.hub_load import (
 from edgeferry.hub.policies import OWNER_POLICY, POLICIES
 from edgeferry.storage.hub_store import open_tables
 from edgeferry.wire import service_api as api
+from edgeferry.wire.iothub_topics import MESSAGE_ID_KEY
 from edgeferry.wire.service_api import Identity
 from fixtures_postgres import Postgres
-from hub_process import Client, HubProcess, HubStart, Rest, open_hub_process, read_policy_key
+from hub_process import Client, HubProcess, HubStart, Rest, open_hub_process, read_policy_key, run_beside
 from polling import poll
+from small_disk import open_site
 
 SEED = 20261125
 LONGEST_LOAD_S = 1.5
@@ -69,7 +72,8 @@ async def live_through_kills(start: HubStart, count: int, seed: int) -> Counter[
     """Kills the hub `count` times; returns how much it had acknowledged."""
     dice, ledgers = random.Random(seed), list[Ledger]()
     start.folder.mkdir()
-    await kill_while_it_starts(start, dice.uniform(0, LONGEST_START_S))
+    for _ in range(count // 3):
+        await kill_while_it_starts(start, dice.uniform(0, LONGEST_START_S))
     async with open_hub_process(start) as hub:
         owner_key, authority, keys = await read_policy_key(start, OWNER_POLICY), hub.authority, read_policy_keys(start)
     for number in range(count + 1):
@@ -102,6 +106,29 @@ async def test_a_hub_that_is_killed_fifty_times_loses_nothing_it_acknowledged(st
     figures = await live_through_kills(start, 50, SEED + 1)
     print(figures)
     assert min(figures.values()) >= 50 and len(figures) == 6
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_a_hub_whose_disk_is_full_again_and_again_loses_nothing_it_acknowledged(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    dice, ledgers = random.Random(SEED), [Ledger(f"round{number}") for number in range(3)]
+    with open_site(kind, tmp_path / "site", request) as site:
+        site.start.routes = ROUTES
+        async with open_hub_process(site.start) as hub:
+            site.hub = hub
+            async with hub.open_rest(await read_policy_key(site.start, OWNER_POLICY, site.beside)) as rest:
+                for ledger in ledgers:
+                    lasts_s = dice.uniform(0.3, LONGEST_LOAD_S)
+                    await Load(hub, rest, ledger).run(lasts_s, site.fill, at_acknowledgement=True)
+                    site.free()
+                    await check_configuration(rest, ledger)
+                    await check_kept(hub, rest, ledger)
+                stored = await run_beside(site.start, "messages", "--json", before=site.beside)
+        mids = {json.loads(line)["properties"][MESSAGE_ID_KEY] for line in stored.splitlines()}
+        assert set().union(*(ledger.stored for ledger in ledgers)) <= mids
+        assert hub.child.returncode == 0 and "Traceback" not in hub.log.read_text()
 
 
 async def check_refusals(hub: HubProcess, rest: Rest, clients: list[Client], key: str) -> None:
