@@ -52,12 +52,12 @@ class Postgres:
         words = ["psql", "-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-c", statement, self.make_url(database)]
         return self.run(words).stdout.strip()
 
-    def start(self) -> None:
-        """Starts the server and waits until it answers."""
+    def start(self, before: Sequence[str] = ()) -> None:
+        """Starts the server, behind the words `before`, and waits until it answers."""
         words = ["postgres", "-D", str(self.folder / "data"), "-p", str(self.port), "-k", str(self.folder)]
         words += ["-h", "127.0.0.1", "-c", "shared_buffers=16MB", "-c", "max_connections=100", "-c", "jit=off"]
         with (self.folder / "log").open("ab") as log:
-            self.server = subprocess.Popen(_as_postgres(words), stdout=log, stderr=log, cwd=self.folder)
+            self.server = subprocess.Popen([*before, *_as_postgres(words)], stdout=log, stderr=log, cwd=self.folder)
         for _ in range(300):
             if subprocess.run(_as_postgres(["pg_isready", "-q", "-d", self.url]), check=False).returncode == 0:
                 return
@@ -65,6 +65,20 @@ class Postgres:
                 break
             time.sleep(0.1)
         raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()[-800:]}")
+
+    def kill(self) -> None:
+        """kill -9 of the server's first process, by its id; returns when the others have noticed and ended."""
+        assert self.server is not None
+        pid = self.server.pid
+        others = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self.server.kill()
+        self.server.wait(30)
+        self.server = None
+        for _ in range(300):
+            if not any(Path(f"/proc/{other}").exists() for other in others):
+                return
+            time.sleep(0.1)
+        raise RuntimeError("PostgreSQL's processes outlived their first")
 
     def stop(self) -> None:
         """Ends the server, whoever is connected."""
