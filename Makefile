@@ -7,7 +7,7 @@ TESTS ?= tests
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite azure-sdk moto system
+.PHONY: help setup demo up test soak soak-full check format bench docs models models-check clean azurite azure-sdk moto schemathesis system
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -32,19 +32,22 @@ azure-sdk: setup ## make the environment with Microsoft's SDKs for the tests
 moto: setup ## make the environment with moto, a double of Amazon S3, for the tests
 	@$(BIN)/python scripts/make_sdk_env.py moto
 
+schemathesis: setup ## make the environment with schemathesis, which tests the hub's REST
+	@$(BIN)/python scripts/make_sdk_env.py schemathesis
+
 demo: setup ## the whole story on this machine in under three minutes, figures at the end
 	@$(BIN)/edgeferry demo --out out/demo --json out/demo/figures.json
 
 up: setup ## a hub and one device with the demo model, in the foreground
 	@$(BIN)/edgeferry demo --up --out out/up
 
-test: setup azurite azure-sdk moto ## every test but the long ones; under 15 minutes on two cores
+test: setup azurite azure-sdk moto schemathesis ## every test but the long ones; under 15 minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak and not soak_full' $(TESTS)
 
-soak: setup azurite azure-sdk moto ## seeded faults, kills and fuzzing, short form
+soak: setup azurite azure-sdk moto schemathesis ## seeded faults, kills and fuzzing, short form
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m soak $(TESTS)
 
-soak-full: setup azurite azure-sdk moto ## the same with the full counts (long)
+soak-full: setup azurite azure-sdk moto schemathesis ## the same with the full counts (long)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'soak or soak_full' $(TESTS)
 
 check: setup ## format, lint, types, floors of the house, spelling, docs in step

@@ -1,9 +1,10 @@
 """Makes the environment of a real peer for the tests: `.venv-<peer>` from requirements/<pins>.txt, exact pins.
 
-Usage: python scripts/make_sdk_env.py [azure | moto]
+Usage: python scripts/make_sdk_env.py [azure | moto | schemathesis]
 
-`azure` (the default) is Microsoft's SDKs, `moto` an HTTP double of Amazon S3. Prints the path of its python. Safe to
-run at the same time from several processes, and again: an environment that was made from the same pins stays.
+`azure` (the default) is Microsoft's SDKs, `moto` an HTTP double of Amazon S3, `schemathesis` a tester of REST services
+from their OpenAPI. Prints the path of its python. Safe to run at the same time from several processes, and again: an
+environment that was made from the same pins stays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PINS = {"azure": ROOT / "requirements" / "azure-sdk.txt", "moto": ROOT / "requirements" / "moto.txt"}
+PINS = {
+    "azure": ROOT / "requirements" / "azure-sdk.txt",
+    "moto": ROOT / "requirements" / "moto.txt",
+    "schemathesis": ROOT / "requirements" / "schemathesis.txt",
+}
 
 
 def make_environment(peer: str) -> Path:

@@ -226,7 +226,7 @@ async def _open_http_doors(
     file_routes = (
         FileDoor(settings.files, policies.keys[SERVICE_POLICY], settings.clock).make_routes() if settings.files else []
     )
-    service = Starlette(routes=[*ServiceRest(rooms, policies).make_routes(), *file_routes])
+    service = ServiceRest(rooms, policies).make_app(file_routes)
     https = listen_on_address(settings.listen, settings.https_port)
     await stack.enter_async_context(open_http_server(service, https, tls=tls, limits=HTTP_LIMITS))
     http_port = None

@@ -23,6 +23,16 @@ from edgeferry.wire import service_api as api
 from edgeferry.wire.service_api import Identity, IdentityRecord
 
 BULK_MAX = 100  # devices in one call, as IoT Hub's
+MANAGED_BY_MAX_CHARS = 128
+IMPORT_MODES = (
+    "create",
+    "update",
+    "updateIfMatchETag",
+    "createOrUpdate",
+    "createOrUpdateIfMatchETag",
+    "delete",
+    "deleteIfMatchETag",
+)
 
 
 async def list_devices(rooms: HubRooms, request: Request) -> Response:
@@ -72,17 +82,18 @@ async def write_many(rooms: HubRooms, request: Request) -> Response:
             await _write_entry(rooms, entry)
         except EdgeferryError as error:
             code = error.values.get("service_code") or "ArgumentInvalid"
-            errors.append({"deviceId": str(entry.get("id")), "errorCode": code, "errorStatus": error.message})
+            errors.append({"deviceId": f"{entry.get('id')!s:.128}", "errorCode": code, "errorStatus": error.message})
     result = {"isSuccessful": not errors, "errors": errors, "warnings": []}
     if not errors:
         return make_answer(result)
-    return Response(msgspec.json.encode(result), 400, media_type="application/json; charset=utf-8")
+    headers = {api.ERROR_HEADER: "BulkRegistryOperationFailure"}
+    return Response(msgspec.json.encode(result), 400, headers, media_type="application/json; charset=utf-8")
 
 
 async def _write_entry(rooms: HubRooms, entry: Json) -> None:
-    identity = api.require_identity(str(entry.get("id")), entry.get("moduleId"))
+    identity = api.require_identity(entry.get("id"), entry.get("moduleId"))
     etag = str(entry["eTag"]).strip('"') if entry.get("eTag") else None
-    mode = entry.get("importMode") or "createOrUpdate"
+    mode = "createOrUpdate" if entry.get("importMode") is None else entry["importMode"]
     known = await rooms.db.read(lambda tables: tables.find_identity(identity)) is not None
     if mode == "create" or (mode in ("createOrUpdate", "createOrUpdateIfMatchETag") and not known):
         await _add(rooms, identity, entry)
@@ -128,27 +139,32 @@ def _parse_entries(body: bytes) -> list[Json]:
 
 def _parse_keys(body: Json) -> tuple[str, str] | None:
     """The key pair that a caller wants, None to have one made; raises RequestInvalid."""
-    authentication = body.get("authentication") or {}
-    pair = (authentication.get("symmetricKey") or {}) if isinstance(authentication, dict) else None
-    if not isinstance(pair, dict):
-        raise RequestInvalid("expected 'authentication.symmetricKey' to be an object")
+    authentication = _get_object(body, "authentication")
+    pair = _get_object(authentication, "symmetricKey")
     primary, secondary = pair.get("primaryKey"), pair.get("secondaryKey")
     if primary is None and secondary is None:
         return None
     return api.require_key(primary), api.require_key(secondary)
 
 
+def _get_object(fields: Json, name: str) -> Json:
+    value = {} if fields.get(name) is None else fields[name]
+    if not isinstance(value, dict):
+        raise RequestInvalid(f"expected '{name}' to be an object, found {type(value).__name__}")
+    return value
+
+
 def _parse_managed_by(body: Json) -> str | None:
     managed_by = body.get("managedBy")
-    if managed_by is not None and not (isinstance(managed_by, str) and len(managed_by) <= 128):
-        raise RequestInvalid("expected 'managedBy' to be a text of at most 128 characters")
+    if managed_by is not None and not (isinstance(managed_by, str) and len(managed_by) <= MANAGED_BY_MAX_CHARS):
+        raise RequestInvalid(f"expected 'managedBy' to be a text of at most {MANAGED_BY_MAX_CHARS} characters")
     if managed_by is not None and not managed_by.isprintable():
         raise RequestInvalid("expected 'managedBy' without control characters")
     return managed_by
 
 
 def _parse_status(body: Json) -> bool:
-    status = body.get("status") or "enabled"
+    status = "enabled" if body.get("status") is None else body["status"]
     if status not in ("enabled", "disabled"):
         raise RequestInvalid(f"expected 'status' enabled or disabled, found {status!r:.40}")
     return bool(status == "enabled")

@@ -52,7 +52,7 @@ class Methods:
         answer = await self._call_at(to_hub, identity, request, payload)
         if answer.status is None:
             raise NotFound(f"{identity} takes no methods now", service_code="DeviceNotOnline")
-        value = msgspec.json.decode(answer.payload) if answer.payload else None
+        value = msgspec.Raw(answer.payload) if answer.payload else None  # it was read when it came in
         return {"status": answer.status, "payload": value}
 
     async def _find_hub(self, identity: Identity, connect_timeout_s: float) -> str | None:

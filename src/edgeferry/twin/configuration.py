@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeferry.errors import LimitExceeded, RequestInvalid
+from edgeferry.names import require_hub_id
 from edgeferry.twin.document import Json, check_values, drop_server_keys, format_time, merge
 from edgeferry.twin.query import Query, parse_query, parse_target_condition
 
@@ -27,7 +28,9 @@ DESIRED = "properties.desired"
 METRICS_MAX = 20
 LABELS_MAX = 20
 CONFIGURATIONS_MAX = 100  # in one hub, as IoT Hub's standard tiers
-_NAME = re.compile(r"[a-z0-9\-:+%_#*?!(),=@;$']{1,128}")
+PRIORITY_MAX = 2**31 - 1
+NAME_PATTERN = r"[a-z0-9\-:+%_#*?!(),=@;$']{1,128}"
+_NAME = re.compile(NAME_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +90,11 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
         LimitExceeded: too many metrics or labels.
     """
     body = stored.body
-    if not _NAME.fullmatch(stored.name):
-        raise RequestInvalid(
-            "expected a configuration's id of 1 to 128 lower-case letters, digits or -:+%_#*?!(),=@;$'"
-        )
+    require_configuration_name(stored.name)
     if body.get("id", stored.name) != stored.name:
         raise RequestInvalid(f"the body speaks of another configuration: {body.get('id')!r:.80}")
     content = parse_content(body.get("content"))
-    condition = body.get("targetCondition") or ""
+    condition = _get(body, "targetCondition", "")
     if not isinstance(condition, str):
         raise RequestInvalid("expected 'targetCondition' to be a text")
     target = parse_target_condition(condition) if condition.strip() else _NOBODY
@@ -102,10 +102,11 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
         raise RequestInvalid(
             "'moduleContent' goes with a target condition 'FROM devices.modules WHERE ...', no other does"
         )
-    metrics = _parse_texts((body.get("metrics") or {}).get("queries") or {}, "metrics.queries", METRICS_MAX)
+    queries = _get(_require_object(_get(body, "metrics", {}), "metrics"), "queries", {})
+    metrics = _parse_texts(queries, "metrics.queries", METRICS_MAX)
     for text in metrics.values():
         parse_query(text)
-    labels = _parse_texts(body.get("labels") or {}, "labels", LABELS_MAX)
+    labels = _parse_texts(_get(body, "labels", {}), "labels", LABELS_MAX)
     return Configuration(
         stored.name,
         content,
@@ -121,24 +122,36 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
     )
 
 
+def require_configuration_name(name: str) -> str:
+    """Returns `name` when it may name a configuration; raises RequestInvalid otherwise."""
+    if not _NAME.fullmatch(name):
+        raise RequestInvalid(
+            "expected a configuration's id of 1 to 128 lower-case letters, digits or -:+%_#*?!(),=@;$'"
+        )
+    return name
+
+
 def parse_content(content: Any) -> Content:
     """Reads `deviceContent`, `moduleContent` and `modulesContent`.
 
     Raises:
         RequestInvalid: none of them, or a path that is not below `properties.desired`.
+        NameInvalid: a module's name cannot be one.
         LimitExceeded: a value passes a limit of twins.
     """
     fields = _require_object(content, "content")
-    modules = _require_object(fields.get("modulesContent") or {}, "modulesContent")
+    modules = _require_object(_get(fields, "modulesContent", {}), "modulesContent")
     parsed = Content(
-        _parse_paths(fields.get("deviceContent") or {}, "deviceContent"),
-        _parse_paths(fields.get("moduleContent") or {}, "moduleContent"),
+        _parse_paths(_get(fields, "deviceContent", {}), "deviceContent"),
+        _parse_paths(_get(fields, "moduleContent", {}), "moduleContent"),
         {name: _parse_paths(paths, f"modulesContent.{name}") for name, paths in modules.items()},
     )
     if not (parsed.device or parsed.module or parsed.modules):
         raise RequestInvalid("expected 'deviceContent', 'moduleContent' or 'modulesContent' with something in it")
     if parsed.module and (parsed.device or parsed.modules):
         raise RequestInvalid("'moduleContent' stands alone")
+    for name in (*parsed.modules, *parsed.get_declared_modules()):
+        require_hub_id(name)
     return parsed
 
 
@@ -229,9 +242,15 @@ def _parse_texts(value: Any, what: str, most: int) -> dict[str, str]:
 
 
 def _parse_priority(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**31 - 1:
-        raise RequestInvalid("expected 'priority' to be a whole number from 0 to 2147483647")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= PRIORITY_MAX:
+        raise RequestInvalid(f"expected 'priority' to be a whole number from 0 to {PRIORITY_MAX}")
     return value
+
+
+def _get(fields: Json, name: str, default: Any) -> Any:
+    """A field; one that is null is not there."""
+    value = fields.get(name)
+    return default if value is None else value
 
 
 def _require_object(value: Any, what: str) -> Json:
