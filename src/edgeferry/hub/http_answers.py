@@ -60,11 +60,16 @@ async def read_body(request: Request, limit_bytes: int = BODY_MAX_BYTES) -> byte
 
 def make_refusal(error: EdgeferryError) -> Response:
     """The answer that stands for an error."""
+    return make_error(get_code(error), error.message)
+
+
+def get_code(error: EdgeferryError) -> str:
+    """IoT Hub's code of an error; what is no caller's fault goes to the log."""
     code = error.values.get("service_code") or _CODE_OF_ERROR.get(type(error))
     if code is None:
         code = "ServiceUnavailable" if isinstance(error, StorageError) else "ServerError"
         _log.error("service request failed", code=error.code, reason=error.message)
-    return make_error(str(code), error.message)
+    return str(code)
 
 
 def make_error(code: str, message: str) -> Response:

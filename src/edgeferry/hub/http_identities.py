@@ -13,9 +13,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeferry.errors import EdgeferryError, RequestInvalid
+from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.hub.device_link import HubRooms
-from edgeferry.hub.http_answers import answer_identity, get_identity, get_if_match, get_limit, make_answer, read_body
+from edgeferry.hub.http_answers import (
+    answer_identity,
+    get_code,
+    get_identity,
+    get_if_match,
+    get_limit,
+    make_answer,
+    read_body,
+)
 from edgeferry.hub.identity_records import make_record
 from edgeferry.storage.hub_tables import HubTables, IdentityView
 from edgeferry.twin.document import Json, parse_object
@@ -80,9 +88,11 @@ async def write_many(rooms: HubRooms, request: Request) -> Response:
     for entry in _parse_entries(await read_body(request)):
         try:
             await _write_entry(rooms, entry)
+        except StorageError:
+            raise
         except EdgeferryError as error:
-            code = error.values.get("service_code") or "ArgumentInvalid"
-            errors.append({"deviceId": f"{entry.get('id')!s:.128}", "errorCode": code, "errorStatus": error.message})
+            told = {"errorCode": get_code(error), "errorStatus": error.message}
+            errors.append({"deviceId": f"{entry.get('id')!s:.128}", **told})
     result = {"isSuccessful": not errors, "errors": errors, "warnings": []}
     if not errors:
         return make_answer(result)

@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeferry import __version__
 from edgeferry.errors import InvariantBroken
-from edgeferry.hub.openapi_schemas import PARAMETERS, SCHEMAS, Schema, refer
+from edgeferry.hub.openapi_schemas import BODY_EXAMPLES, PARAMETERS, SCHEMAS, Schema, refer
 from edgeferry.wire.iothub_auth import API_VERSION
 from edgeferry.wire.service_api import ERROR_HEADER, STATUS_OF_CODE
 
@@ -190,10 +190,11 @@ def _make_operation(method: str, path: str) -> dict[str, Any]:
         "summary": operation.text,
         "operationId": _make_id(method, path),
         "parameters": [{"name": name, **PARAMETERS[name]} for name in names],
-        "responses": {**_make_good_response(operation), **_make_refusals(method, path)},
+        "responses": {**_make_good_response(method, path), **_make_refusals(method, path)},
     }
     if operation.body:
-        described["requestBody"] = {"required": True, "content": {JSON: {"schema": refer(operation.body)}}}
+        content = {JSON: {"schema": refer(operation.body), "example": BODY_EXAMPLES[operation.body]}}
+        described["requestBody"] = {"required": True, "content": content}
     return described
 
 
@@ -202,12 +203,27 @@ def _make_id(method: str, path: str) -> str:
     return method.lower() + "".join(word[0].upper() + word[1:] for word in re.findall(r"\w+", path))
 
 
-def _make_good_response(operation: Operation) -> dict[str, Any]:
+def _make_good_response(method: str, path: str) -> dict[str, Any]:
+    operation = OPERATIONS[method, path]
     if operation.answer is None:
         return {"204": {"description": "done"}}
-    headers = {name: {"required": True, "schema": _HEADER_SCHEMAS[name]} for name in operation.headers}
-    content = {JSON: {"schema": refer(operation.answer)}}
-    return {"200": {"description": "done", "content": content, **({"headers": headers} if headers else {})}}
+    response: dict[str, Any] = {"description": "done", "content": {JSON: {"schema": refer(operation.answer)}}}
+    if operation.headers:
+        response["headers"] = {name: {"required": True, "schema": _HEADER_SCHEMAS[name]} for name in operation.headers}
+    if method == "PUT":
+        response["links"] = _make_links(path)
+    return {"200": response}
+
+
+def _make_links(path: str) -> dict[str, Any]:
+    """What can be done with that which a PUT to `path` made."""
+    names = re.findall(r"{(\w+)}", path)
+    given = {name: f"$request.path.{name}" for name in names}
+    return {
+        _make_id(method, other): {"operationId": _make_id(method, other), "parameters": given}
+        for method, other in OPERATIONS
+        if re.findall(r"{(\w+)}", other) == names and (method, other) != ("PUT", path)
+    }
 
 
 def _make_refusals(method: str, path: str) -> dict[str, Any]:

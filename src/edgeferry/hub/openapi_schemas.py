@@ -16,13 +16,16 @@ from edgeferry.hub.http_fleet import CONTINUATION_MAX_CHARS
 from edgeferry.hub.http_identities import BULK_MAX, IMPORT_MODES, MANAGED_BY_MAX_CHARS
 from edgeferry.names import HUB_ID_PATTERN
 from edgeferry.twin.configuration import LABELS_MAX, METRICS_MAX, NAME_PATTERN, PRIORITY_MAX
+from edgeferry.twin.document import STRING_MAX_BYTES
 from edgeferry.twin.tokens import TEXT_MAX_CHARS
 from edgeferry.wire.iothub_auth import API_VERSION
 from edgeferry.wire.service_api import API_VERSION_PATTERN, METHOD_NAME_MAX_CHARS, METHOD_TIMEOUT_MAX_S
 
 Schema = dict[str, Any]
 _TIME = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{3}Z)?$"
-_KEY = r"^[A-Za-z0-9+/]{22,86}={0,2}$"
+_SIGN = "[A-Za-z0-9+/]"
+_KEY = f"^(({_SIGN}{{4}}){{5,20}}({_SIGN}{{4}}|{_SIGN}{{3}}=|{_SIGN}{{2}}==)|({_SIGN}{{4}}){{21}}{_SIGN}{{2}}==)$"
+_TWIN_KEY = r"[^\x00-\x1f\x7f-\x9f.$ ]+"
 _ANY_OBJECT: Schema = {"type": "object"}
 
 
@@ -41,8 +44,14 @@ def _sent(required: tuple[str, ...] = (), **fields: Schema) -> Schema:
     return {"type": "object", "properties": fields, **({"required": list(required)} if required else {})}
 
 
+def _sent_values(key_pattern: str) -> Schema:
+    """Values of a twin under keys of this pattern."""
+    values = {"anyOf": [refer("TwinValue"), {"type": "null"}]}
+    return {"type": "object", "propertyNames": {"pattern": key_pattern}, "additionalProperties": values}
+
+
 def _or_null(schema: Schema) -> Schema:
-    return {**schema, "type": [schema["type"], "null"]}
+    return {"anyOf": [schema, {"type": "null"}]} if "$ref" in schema else {**schema, "type": [schema["type"], "null"]}
 
 
 def _text(pattern: str | None = None, most: int | None = None, least: int = 0) -> Schema:
@@ -69,16 +78,22 @@ _section = {
     "properties": {"$version": _whole(1), "$metadata": _ANY_OBJECT},
     "required": ["$version", "$metadata"],
 }
-_sent_section = _or_null(_ANY_OBJECT) | {"propertyNames": {"pattern": r"^([^\x00-\x1f\x7f-\x9f.$ ]+|\$version)$"}}
-_sent_keys = _or_null(_sent(primaryKey=_or_null(_text(_KEY)), secondaryKey=_or_null(_text(_KEY))))
-_sent_authentication = _or_null(_sent(symmetricKey=_sent_keys))
+_sent_tags = _or_null(refer("TwinObject"))
+_sent_section = _or_null(_sent_values(f"^({_TWIN_KEY}|\\$version|\\$metadata)$"))
+_no_keys = _sent(primaryKey={"type": "null"}, secondaryKey={"type": "null"})
+_both_keys = _sent(("primaryKey", "secondaryKey"), primaryKey=_text(_KEY), secondaryKey=_text(_KEY))
+_sent_authentication = _or_null(_sent(symmetricKey={"anyOf": [{"type": "null"}, _no_keys, _both_keys]}))
 _sent_status = _choice("enabled", "disabled", None)
-_sent_managed_by = _or_null(_text(most=MANAGED_BY_MAX_CHARS))
-_paths = _or_null(_ANY_OBJECT) | {"propertyNames": {"pattern": r"^properties\.desired(\.[^.\s]+)*$"}}
-_modules_paths = _or_null(_map(_ANY_OBJECT | {"propertyNames": _paths["propertyNames"]})) | {
-    "propertyNames": {"pattern": f"^{HUB_ID_PATTERN}$"}
+_sent_managed_by = _or_null(_text(r"^[^\x00-\x1f\x7f]*$", MANAGED_BY_MAX_CHARS))
+_paths = _sent_values(r"^properties\.desired(\.[^.\s$\x00-\x1f\x7f-\x9f]+)*$") | {
+    "properties": {"properties.desired": _sent_values(f"^({_TWIN_KEY}|\\$version|\\$metadata)$")}
 }
+_modules_paths = _map(_paths) | {"propertyNames": {"pattern": f"^{HUB_ID_PATTERN}$"}}
 _seconds = {"type": ["number", "null"], "minimum": 0, "maximum": METHOD_TIMEOUT_MAX_S}
+_NO_CONTENT: dict[str, Schema] = {
+    name: {"type": ["object", "null"], "maxProperties": 0}
+    for name in ("deviceContent", "moduleContent", "modulesContent")
+}
 _registered: dict[str, Schema] = {
     "generationId": _text(),
     "etag": _text(),
@@ -140,7 +155,16 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "DeviceTwin": _record(deviceId=_id, **_twin),
     "ModuleTwin": _record(deviceId=_id, moduleId=_id, **_twin),
-    "TwinWrite": _sent(tags=_sent_section, properties=_or_null(_sent(desired=_sent_section))),
+    "TwinValue": {
+        "anyOf": [
+            {"type": ["boolean", "number"]},
+            _text(most=STRING_MAX_BYTES),
+            {"type": "array", "items": refer("TwinValue")},
+            refer("TwinObject"),
+        ]
+    },
+    "TwinObject": _sent_values(f"^{_TWIN_KEY}$"),
+    "TwinWrite": _sent(tags=_sent_tags, properties=_or_null(_sent(desired=_sent_section))),
     "MethodCall": _sent(
         ("methodName",),
         methodName=_text(most=METHOD_NAME_MAX_CHARS, least=1),
@@ -153,7 +177,16 @@ SCHEMAS: dict[str, Schema] = {
     "QueryPage": {"type": "array", "items": _ANY_OBJECT, "maxItems": PAGE_MAX_ROWS},
     "RegistryStatistics": _record(totalDeviceCount=_whole(), enabledDeviceCount=_whole(), disabledDeviceCount=_whole()),
     "ServiceStatistics": _record(connectedDeviceCount=_whole()),
-    "Content": _sent(deviceContent=_paths, moduleContent=_paths, modulesContent=_modules_paths),
+    "Content": {
+        "anyOf": [
+            _sent((name,), **{**_NO_CONTENT, **more, name: schema | {"minProperties": 1}})
+            for name, schema, more in (
+                ("deviceContent", _paths, {"modulesContent": _or_null(_modules_paths)}),
+                ("moduleContent", _paths, {}),
+                ("modulesContent", _modules_paths, {"deviceContent": _or_null(_paths)}),
+            )
+        ]
+    },
     "ConfigurationWrite": _sent(
         ("content",),
         id=_text(f"^{NAME_PATTERN}$"),
@@ -184,6 +217,22 @@ SCHEMAS: dict[str, Schema] = {
     "TestQueriesResult": _record(targetConditionError=_or_null(_text()), customMetricQueryErrors=_map(_text())),
 }
 
+# to be tried out: the identities that the paths' examples name, and bodies that do something
+BODY_EXAMPLES: dict[str, Any] = {
+    "IdentityWrite": {"status": "enabled"},
+    "Bulk": [{"id": "line-2", "importMode": "createOrUpdate"}],
+    "TwinWrite": {"tags": {"site": "north"}, "properties": {"desired": {"limit": 0.5, "old": None}}},
+    "MethodCall": {"methodName": "restart", "payload": {"soon": True}, "responseTimeoutInSeconds": 5},
+    "Query": {"query": "SELECT * FROM devices.modules WHERE tags.site = 'north'"},
+    "Content": {"modulesContent": {"detector": {"properties.desired.limit": 0.5}}},
+    "ConfigurationWrite": {
+        "content": {"deviceContent": {"properties.desired.rate": 4}},
+        "targetCondition": "tags.site = 'north'",
+        "priority": 10,
+        "metrics": {"queries": {"all": "SELECT COUNT() AS n FROM devices"}},
+    },
+    "TestQueries": {"targetCondition": "tags.site = 'north'", "customMetricQueries": {"all": "SELECT * FROM devices"}},
+}
 PARAMETERS: dict[str, Schema] = {
     "api-version": {
         "in": "query",
@@ -195,7 +244,7 @@ PARAMETERS: dict[str, Schema] = {
     "module": {"in": "path", "required": True, "schema": _id, "example": "detector"},
     "name": {"in": "path", "required": True, "schema": _text(f"^{NAME_PATTERN}$", 128, 1), "example": "all-lines"},
     "top": {"in": "query", "schema": _whole(1)},
-    "If-Match": {"in": "header", "schema": _text(most=200)},
+    "If-Match": {"in": "header", "schema": _text()},
     "x-ms-max-item-count": {"in": "header", "schema": _whole(1)},
     "x-ms-continuation": {"in": "header", "schema": _text(most=CONTINUATION_MAX_CHARS)},
 }
