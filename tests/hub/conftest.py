@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
 
@@ -29,6 +31,15 @@ async def hub(tmp_path: Path) -> AsyncIterator[RunningHub]:
     )
     async with open_hub(settings) as running:
         yield running
+
+
+@pytest.fixture
+def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fails when the hub logs an error or a traceback meanwhile."""
+    with structlog.testing.capture_logs() as entries:
+        yield
+    assert not [entry for entry in entries if entry["log_level"] in ("error", "critical") or "exc_info" in entry]
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 class ServicePeer:

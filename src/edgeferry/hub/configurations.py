@@ -7,6 +7,7 @@ Rules:
   in the transaction of that very write. What changes otherwise (reported properties, connections) is found by a pass
   over the fleet, again and again.
 - A pass goes page by page: a large fleet never holds up other writes for long.
+- A device whose twin would pass a limit takes none of them; the log says so, and the pass goes on.
 - A module's identity is made when an IoT Edge deployment names it.
 """
 
@@ -18,8 +19,9 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import structlog
 
-from edgeferry.errors import Conflict, LimitExceeded, NotFound
+from edgeferry.errors import Conflict, LimitExceeded, NameInvalid, NotFound, RequestInvalid
 from edgeferry.hub.identity_records import make_etag, make_record
 from edgeferry.storage.hub_db import HubDb
 from edgeferry.storage.hub_events import DesiredWritten
@@ -41,6 +43,7 @@ from edgeferry.twin.query import Query, parse_query
 from edgeferry.wire.service_api import Identity, make_twin_body, require_identity
 
 PAGE_ROWS = 100
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -206,6 +209,14 @@ def apply_to_device(tables: HubTables, device_id: str, now: float) -> None:
 
 
 def _apply(tables: HubTables, view: IdentityView, configurations: list[Configuration], now: float) -> None:
+    """Writes what matches. A device that cannot take all of it stays as it is: it holds up no other, and no caller."""
+    try:
+        tables.run_apart(lambda inner: _write_matching(inner, view, configurations, now))
+    except (LimitExceeded, RequestInvalid, NameInvalid) as error:
+        _log.warning("a device cannot take its configurations", id=str(view.record.identity), reason=error.message)
+
+
+def _write_matching(tables: HubTables, view: IdentityView, configurations: list[Configuration], now: float) -> None:
     body = show_view(view)
     matching = [one for one in configurations if one.target.source == "devices" and one.target.selects(body)]
     if matching:

@@ -46,7 +46,7 @@ def _sent(required: tuple[str, ...] = (), **fields: Schema) -> Schema:
 
 def _sent_values(key_pattern: str) -> Schema:
     """Values of a twin under keys of this pattern."""
-    values = {"anyOf": [refer("TwinValue"), {"type": "null"}]}
+    values = _or_null(refer("TwinValue"))
     return {"type": "object", "propertyNames": {"pattern": key_pattern}, "additionalProperties": values}
 
 
@@ -159,7 +159,7 @@ SCHEMAS: dict[str, Schema] = {
         "anyOf": [
             {"type": ["boolean", "number"]},
             _text(most=STRING_MAX_BYTES),
-            {"type": "array", "items": refer("TwinValue")},
+            {"type": "array", "items": _or_null(refer("TwinValue"))},
             refer("TwinObject"),
         ]
     },
