@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 TESTS ?= tests
 WORKERS ?= 2
-PEERS := azurite azure-sdk node-sdk moto postgres
+PEERS := azurite azure-sdk node-sdk moto schemathesis postgres
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench bench-hub docs models models-check clean azurite azure-sdk node-sdk moto atheris postgres
+.PHONY: help setup demo up test soak soak-full check format bench bench-hub docs models models-check clean azurite azure-sdk node-sdk moto schemathesis atheris postgres
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -40,6 +40,9 @@ node-sdk: $(NODE_SDK)/node_modules/.package-lock.json ## install Microsoft's SDK
 
 moto: setup ## make the environment with moto, a double of Amazon S3, for the tests
 	@$(BIN)/python scripts/make_sdk_env.py moto
+
+schemathesis: setup ## make the environment with schemathesis, which tests the hub's REST
+	@$(BIN)/python scripts/make_sdk_env.py schemathesis
 
 atheris: setup ## make the environment with atheris, a coverage-guided fuzzer, for the soak tests
 	@$(BIN)/python scripts/make_sdk_env.py atheris

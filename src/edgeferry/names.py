@@ -3,6 +3,7 @@
 Rules:
 - A model name is `[a-z0-9][a-z0-9_-]{0,62}`: it becomes a folder, a TUF role and a part of URLs.
 - A version is `[0-9A-Za-z][0-9A-Za-z._+-]{0,63}` without `..`: it becomes a folder.
+- An id of a device or module is 1 to 128 of IoT Hub's signs without % # +, which mean something in a topic.
 - A file name is one path component: no separators, no control characters, not `.` or `..`, at most 255 bytes.
 """
 
@@ -14,6 +15,8 @@ from edgeferry.errors import NameInvalid
 
 _MODEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._+-]{0,63}")
+HUB_ID_PATTERN = r"[A-Za-z0-9\-:._*?!(),=@$']{1,128}"
+_HUB_ID = re.compile(HUB_ID_PATTERN)
 _FORBIDDEN_IN_FILE = re.compile(r"[\x00-\x1f\x7f/\\:]")
 FILE_NAME_MAX_BYTES = 255
 
@@ -30,6 +33,13 @@ def require_version(version: str) -> str:
     if not isinstance(version, str) or not _VERSION.fullmatch(version) or ".." in version:
         raise NameInvalid(f"expected a version like '1.0.0' (letters, digits, . _ + -), found {version!r:.80}")
     return version
+
+
+def require_hub_id(name: object) -> str:
+    """Returns `name` when it may name a device or module of a hub; raises NameInvalid otherwise."""
+    if not isinstance(name, str) or not _HUB_ID.fullmatch(name):
+        raise NameInvalid(f"expected an id of 1 to 128 letters, digits or -:._*?!(),=@$', found {name!r:.80}")
+    return name
 
 
 def require_file_name(name: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 
 from device_ways import WAYS, Start
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
@@ -76,6 +78,15 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> HubStore:
     """Each store in turn, empty."""
     url = request.getfixturevalue("database_url") if request.param == "postgres" else None
     return HubStore(tmp_path, url)
+
+
+@pytest.fixture
+def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fails when the hub logs an error or a traceback meanwhile."""
+    with structlog.testing.capture_logs() as entries:
+        yield
+    assert not [entry for entry in entries if entry["log_level"] in ("error", "critical") or "exc_info" in entry]
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
 class ServicePeer:

@@ -327,7 +327,7 @@ async def test_there_are_so_many_configurations_and_no_more(rooms: HubRooms, aut
     with pytest.raises(LimitExceeded):
         await author.put("one-more", device(1), "")
     etag = (await rooms.configurations.show("c0"))["etag"]
-    await rooms.configurations.write("c0", {"id": "c0", "content": device(2)}, etag, must_exist=True)
+    await rooms.configurations.write("c0", {"id": "c0", "content": device(0), "priority": 3}, etag, must_exist=True)
     await rooms.configurations.delete("c1", None)
     await author.put("one-more", device(1), "")
     assert len(await rooms.configurations.show_all(1000)) == CONFIGURATIONS_MAX

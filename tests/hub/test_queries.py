@@ -42,7 +42,7 @@ class Asker:
 
     @property
     def token(self) -> str:
-        return str(self.headers["x-ms-continuation"])
+        return str(self.headers.get("x-ms-continuation", ""))
 
     async def pages(self, query: str, size: int) -> AsyncIterator[list[Any]]:
         """Page after page; each next one is asked for after the caller is done with the one before."""
@@ -139,9 +139,14 @@ async def test_no_answer_is_an_empty_page(ask: Asker) -> None:
     assert ask.token == "" and ask.headers["x-ms-item-type"] == "Twin"
 
 
-@pytest.mark.parametrize("size", [0, -1, "x", 10**9])
-async def test_an_odd_page_size_breaks_nothing(hub: RunningHub, ask: Asker, size: int | str) -> None:
+@pytest.mark.parametrize("size", [0, -1, "x", "1.5"])
+async def test_a_page_size_that_is_none_is_refused(ask: Asker, size: int | str) -> None:
+    assert "ErrorCode:ArgumentInvalid" in (await ask("SELECT * FROM devices", size=size, status=400))["Message"]
+
+
+async def test_a_page_size_above_the_bound_is_the_bound(hub: RunningHub, ask: Asker) -> None:
     await fill(hub.rooms)
+    size = 10**9
     found = [row["deviceId"] for row in await ask("SELECT * FROM devices", size=size)]
     while ask.token:
         found += [row["deviceId"] for row in await ask("SELECT * FROM devices", size=size, token=ask.token)]
@@ -270,21 +275,22 @@ async def test_configurations_over_rest_follow_their_etags(call: Caller) -> None
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "code"),
     [
-        {"content": {}},
-        {"content": {"deviceContent": {"x": 1}}},
-        {"targetCondition": "tags.a ="},
-        {"priority": -1},
-        {"metrics": [1]},
-        {"labels": {"a": 1}},
-        {"id": "other"},
+        ({"content": {}}, "InvalidConfigurationContent"),
+        ({"content": {"deviceContent": {"x": 1}}}, "InvalidConfigurationContent"),
+        ({"targetCondition": "tags.a ="}, "InvalidConfigurationTargetCondition"),
+        ({"metrics": {"queries": {"m": "SELECT"}}}, "InvalidConfigurationCustomMetricsQuery"),
+        ({"priority": -1}, "ArgumentInvalid"),
+        ({"metrics": [1]}, "ArgumentInvalid"),
+        ({"labels": {"a": 1}}, "ArgumentInvalid"),
+        ({"id": "other"}, "ArgumentInvalid"),
     ],
 )
-async def test_a_configuration_that_cannot_be_read_is_refused(call: Caller, change: dict[str, Any]) -> None:
+async def test_a_configuration_that_cannot_be_read_is_refused(call: Caller, change: dict[str, Any], code: str) -> None:
     good = {"id": "c", "content": {"deviceContent": {"properties.desired.x": 1}}, "targetCondition": "*"}
-    status, _, code = await call("PUT", "/configurations/c", data=json.dumps(good | change).encode())
-    assert (status, code) == (400, "ArgumentInvalid")
+    status, _, found = await call("PUT", "/configurations/c", data=json.dumps(good | change).encode())
+    assert (status, found) == (400, code)
     assert json.loads((await call("GET", "/configurations"))[1]) == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeferry.errors import LimitExceeded, RequestInvalid
+from edgeferry.errors import LimitExceeded, NameInvalid, RequestInvalid
 from edgeferry.twin.configuration import (
     DESIRED,
     EDGE_AGENT,
@@ -245,7 +245,7 @@ def test_the_highest_is_always_held(body: Json, paths: list[Mapping]) -> None:
     ],
 )
 def test_content_that_is_of_no_known_form_is_refused(content: Any) -> None:
-    with pytest.raises(RequestInvalid):
+    with pytest.raises((RequestInvalid, NameInvalid)):
         parse_content(content)
 
 

@@ -64,7 +64,7 @@ async def open_http_doors(stack: AsyncExitStack, settings: HubSettings, hall: Mq
     """Opens HTTPS (service REST, files, MQTT over WebSockets), plain files, metrics and the workload socket."""
     service_key = trust.policies.keys[SERVICE_POLICY]
     file_routes = FileDoor(settings.files, service_key, settings.clock).make_routes() if settings.files else []
-    service = Starlette(routes=[*ServiceRest(hall.rooms, trust.policies).make_routes(), *file_routes])
+    service = ServiceRest(hall.rooms, trust.policies).make_app(file_routes)
     https = listen_on_address(settings.listen, settings.https_port)
     await stack.enter_async_context(
         open_http_server(service, https, tls=trust.tls, limits=HTTP_LIMITS, make_upgraded=lambda: WebSocketGuest(hall))

@@ -42,6 +42,7 @@ from edgeferry.twin.configuration import (
     make_desired,
     parse_configuration,
     parse_content,
+    require_same_content,
 )
 from edgeferry.twin.document import Json, TwinDocument, make_patch, make_twin, write_twin
 from edgeferry.twin.query import Query, parse_query
@@ -64,7 +65,7 @@ class Configurations:
         """Stores a configuration and applies it to the fleet.
 
         Raises:
-            RequestInvalid, LimitExceeded: it cannot be read, or there are too many.
+            RequestInvalid, LimitExceeded: it cannot be read, changes the content, or there are too many.
             Conflict: it exists (without `must_exist`), or `if_match` is stale.
             NotFound: `must_exist`, and it does not.
         """
@@ -81,7 +82,9 @@ class Configurations:
             if before is None and len(tables.list_configurations()) >= CONFIGURATIONS_MAX:
                 raise LimitExceeded(f"expected at most {CONFIGURATIONS_MAX} configurations")
             stored = StoredConfiguration(name, body, make_etag(), before.created_at if before else now, now)
-            parse_configuration(stored)
+            parsed = parse_configuration(stored)
+            if before is not None:
+                require_same_content(before, parsed)
             tables.write_configuration(name, msgspec.json.encode(stored))
 
         await self.db.write(work)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from edgeferry.errors import (
@@ -48,20 +48,28 @@ _CODE_OF_ERROR: dict[type[EdgeferryError], str] = {
 async def read_body(request: Request, limit_bytes: int = BODY_MAX_BYTES) -> bytes:
     """The body, read no further than `limit_bytes`; raises LimitExceeded."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit_bytes:
-            raise LimitExceeded(f"expected a body of at most {limit_bytes} bytes")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > limit_bytes:
+                raise LimitExceeded(f"expected a body of at most {limit_bytes} bytes")
+    except ClientDisconnect as error:
+        raise RequestInvalid("the caller left before the body was whole") from error
     return bytes(body)
 
 
 def make_refusal(error: EdgeferryError) -> Response:
     """The answer that stands for an error."""
+    return make_error(get_code(error), error.message)
+
+
+def get_code(error: EdgeferryError) -> str:
+    """IoT Hub's code of an error; what is no caller's fault goes to the log."""
     code = error.values.get("service_code") or _CODE_OF_ERROR.get(type(error))
     if code is None:
         code = "ServiceUnavailable" if isinstance(error, StorageError) else "ServerError"
         _log.error("service request failed", code=error.code, reason=error.message)
-    return make_error(str(code), error.message)
+    return str(code)
 
 
 def make_error(code: str, message: str) -> Response:
@@ -97,6 +105,10 @@ def get_if_match(request: Request) -> str | None:
 
 
 def get_limit(text: str | None) -> int:
-    """How many rows a caller wants, within what one page may hold."""
-    limit = int(text) if text and text.isascii() and text.isdigit() and len(text) < 6 else PAGE_MAX_ROWS
-    return max(1, min(limit, PAGE_MAX_ROWS))
+    """How many rows a caller wants, within what one page may hold; raises RequestInvalid."""
+    if text is None:
+        return PAGE_MAX_ROWS
+    digits = text.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()):
+        raise RequestInvalid(f"expected a whole number of rows from 1, found {text!r:.40}")
+    return int(digits) if len(digits) < 5 and int(digits) < PAGE_MAX_ROWS else PAGE_MAX_ROWS

@@ -20,6 +20,7 @@ from edgeferry.hub.configurations import show_view
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.http_answers import get_identity, get_if_match, get_limit, make_answer, read_body
 from edgeferry.storage.hub_tables import HubTables
+from edgeferry.twin.configuration import require_configuration_name
 from edgeferry.twin.document import Json, parse_object
 from edgeferry.twin.query import Query, parse_query, parse_target_condition
 from edgeferry.wire.service_api import Identity, require_identity
@@ -82,8 +83,9 @@ def decode_continuation(token: str) -> Identity | None:
     try:
         if len(token) > CONTINUATION_MAX_CHARS:
             raise ValueError(token)
-        return require_identity(*msgspec.json.decode(base64.urlsafe_b64decode(token), type=Identity))
-    except (ValueError, binascii.Error, msgspec.MsgspecError, NameInvalid) as error:
+        named = msgspec.json.decode(base64.urlsafe_b64decode(token), type=Identity)
+        return require_identity(named.device_id, named.module_id)
+    except (ValueError, binascii.Error, msgspec.MsgspecError, RecursionError, NameInvalid) as error:
         raise RequestInvalid("expected the continuation token of an earlier page") from error
 
 
@@ -115,12 +117,12 @@ async def list_configurations(rooms: HubRooms, request: Request) -> Response:
 
 async def show_configuration(rooms: HubRooms, request: Request) -> Response:
     """GET /configurations/{id}"""
-    return _answer_configuration(await rooms.configurations.show(request.path_params["name"]))
+    return _answer_configuration(await rooms.configurations.show(_get_name(request)))
 
 
 async def put_configuration(rooms: HubRooms, request: Request) -> Response:
     """PUT /configurations/{id}: creates; with If-Match it changes."""
-    name, body = request.path_params["name"], parse_object(await read_body(request))
+    name, body = _get_name(request), parse_object(await read_body(request))
     must_exist = "if-match" in request.headers
     return _answer_configuration(
         await rooms.configurations.write(name, body, get_if_match(request), must_exist=must_exist)
@@ -129,7 +131,7 @@ async def put_configuration(rooms: HubRooms, request: Request) -> Response:
 
 async def delete_configuration(rooms: HubRooms, request: Request) -> Response:
     """DELETE /configurations/{id}"""
-    await rooms.configurations.delete(request.path_params["name"], get_if_match(request))
+    await rooms.configurations.delete(_get_name(request), get_if_match(request))
     return Response(status_code=204)
 
 
@@ -155,6 +157,10 @@ async def apply_content(rooms: HubRooms, request: Request) -> Response:
     content = parse_object(await read_body(request))
     await rooms.configurations.apply_content(get_identity(request).device_id, content)
     return Response(status_code=204)
+
+
+def _get_name(request: Request) -> str:
+    return require_configuration_name(request.path_params["name"])
 
 
 def _find_flaw(text: str, *, is_condition: bool) -> str | None:

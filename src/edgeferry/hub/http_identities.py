@@ -13,9 +13,17 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeferry.errors import EdgeferryError, RequestInvalid
+from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.hub.device_link import HubRooms
-from edgeferry.hub.http_answers import answer_identity, get_identity, get_if_match, get_limit, make_answer, read_body
+from edgeferry.hub.http_answers import (
+    answer_identity,
+    get_code,
+    get_identity,
+    get_if_match,
+    get_limit,
+    make_answer,
+    read_body,
+)
 from edgeferry.hub.identity_records import make_record
 from edgeferry.storage.hub_tables import HubTables, IdentityView
 from edgeferry.twin.document import Json, parse_object
@@ -23,7 +31,16 @@ from edgeferry.wire import service_api as api
 from edgeferry.wire.service_api import Identity, IdentityRecord
 
 BULK_MAX = 100  # devices in one call, as IoT Hub's
-TEXT_MAX_CHARS = 128  # of statusReason and managedBy, as IoT Hub's
+REASON_MAX_CHARS = 128  # of statusReason and managedBy, as IoT Hub's
+IMPORT_MODES = (
+    "create",
+    "update",
+    "updateIfMatchETag",
+    "createOrUpdate",
+    "createOrUpdateIfMatchETag",
+    "delete",
+    "deleteIfMatchETag",
+)
 
 
 async def list_devices(rooms: HubRooms, request: Request) -> Response:
@@ -71,17 +88,20 @@ async def write_many(rooms: HubRooms, request: Request) -> Response:
     for entry in _parse_entries(await read_body(request)):
         try:
             await _write_entry(rooms, entry)
+        except StorageError:
+            raise
         except EdgeferryError as error:
-            code = error.values.get("service_code") or "ArgumentInvalid"
-            errors.append({"deviceId": str(entry.get("id")), "errorCode": code, "errorStatus": error.message})
+            told = {"errorCode": get_code(error), "errorStatus": error.message}
+            errors.append({"deviceId": f"{entry.get('id')!s:.128}", **told})
     result = {"isSuccessful": not errors, "errors": errors, "warnings": []}
     if not errors:
         return make_answer(result)
-    return Response(msgspec.json.encode(result), 400, media_type="application/json; charset=utf-8")
+    headers = {api.ERROR_HEADER: "BulkRegistryOperationFailure"}
+    return Response(msgspec.json.encode(result), 400, headers, media_type="application/json; charset=utf-8")
 
 
 async def _write_entry(rooms: HubRooms, entry: Json) -> None:
-    identity = api.require_identity(str(entry.get("id")), entry.get("moduleId"))
+    identity = api.require_identity(entry.get("id"), entry.get("moduleId"))
     mode = str(entry.get("importMode") or "createOrUpdate").lower()  # SDKs disagree on capitals
     is_bound = mode.endswith("ifmatchetag")
     etag = str(entry.get("eTag") or entry.get("etag") or "").strip('"') if is_bound else None
@@ -132,8 +152,8 @@ def _parse_fields(identity: Identity, body: Json) -> dict[str, Any]:
     """What a body says of a device (status, reason, capabilities) or of a module (who manages it)."""
     if identity.module_id is not None:
         return {"managed_by": _parse_text(body, "managedBy")}
-    capabilities = body.get("capabilities") or {}
-    if not isinstance(capabilities, dict) or not isinstance(capabilities.get("iotEdge", False), bool):
+    capabilities = _get_object(body, "capabilities")
+    if not isinstance(capabilities.get("iotEdge", False), bool):
         raise RequestInvalid("expected 'capabilities.iotEdge' to be true or false")
     return {
         "is_enabled": _parse_status(body),
@@ -144,14 +164,10 @@ def _parse_fields(identity: Identity, body: Json) -> dict[str, Any]:
 
 def _parse_keys(body: Json) -> tuple[str, str] | None:
     """The key pair that a caller wants, None to have one made; raises RequestInvalid."""
-    authentication = body.get("authentication") or {}
-    if not isinstance(authentication, dict):
-        raise RequestInvalid("expected 'authentication' to be an object")
+    authentication = _get_object(body, "authentication")
     if authentication.get("type") not in (None, "sas"):
         raise RequestInvalid("this hub knows identities by symmetric keys only: expected 'authentication.type' sas")
-    pair = authentication.get("symmetricKey") or {}
-    if not isinstance(pair, dict):
-        raise RequestInvalid("expected 'authentication.symmetricKey' to be an object")
+    pair = _get_object(authentication, "symmetricKey")
     primary, secondary = pair.get("primaryKey"), pair.get("secondaryKey")
     if primary in (None, "") and secondary in (None, ""):  # Node's SDK says nothing with an empty text
         return None
@@ -160,13 +176,20 @@ def _parse_keys(body: Json) -> tuple[str, str] | None:
 
 def _parse_text(body: Json, name: str) -> str | None:
     text = body.get(name)
-    if text is not None and not (isinstance(text, str) and len(text) <= TEXT_MAX_CHARS and text.isprintable()):
-        raise RequestInvalid(f"expected '{name}' to be a text of at most {TEXT_MAX_CHARS} printable characters")
+    if text is not None and not (isinstance(text, str) and len(text) <= REASON_MAX_CHARS and text.isprintable()):
+        raise RequestInvalid(f"expected '{name}' to be a text of at most {REASON_MAX_CHARS} printable characters")
     return text
 
 
+def _get_object(fields: Json, name: str) -> Json:
+    value = {} if fields.get(name) is None else fields[name]
+    if not isinstance(value, dict):
+        raise RequestInvalid(f"expected '{name}' to be an object, found {type(value).__name__}")
+    return value
+
+
 def _parse_status(body: Json) -> bool:
-    status = body.get("status") or "enabled"
+    status = "enabled" if body.get("status") is None else body["status"]
     if status not in ("enabled", "disabled"):
         raise RequestInvalid(f"expected 'status' enabled or disabled, found {status!r:.40}")
     return bool(status == "enabled")

@@ -52,7 +52,7 @@ class Methods:
         answer = await self._call_when_online(identity, request, payload)
         if answer is None:
             raise NotFound(f"{identity} is not online, or takes no methods now", service_code="DeviceNotOnline")
-        value = msgspec.json.decode(answer.payload) if answer.payload else None
+        value = msgspec.Raw(answer.payload) if answer.payload else None  # it was read when it came in
         return {"status": answer.status, "payload": value}
 
     async def _call_when_online(

@@ -15,11 +15,13 @@ Source: docs/formats/query.md, and the documentation of IoT Hub's automatic devi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeferry.errors import LimitExceeded, RequestInvalid
+from edgeferry.errors import LimitExceeded, NameInvalid, RequestInvalid
+from edgeferry.names import require_hub_id
 from edgeferry.twin.document import (
     Json,
     check_values,
@@ -38,8 +40,9 @@ METRICS_MAX = 20
 LABELS_MAX = 20
 CONFIGURATIONS_MAX = 100  # in one hub, as IoT Hub's standard tiers
 _CONTENTS = frozenset({"deviceContent", "moduleContent", "modulesContent"})
-_MODULE = re.compile(r"[A-Za-z0-9\-:._*?!(),=@$']{1,128}")  # as wire/service_api.py lets an id be
-_NAME = re.compile(r"[a-z0-9\-:+%_#*?!(),=@;$']{1,128}")
+PRIORITY_MAX = 2**31 - 1
+NAME_PATTERN = r"[a-z0-9\-:+%_#*?!(),=@;$']{1,128}"
+_NAME = re.compile(NAME_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +106,25 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
         LimitExceeded: too many metrics or labels.
     """
     body = stored.body
-    if not _NAME.fullmatch(stored.name):
-        raise RequestInvalid(
-            "expected a configuration's id of 1 to 128 lower-case letters, digits or -:+%_#*?!(),=@;$'"
-        )
+    require_configuration_name(stored.name)
     if body.get("id", stored.name) != stored.name:
         raise RequestInvalid(f"the body speaks of another configuration: {body.get('id')!r:.80}")
-    content = parse_content(body.get("content"))
+    with _coded("InvalidConfigurationContent"):
+        content = parse_content(body.get("content"))
     condition = "" if body.get("targetCondition") is None else body["targetCondition"]
     if not isinstance(condition, str):
         raise RequestInvalid("expected 'targetCondition' to be a text")
-    target = parse_target_condition(condition) if condition.strip() else _NOBODY
+    with _coded("InvalidConfigurationTargetCondition"):
+        target = parse_target_condition(condition) if condition.strip() else _NOBODY
     if bool(content.module) != (target.source == "devices.modules") and target is not _NOBODY:
         raise RequestInvalid(
             "'moduleContent' goes with a target condition 'FROM devices.modules WHERE ...', no other does"
         )
     queries = _require_object(_get(body, "metrics"), "metrics")
     metrics = _parse_texts(_get(queries, "queries"), "metrics.queries", METRICS_MAX)
-    for text in metrics.values():
-        parse_query(text)
+    with _coded("InvalidConfigurationCustomMetricsQuery"):
+        for text in metrics.values():
+            parse_query(text)
     labels = _parse_texts(_get(body, "labels"), "labels", LABELS_MAX)
     return Configuration(
         stored.name,
@@ -138,11 +141,37 @@ def parse_configuration(stored: StoredConfiguration) -> Configuration:
     )
 
 
+def require_configuration_name(name: str) -> str:
+    """Returns `name` when it may name a configuration; raises RequestInvalid otherwise."""
+    if not _NAME.fullmatch(name):
+        raise RequestInvalid(
+            "expected a configuration's id of 1 to 128 lower-case letters, digits or -:+%_#*?!(),=@;$'"
+        )
+    return name
+
+
+def require_same_content(before: Configuration, after: Configuration) -> None:
+    """Raises RequestInvalid when a change of a configuration would change its content, as IoT Hub does."""
+    if before.content != after.content:
+        code = "CannotModifyImmutableConfigurationContent"
+        raise RequestInvalid("the content of a configuration stays as it was made: make another one", service_code=code)
+
+
+@contextmanager
+def _coded(service_code: str) -> Iterator[None]:
+    """What cannot be read is refused under IoT Hub's code for the part that it stands in."""
+    try:
+        yield
+    except (RequestInvalid, NameInvalid) as error:
+        raise RequestInvalid(error.message, service_code=service_code) from error
+
+
 def parse_content(content: Any) -> Content:
     """Reads `deviceContent`, `moduleContent` and `modulesContent`.
 
     Raises:
-        RequestInvalid: none of them, something else, a path that is not below `properties.desired`, or no module's id.
+        RequestInvalid: none of them, something else, a path that is not below `properties.desired`.
+        NameInvalid: a module's name cannot be one.
         LimitExceeded: a value, or all for one twin together, passes a limit of twins.
     """
     fields = _require_object(content, "content")
@@ -158,7 +187,8 @@ def parse_content(content: Any) -> Content:
         raise RequestInvalid("expected 'deviceContent', 'moduleContent' or 'modulesContent' with something in it")
     if parsed.module and (parsed.device or parsed.modules):
         raise RequestInvalid("'moduleContent' stands alone")
-    _require_module_ids([*parsed.modules, *parsed.get_declared_modules()])
+    for name in (*parsed.modules, *parsed.get_declared_modules()):
+        require_hub_id(name)
     return parsed
 
 
@@ -239,12 +269,6 @@ def _covers(above: Mapping[str, Any], path: str) -> bool:
     return any(path == one or path.startswith(f"{one}.") for one in above)
 
 
-def _require_module_ids(names: Iterable[str]) -> None:
-    for name in names:
-        if not _MODULE.fullmatch(name):
-            raise RequestInvalid(f"expected a module's id of letters, digits or -:._*?!(),=@$', found {name!r:.80}")
-
-
 def _parse_paths(paths: Any, what: str) -> dict[str, Any]:
     fields = _require_object(paths, what)
     for path, value in fields.items():
@@ -277,7 +301,7 @@ def _parse_texts(value: Any, what: str, most: int) -> dict[str, str]:
 
 
 def _parse_priority(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**31 - 1:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= PRIORITY_MAX:
         raise RequestInvalid("expected 'priority' to be a whole number from 0 to 2147483647")
     return value
 

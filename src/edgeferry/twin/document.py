@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -32,6 +32,7 @@ from edgeferry.errors import LimitExceeded, RequestInvalid
 SECTION_MAX_BYTES = 32 * 1024
 TAGS_MAX_BYTES = 8 * 1024
 DEPTH_MAX = 10
+JSON_DEPTH_MAX = 100  # of a body in all; sections have their own limit
 KEY_MAX_BYTES = 1024
 STRING_MAX_BYTES = 4 * 1024
 INTEGER_MIN, INTEGER_MAX = -4503599627370496, 4503599627370495
@@ -98,6 +99,7 @@ def parse_object(data: bytes, *, limit_bytes: int = BODY_MAX_BYTES) -> Json:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise RequestInvalid("the body is not JSON") from error
+    _require_depth(data, value)
     return _require_object(value, "the body")
 
 
@@ -258,6 +260,21 @@ def _check_plain(value: Any) -> None:
             raise LimitExceeded(f"an integer in a twin lies between {INTEGER_MIN} and {INTEGER_MAX}")
     elif value is not None:
         raise RequestInvalid(f"a twin holds JSON values only, found {type(value).__name__}")
+
+
+def _require_depth(data: bytes, value: Any) -> None:
+    """Refuses what is nested so deep that writing it out again may fail; only a text of many brackets is looked at."""
+    if data.count(b"{") + data.count(b"[") <= JSON_DEPTH_MAX:
+        return
+    level = [value]
+    for _ in range(JSON_DEPTH_MAX):
+        level = [below for one in level if isinstance(one, dict | list) for below in _iterate(one)]
+    if any(isinstance(one, dict | list) for one in level):
+        raise RequestInvalid(f"expected JSON of at most {JSON_DEPTH_MAX} levels")
+
+
+def _iterate(value: Json | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _require_size(body: Json, limit_bytes: int) -> None:

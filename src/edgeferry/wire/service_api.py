@@ -22,15 +22,18 @@ from urllib.parse import quote
 
 import msgspec
 
-from edgeferry.errors import NameInvalid, RequestInvalid
+from edgeferry.errors import RequestInvalid
+from edgeferry.names import require_hub_id
 from edgeferry.twin.document import Json, TwinDocument, format_time
 from edgeferry.wire.iothub_auth import API_VERSION
 
 ERROR_HEADER = "iothub-errorcode"
-METHOD_TIMEOUT_MAX_S = 300
+METHOD_TIMEOUT_S, METHOD_TIMEOUT_MAX_S = 30, 300
+_TIME_FIELDS = ("responseTimeoutInSeconds", "connectTimeoutInSeconds")
 METHOD_PAYLOAD_MAX_BYTES = 128 * 1024
 NEVER = "0001-01-01T00:00:00"  # how IoT Hub writes a time that has not been
-_ID = re.compile(r"[A-Za-z0-9\-:._*?!(),=@$']{1,128}")  # IoT Hub's signs without % # +, which mean something in a topic
+METHOD_NAME_MAX_CHARS = 100
+API_VERSION_PATTERN = r"20[0-9]{2}-[0-9]{2}-[0-9]{2}(-preview)?"
 
 # code -> HTTP status; the codes are IoT Hub's
 STATUS_OF_CODE: Mapping[str, int] = MappingProxyType(
@@ -41,6 +44,7 @@ STATUS_OF_CODE: Mapping[str, int] = MappingProxyType(
         "InvalidConfigurationContent": 400,
         "CannotModifyImmutableConfigurationContent": 400,
         "InvalidProtocolVersion": 400,
+        "BulkRegistryOperationFailure": 400,
         "IotHubUnauthorizedAccess": 401,
         "DeviceNotFound": 404,
         "ModuleNotFound": 404,
@@ -110,16 +114,13 @@ class MethodRequest:
     connect_timeout_s: float = 0.0
 
 
-def require_identity(device_id: str, module_id: str | None = None) -> Identity:
+def require_identity(device_id: Any, module_id: Any = None) -> Identity:
     """Both ids checked.
 
     Raises:
-        NameInvalid: an id is empty, too long or holds a sign that is not allowed.
+        NameInvalid: an id is no text, empty, too long or holds a sign that is not allowed.
     """
-    for name in (device_id, *(() if module_id is None else (module_id,))):
-        if not _ID.fullmatch(name):
-            raise NameInvalid(f"expected an id of 1 to 128 letters, digits or -:._*?!(),=@$', found {name!r:.80}")
-    return Identity(device_id, module_id)
+    return Identity(require_hub_id(device_id), None if module_id is None else require_hub_id(module_id))
 
 
 def require_key(key: Any) -> str:
@@ -153,6 +154,19 @@ def add_api_version(path: str) -> str:
     return f"{path}?api-version={API_VERSION}"
 
 
+def require_api_version(version: str | None) -> None:
+    """Checks the api-version of a call: the form of a date, whichever.
+
+    Raises:
+        RequestInvalid: none, or another form (code InvalidProtocolVersion, as IoT Hub's).
+    """
+    if version is None or not re.fullmatch(API_VERSION_PATTERN, version):
+        raise RequestInvalid(
+            f"expected the query api-version={API_VERSION}, found {version!r:.40}",
+            service_code="InvalidProtocolVersion",
+        )
+
+
 def format_etag(etag: str) -> str:
     """As it stands in `ETag` and `If-Match`: quoted."""
     return f'"{etag}"'
@@ -181,14 +195,14 @@ def parse_method_request(body: Json) -> MethodRequest:
         RequestInvalid: no name, or a time-out that is no number from 0 to 300.
     """
     name = body.get("methodName")
-    if not isinstance(name, str) or not 0 < len(name) <= 100:
-        raise RequestInvalid("expected 'methodName' of 1 to 100 characters")
-    times = [body.get("responseTimeoutInSeconds") or 30, body.get("connectTimeoutInSeconds") or 0]
+    if not isinstance(name, str) or not 0 < len(name) <= METHOD_NAME_MAX_CHARS:
+        raise RequestInvalid(f"expected 'methodName' of 1 to {METHOD_NAME_MAX_CHARS} characters")
+    times = [0 if body.get(field) is None else body[field] for field in _TIME_FIELDS]
     if any(isinstance(time, bool) or not isinstance(time, int | float) for time in times):
         raise RequestInvalid("expected time-outs in seconds")
     if not all(0 <= time <= METHOD_TIMEOUT_MAX_S for time in times):
         raise RequestInvalid(f"expected time-outs of 0 to {METHOD_TIMEOUT_MAX_S} seconds")
-    return MethodRequest(name, body.get("payload"), float(times[0]), float(times[1]))
+    return MethodRequest(name, body.get("payload"), float(times[0] or METHOD_TIMEOUT_S), float(times[1]))
 
 
 def make_error_body(code: str, message: str) -> bytes:
