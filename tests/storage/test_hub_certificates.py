@@ -109,3 +109,11 @@ def test_an_operators_certificate_that_is_over_or_has_another_key_is_refused(tmp
         require_operator_files(CertificateFiles(files.authority, files.chain, other.key), ["localhost"], now=NOW)
     with pytest.raises(ConfigInvalid, match="PEM"):
         require_operator_files(CertificateFiles(files.authority, files.key, files.chain), ["localhost"], now=NOW)
+
+
+def test_what_a_kill_left_of_a_key_is_dropped_at_the_next_start(tmp_path: Path) -> None:
+    ensure_certificates(tmp_path, ["localhost"], now=NOW)
+    left = tmp_path / ".edgeferry-abcdefgh"
+    left.write_text("-----BEGIN PRIVATE KEY-----")
+    ensure_certificates(tmp_path, ["localhost"], now=NOW)
+    assert not left.exists() and (tmp_path / "ca.key").exists()

@@ -201,8 +201,14 @@ def show_view(view: IdentityView) -> Json:
 
 
 def read_all(tables: HubTables) -> list[Configuration]:
-    """Every configuration, by id."""
-    return [_decode(body) for _, body in tables.list_configurations()]
+    """Every configuration, by id; one that a later release wrote and this one cannot read is left out, and told."""
+    found: list[Configuration] = []
+    for name, body in tables.list_configurations():
+        try:
+            found.append(_decode(body))
+        except (RequestInvalid, LimitExceeded, msgspec.MsgspecError):
+            _log.error("a stored configuration cannot be read and is left out", configuration=name)
+    return found
 
 
 def find(tables: HubTables, name: str) -> Configuration | None:

@@ -9,6 +9,7 @@ Rules (docs/formats/iothub.md section 3):
 - Subscriptions of a persistent session are on disk before SUBACK: SDKs never subscribe again after a reconnect.
 - An unknown topic, QoS 2 or a message over 256 KB closes the connection. RETAIN becomes the property `mqtt-retain`.
 - A message is acknowledged when it is on disk; an input leaves its queue when it was acknowledged.
+- An older link that has not heard yet of a newer one writes nothing of the session any more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edgeferry.errors import EdgeferryError, HubRefused, LimitExceeded, Protocol
 from edgeferry.hub.configurations import Configurations
 from edgeferry.hub.methods import Methods
 from edgeferry.hub.presence import Presence
-from edgeferry.hub.registry import Admission, Registry
+from edgeferry.hub.registry import Admission, Registry, is_admissible
 from edgeferry.hub.routes import Router
 from edgeferry.hub.twins import Twins
 from edgeferry.storage.hub_db import HubDb
@@ -196,7 +197,7 @@ class DeviceLink:
         identity, now, hub_id = admitted.identity, self._rooms.clock(), self._rooms.hub_id
 
         def work(tables: HubTables) -> tuple[int, dict[str, int] | None, dict[int, int]]:
-            if tables.find_identity(identity) != admitted:
+            if not is_admissible(tables, admitted) or tables.find_identity(identity) != admitted:
                 raise HubRefused("the identity changed while it connected", identity=str(identity))
             stored = None if clean else tables.sessions.read_subscriptions(identity)
             if stored is None:
@@ -270,8 +271,13 @@ class DeviceLink:
 
     async def _store_subscriptions(self, filters: dict[str, int]) -> None:
         if not self._is_clean:
-            identity = self.record.identity
-            await self._rooms.db.write(lambda tables: tables.sessions.write_subscriptions(identity, filters))
+            identity, number = self.record.identity, self.number
+
+            def work(tables: HubTables) -> None:
+                tables.sessions.require_newest(identity, number)
+                tables.sessions.write_subscriptions(identity, filters)
+
+            await self._rooms.db.write(work)
         self._session.subscriptions = filters
 
     # --- inputs -------------------------------------------------------------------------------------------------------
@@ -340,7 +346,10 @@ class DeviceLink:
         if not noted and not dropped:
             return
 
+        identity, number = self.record.identity, self.number
+
         def work(tables: HubTables) -> None:
+            tables.sessions.require_newest(identity, number)
             tables.queues.mark_sent(noted)
             tables.queues.drop(dropped)
 

@@ -6,6 +6,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ from edgeferry.wire.service_api import Identity, IdentityRecord
 
 BULK_MAX = 100  # devices in one call, as IoT Hub's
 REASON_MAX_CHARS = 128  # of statusReason and managedBy, as IoT Hub's
-IMPORT_MODES = (
+_MODES = (
     "create",
     "update",
     "updateIfMatchETag",
@@ -41,6 +42,9 @@ IMPORT_MODES = (
     "delete",
     "deleteIfMatchETag",
 )
+IMPORT_MODES = (*_MODES, *(mode[0].upper() + mode[1:] for mode in _MODES))  # Node's SDK writes some of them so
+
+_TEXT = re.compile(rf"[^\x00-\x1f\x7f-\x9f]{{0,{REASON_MAX_CHARS}}}")
 
 
 async def list_devices(rooms: HubRooms, request: Request) -> Response:
@@ -102,7 +106,10 @@ async def write_many(rooms: HubRooms, request: Request) -> Response:
 
 async def _write_entry(rooms: HubRooms, entry: Json) -> None:
     identity = api.require_identity(entry.get("id"), entry.get("moduleId"))
-    mode = str(entry.get("importMode") or "createOrUpdate").lower()  # SDKs disagree on capitals
+    mode = "createOrUpdate" if entry.get("importMode") is None else entry["importMode"]
+    if mode not in IMPORT_MODES:
+        raise RequestInvalid(f"expected 'importMode' create, update, createOrUpdate or delete, found {mode!r:.80}")
+    mode = mode.lower()
     is_bound = mode.endswith("ifmatchetag")
     etag = str(entry.get("eTag") or entry.get("etag") or "").strip('"') if is_bound else None
     mode = mode.removesuffix("ifmatchetag")
@@ -113,10 +120,8 @@ async def _write_entry(rooms: HubRooms, entry: Json) -> None:
         await _add(rooms, identity, entry)
     elif mode == "update":
         await _change(rooms, identity, entry, etag)
-    elif mode == "delete":
-        await rooms.registry.delete(identity, etag)
     else:
-        raise RequestInvalid(f"expected 'importMode' create, update, createOrUpdate or delete, found {mode!r:.80}")
+        await rooms.registry.delete(identity, etag)
 
 
 async def _add(rooms: HubRooms, identity: Identity, body: Json) -> None:
@@ -150,16 +155,13 @@ def _parse_entries(body: bytes) -> list[Json]:
 
 def _parse_fields(identity: Identity, body: Json) -> dict[str, Any]:
     """What a body says of a device (status, reason, capabilities) or of a module (who manages it)."""
-    if identity.module_id is not None:
-        return {"managed_by": _parse_text(body, "managedBy")}
-    capabilities = _get_object(body, "capabilities")
-    if not isinstance(capabilities.get("iotEdge", False), bool):
+    managed_by, reason = _parse_text(body, "managedBy"), _parse_text(body, "statusReason")
+    is_enabled, is_edge = _parse_status(body), _get_object(body, "capabilities").get("iotEdge", False)
+    if not isinstance(is_edge, bool):
         raise RequestInvalid("expected 'capabilities.iotEdge' to be true or false")
-    return {
-        "is_enabled": _parse_status(body),
-        "status_reason": _parse_text(body, "statusReason"),
-        "is_edge": capabilities.get("iotEdge", False),
-    }
+    if identity.module_id is not None:
+        return {"managed_by": managed_by}
+    return {"is_enabled": is_enabled, "status_reason": reason, "is_edge": is_edge}
 
 
 def _parse_keys(body: Json) -> tuple[str, str] | None:
@@ -176,8 +178,10 @@ def _parse_keys(body: Json) -> tuple[str, str] | None:
 
 def _parse_text(body: Json, name: str) -> str | None:
     text = body.get(name)
-    if text is not None and not (isinstance(text, str) and len(text) <= REASON_MAX_CHARS and text.isprintable()):
-        raise RequestInvalid(f"expected '{name}' to be a text of at most {REASON_MAX_CHARS} printable characters")
+    if text is not None and not (isinstance(text, str) and _TEXT.fullmatch(text)):
+        raise RequestInvalid(
+            f"expected '{name}' to be a text of at most {REASON_MAX_CHARS} characters, none of control"
+        )
     return text
 
 

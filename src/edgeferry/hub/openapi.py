@@ -59,6 +59,13 @@ class Operation:
     reads_store: bool = True
 
 
+CONFIGURATION_FLAWS = (
+    "InvalidConfigurationContent",
+    "InvalidConfigurationTargetCondition",
+    "InvalidConfigurationCustomMetricsQuery",
+    "CannotModifyImmutableConfigurationContent",
+)
+
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/devices"): Operation("Devices, by id", "Devices", parameters=("top",)),
     ("POST", "/devices"): Operation(
@@ -78,7 +85,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("DELETE", _D): Operation("Delete a device and its modules", None, (_NO_DEVICE, _STALE), parameters=_MATCH),
     ("POST", _D + "/applyConfigurationContent"): Operation(
-        "Write a configuration's content to one device, once", None, (_NO_DEVICE,), "Content"
+        "Write a configuration's content to one device, once", None, (_NO_DEVICE,), "DeviceContent"
     ),
     ("GET", _D + "/modules"): Operation("The modules of a device", "Modules", (_NO_DEVICE,)),
     ("GET", _M): Operation("A module with its keys", "Module", (_NO_MODULE,), headers=("ETag",)),
@@ -118,7 +125,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("PUT", _C): Operation(
         "Create a configuration; with If-Match, change it",
         "Configuration",
-        (_NO_CONFIGURATION, "ConfigurationAlreadyExists", _STALE),
+        (_NO_CONFIGURATION, "ConfigurationAlreadyExists", _STALE, *CONFIGURATION_FLAWS),
         "ConfigurationWrite",
         _MATCH,
         ("ETag",),
@@ -181,6 +188,7 @@ _HEADER_SCHEMAS: dict[str, Schema] = {
     "x-ms-item-type": {"enum": ["Twin", "Raw"]},
     "x-ms-continuation": {"type": "string"},
 }
+_MAY_LACK = {"x-ms-continuation"}  # on the last page
 
 
 def _make_operation(method: str, path: str) -> dict[str, Any]:
@@ -209,7 +217,9 @@ def _make_good_response(method: str, path: str) -> dict[str, Any]:
         return {"204": {"description": "done"}}
     response: dict[str, Any] = {"description": "done", "content": {JSON: {"schema": refer(operation.answer)}}}
     if operation.headers:
-        response["headers"] = {name: {"required": True, "schema": _HEADER_SCHEMAS[name]} for name in operation.headers}
+        response["headers"] = {
+            name: {"required": name not in _MAY_LACK, "schema": _HEADER_SCHEMAS[name]} for name in operation.headers
+        }
     if method == "PUT":
         response["links"] = _make_links(path)
     return {"200": response}

@@ -80,11 +80,14 @@ _section = {
 }
 _sent_tags = _or_null(refer("TwinObject"))
 _sent_section = _or_null(_sent_values(f"^({_TWIN_KEY}|\\$version|\\$metadata)$"))
-_no_keys = _sent(primaryKey={"type": "null"}, secondaryKey={"type": "null"})
+_no_keys = _sent(primaryKey=_choice(None, ""), secondaryKey=_choice(None, ""))
 _both_keys = _sent(("primaryKey", "secondaryKey"), primaryKey=_text(_KEY), secondaryKey=_text(_KEY))
-_sent_authentication = _or_null(_sent(symmetricKey={"anyOf": [{"type": "null"}, _no_keys, _both_keys]}))
+_sent_authentication = _or_null(
+    _sent(type=_choice("sas", None), symmetricKey={"anyOf": [{"type": "null"}, _no_keys, _both_keys]})
+)
+_sent_capabilities = _or_null(_sent(iotEdge={"type": "boolean"}))
 _sent_status = _choice("enabled", "disabled", None)
-_sent_managed_by = _or_null(_text(r"^[^\x00-\x1f\x7f]*$", REASON_MAX_CHARS))
+_sent_text = _or_null(_text(r"^[^\x00-\x1f\x7f-\x9f]*$", REASON_MAX_CHARS))
 _paths = _sent_values(r"^properties\.desired(\.[^.\s$\x00-\x1f\x7f-\x9f]+)*$") | {
     "properties": {"properties.desired": _sent_values(f"^({_TWIN_KEY}|\\$version|\\$metadata)$")}
 }
@@ -94,6 +97,14 @@ _NO_CONTENT: dict[str, Schema] = {
     name: {"type": ["object", "null"], "maxProperties": 0}
     for name in ("deviceContent", "moduleContent", "modulesContent")
 }
+
+
+def _sent_content(name: str, schema: Schema, **more: Schema) -> Schema:
+    """A content with something in this part; no other part but `more`."""
+    parts = {**_NO_CONTENT, **more, name: schema | {"minProperties": 1}}
+    return _sent((name,), **parts) | {"additionalProperties": False}
+
+
 _registered: dict[str, Schema] = {
     "generationId": _text(),
     "etag": _text(),
@@ -123,12 +134,19 @@ _twin: dict[str, Schema] = {
     "properties": _record(desired=_section, reported=_section),
 }
 
+_identity: dict[str, Schema] = {
+    "authentication": _sent_authentication,
+    "status": _sent_status,
+    "statusReason": _sent_text,
+    "capabilities": _sent_capabilities,
+    "managedBy": _sent_text,
+}
 SCHEMAS: dict[str, Schema] = {
     "Error": _record(Message=_text(r"^ErrorCode:[A-Za-z]+;"), ExceptionMessage=_text()),
     "Device": _record(
         deviceId=_id,
         status=_choice("enabled", "disabled"),
-        statusReason={"type": "null"},
+        statusReason=_or_null(_text()),
         statusUpdatedTime=_time,
         capabilities=_record(iotEdge={"type": "boolean"}),
         **_registered,
@@ -136,7 +154,7 @@ SCHEMAS: dict[str, Schema] = {
     "Module": _record(deviceId=_id, moduleId=_id, managedBy=_or_null(_text()), **_registered),
     "Devices": {"type": "array", "items": refer("Device"), "maxItems": PAGE_MAX_ROWS},
     "Modules": {"type": "array", "items": refer("Module")},
-    "IdentityWrite": _sent(authentication=_sent_authentication, status=_sent_status, managedBy=_sent_managed_by),
+    "IdentityWrite": _sent((), **_identity),
     "Bulk": {"type": "array", "items": refer("BulkEntry"), "maxItems": BULK_MAX},
     "BulkEntry": _sent(
         ("id",),
@@ -144,16 +162,16 @@ SCHEMAS: dict[str, Schema] = {
         moduleId=_or_null(_id),
         importMode=_choice(*IMPORT_MODES, None),
         eTag=_or_null(_text()),
-        status=_sent_status,
-        authentication=_sent_authentication,
-        managedBy=_sent_managed_by,
+        **_identity,
     ),
     "BulkResult": _record(
         isSuccessful={"type": "boolean"},
         errors={"type": "array", "items": _record(deviceId=_text(), errorCode=_text(), errorStatus=_text())},
         warnings={"type": "array", "maxItems": 0},
     ),
-    "DeviceTwin": _record(deviceId=_id, **_twin),
+    "DeviceTwin": _record(
+        deviceId=_id, capabilities=_record(iotEdge={"type": "boolean"}), statusReason=_or_null(_text()), **_twin
+    ),
     "ModuleTwin": _record(deviceId=_id, moduleId=_id, **_twin),
     "TwinValue": {
         "anyOf": [
@@ -177,16 +195,13 @@ SCHEMAS: dict[str, Schema] = {
     "QueryPage": {"type": "array", "items": _ANY_OBJECT, "maxItems": PAGE_MAX_ROWS},
     "RegistryStatistics": _record(totalDeviceCount=_whole(), enabledDeviceCount=_whole(), disabledDeviceCount=_whole()),
     "ServiceStatistics": _record(connectedDeviceCount=_whole()),
-    "Content": {
+    "DeviceContent": {
         "anyOf": [
-            _sent((name,), **{**_NO_CONTENT, **more, name: schema | {"minProperties": 1}})
-            for name, schema, more in (
-                ("deviceContent", _paths, {"modulesContent": _or_null(_modules_paths)}),
-                ("moduleContent", _paths, {}),
-                ("modulesContent", _modules_paths, {"deviceContent": _or_null(_paths)}),
-            )
+            _sent_content("deviceContent", _paths, modulesContent=_or_null(_modules_paths)),
+            _sent_content("modulesContent", _modules_paths, deviceContent=_or_null(_paths)),
         ]
     },
+    "Content": {"anyOf": [refer("DeviceContent"), _sent_content("moduleContent", _paths)]},
     "ConfigurationWrite": _sent(
         ("content",),
         id=_text(f"^{NAME_PATTERN}$"),
@@ -224,7 +239,7 @@ BODY_EXAMPLES: dict[str, Any] = {
     "TwinWrite": {"tags": {"site": "north"}, "properties": {"desired": {"limit": 0.5, "old": None}}},
     "MethodCall": {"methodName": "restart", "payload": {"soon": True}, "responseTimeoutInSeconds": 5},
     "Query": {"query": "SELECT * FROM devices.modules WHERE tags.site = 'north'"},
-    "Content": {"modulesContent": {"detector": {"properties.desired.limit": 0.5}}},
+    "DeviceContent": {"modulesContent": {"detector": {"properties.desired.limit": 0.5}}},
     "ConfigurationWrite": {
         "content": {"deviceContent": {"properties.desired.rate": 4}},
         "targetCondition": "tags.site = 'north'",

@@ -5,7 +5,7 @@ Rules:
   connected identity is looked at again, and one that was deleted, disabled (or whose device was) or given other keys is
   dropped. Writes of our own, and those to a shared store, tell so themselves (bus.py).
 - The store of `$upstream`, the queues and the events of a shared store are trimmed to their bounds.
-- Trouble with the store is logged and tried again.
+- Trouble is logged when it begins and when it ends, and what was put off is tried again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from edgeferry.errors import StorageError
+from edgeferry.errors import EdgeferryError
 from edgeferry.hub.device_link import HubRooms
 from edgeferry.hub.registry import is_admissible
 from edgeferry.storage.hub_tables import HubTables
@@ -43,12 +43,28 @@ async def run_upkeep(rooms: HubRooms) -> None:
 
 
 async def _repeat(every_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    """Trouble is told when it begins and when it is over, not each time: the log may lie on the disk that is full."""
+    trouble: str | None = None
     while True:
-        try:
-            await work()
-        except StorageError as error:
-            _log.warning("upkeep put off", code=error.code, reason=error.message)
+        found = await _try(work, trouble)
+        if trouble and not found:
+            _log.info("upkeep goes on")
+        trouble = found
         await asyncio.sleep(every_s)
+
+
+async def _try(work: Callable[[], Awaitable[None]], told: str | None) -> str | None:
+    """The code of what went wrong, None when nothing did."""
+    try:
+        await work()
+    except EdgeferryError as error:
+        if error.code != told:
+            _log.warning("upkeep put off", code=error.code, reason=error.message)
+        return error.code
+    except Exception:  # noqa: BLE001 - the edge of a task: a defect met by one kind of upkeep must not end the others
+        _log.exception("upkeep failed")
+        return "defect"
+    return None
 
 
 class _Watch:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgeferry.errors import ConfigInvalid, StorageFailed
-from edgeferry.storage.files import make_folder, read_bounded, write_atomically
+from edgeferry.storage.files import TEMP_PREFIX, make_folder, read_bounded, write_atomically
 
 CA_LIFE = timedelta(days=20 * 365)
 LEAF_LIFE = timedelta(days=5 * 365)
@@ -58,6 +58,7 @@ def ensure_certificates(folder: Path, names: Sequence[str], *, now: float) -> Ce
         StorageFailed: the folder cannot be used, or a file in it is not what was written there.
     """
     make_folder(folder, mode=0o700)
+    _drop_unfinished(folder)
     files = CertificateFiles(folder / "ca.pem", folder / "server.pem", folder / "server.key")
     wanted, today = {_make_name(name) for name in names}, datetime.fromtimestamp(now, UTC)
     authority = _read_pair(files.authority, folder / "ca.key")
@@ -124,6 +125,12 @@ def _covers(leaf: x509.Certificate, name: x509.GeneralName) -> bool:
     host = name.value.lower()
     known = [one.lower() for one in present.get_values_for_type(x509.DNSName)]
     return host in known or f"*.{host.partition('.')[2]}" in known
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """A kill in the middle of a write leaves a temporary file, which may hold a key."""
+    for left in folder.glob(f"{TEMP_PREFIX}*"):
+        left.unlink(missing_ok=True)
 
 
 def _write_authority(folder: Path, today: datetime) -> _Pair:

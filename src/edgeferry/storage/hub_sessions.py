@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from edgeferry.errors import Conflict
 from edgeferry.storage.hub_queues import get_key, to_text
 from edgeferry.storage.hub_sql import Sql
 from edgeferry.wire.service_api import Identity
@@ -65,6 +66,12 @@ class SessionTables:
             get_key(identity),
         ).fetchone()
         return ConnectionRow(row[0], bool(row[1]), *row[2:]) if row else None
+
+    def require_newest(self, identity: Identity, number: int) -> None:
+        """Raises Conflict when a newer connection of the identity has taken the place of this one."""
+        row = self.find_connection(identity)
+        if row is None or row.number != number:
+            raise Conflict(f"a newer connection of {identity} has taken the place of this one")
 
     def connect(self, identity: Identity, *, hub: str, now: float) -> int:
         """An identity is connected now; returns the connection's number. One that was connected has not changed."""
