@@ -196,6 +196,28 @@ async def read_ids(hub: RunningHub) -> set[int]:
     return await hub.rooms.db.read(lambda tables: tables.queues.read(B, after=0, limit=10))
 
 
+async def test_a_client_that_subscribes_anew_while_it_acknowledges_is_sent_nothing_twice(hub: RunningHub) -> None:
+    text = await hub.add_module("d", "b")
+    async with open_raw(hub) as client:
+        await client.connect(text)
+        await client.subscribe(INPUTS_OF_B)
+    for _ in range(10):
+        await push(hub, 20)
+        async with open_raw(hub) as client:
+            await client.connect(text)
+            await client.send(mqtt.Subscribe(99, ((INPUTS_OF_B, 1),)))
+            seen: list[bytes] = []
+            while len(seen) < 20:
+                packet = await client.receive()
+                if isinstance(packet, mqtt.Publish):
+                    seen.append(packet.payload)
+                    await client.send(mqtt.PubAck(packet.packet_id or 0))
+            await client.send(mqtt.PingReq())
+            while (packet := await client.receive()) != mqtt.PingResp():
+                assert not isinstance(packet, mqtt.Publish), f"{packet.payload!r} came again"
+        assert seen == [b"%d" % n for n in range(20)]
+
+
 async def test_an_input_is_sent_again_with_its_id_until_it_is_acknowledged(hub: RunningHub) -> None:
     text = await hub.add_module("d", "b")
     await push(hub, 2)

@@ -82,7 +82,7 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
     """
     repository = get_repository(config)
     root, ca_pem = _read_root(config, repository), await _read_ca(config)
-    open_hub = _make_open_hub(config, ca_pem)
+    open_hub = make_open_hub(config, ca_pem)
     access = make_access(config.token, config.allow_networks)
     access.require_guarded(config.host)
     await asyncio.to_thread(repository.prepare)
@@ -189,7 +189,8 @@ async def _read_ca(config: DeviceConfig) -> bytes | None:
     return None
 
 
-def _make_open_hub(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub | None:
+def make_open_hub(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub | None:
+    """How this device connects, by its key or by what IoT Edge signs; None when it has no hub."""
     if config.connection_string:
         return _make_open_by_key(config, ca_pem)
     return _make_open_by_workload(config.workload, config, ca_pem) if config.workload is not None else None

@@ -284,8 +284,8 @@ class DeviceLink:
     async def _acknowledge(self, packet_id: int) -> None:
         key = self._session.acknowledge(packet_id)
         if isinstance(key, int):
-            self._sent_here.discard(key)
             await self._rooms.db.write(lambda tables: tables.queues.drop([key]))
+            self._sent_here.discard(key)  # not before: a page that is read meanwhile still holds the message
         self._bell.set()
 
     async def _deliver_inputs(self) -> None:
