@@ -56,12 +56,13 @@ class Device:
 
 @dataclass
 class Site:
-    """A running hub with its folder; `service` is the service connection string."""
+    """A running hub with its folder; `service` and `owner` are connection strings of policies."""
 
     folder: Path
     processes: Processes
     ready: dict[str, Any]
     service: str
+    owner: str
 
     @property
     def hub_data(self) -> list[str]:
@@ -104,7 +105,7 @@ class Site:
 
     async def call_service(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """One call of the hub's service REST."""
-        service = parse_connection_string(self.service)
+        service = parse_connection_string(self.owner)
         expires_at = int(time.time()) + 600
         token = make_sas_token(
             service.host_name, service.shared_access_key, expires_at, policy=service.shared_access_key_name
@@ -217,8 +218,9 @@ async def open_site(folder: Path, *hub_words: str) -> AsyncIterator[Site]:
         words += ["--ready-file", str(ready), *hub_words]
         hub = await processes.start("hub", words)
         found = await wait_for_json(ready, hub, timeout_s=60)
-        words = ["hub", "device", "connection-string", "--service", "--data", str(folder / "hub")]
-        yield Site(folder, processes, found, (await processes.run(words)).strip())
+        words = ["hub", "device", "connection-string", "--data", str(folder / "hub"), "--policy"]
+        service, owner = [(await processes.run([*words, policy])).strip() for policy in ("service", "iothubowner")]
+        yield Site(folder, processes, found, service, owner)
 
 
 @asynccontextmanager

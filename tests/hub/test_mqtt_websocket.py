@@ -146,10 +146,10 @@ async def test_the_limits_of_the_doors_hold_here_too(open_limited: Opener) -> No
 async def test_more_sockets_than_http_connections_leave_the_service_reachable(
     hub: RunningHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from edgeferry.app import hub as app_hub
+    from edgeferry.app import hub_doors
     from edgeferry.transport.http_server import ServerLimits
 
-    monkeypatch.setattr(app_hub, "HTTP_LIMITS", ServerLimits(connections=3, silence_s=1.0))
+    monkeypatch.setattr(hub_doors, "HTTP_LIMITS", ServerLimits(connections=3, silence_s=1.0))
     async with open_hub(HubSettings(tmp_path / "other", mqtt_port=0, https_port=0)) as other:
         clients = [connect_to(other) for _ in range(6)]
         opened = [await client.__aenter__() for client in clients]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeferry.hub.mqtt_front import UNKNOWN_MAX_BYTES
+from edgeferry.hub.mqtt_pipe import UNKNOWN_MAX_BYTES
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import parse_connection_string
 from hostile_mqtt import DEVICE, MODULE, cut, make_body, make_connect, make_stream, read_as_hub

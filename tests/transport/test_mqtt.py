@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.transport.raw_hub import RawHub, Reply, behave, open_raw_hub
 
@@ -139,7 +140,7 @@ async def test_a_method_is_answered(hub: RunningHub) -> None:
         assert isinstance(event, MethodCall)
         assert (event.name, event.payload) == ("rollback", {"model": "detector"})
         await connection.answer_method(event.rid, 200, payload={"done": True})
-        assert await calling == {"status": 200, "payload": {"done": True}}
+        assert msgspec.json.encode(await calling) == b'{"status":200,"payload":{"done":true}}'
 
 
 async def test_more_than_can_be_held_drops_old_inputs_and_refuses_methods(hub: RunningHub) -> None:

@@ -154,13 +154,13 @@ def _parse_entries(body: bytes) -> list[Json]:
 
 
 def _parse_fields(identity: Identity, body: Json) -> dict[str, Any]:
-    """What a body says of a device (status, reason, capabilities) or of a module (who manages it)."""
+    """What a body says of a device (status, reason, capabilities) or of a module (status, who manages it)."""
     managed_by, reason = _parse_text(body, "managedBy"), _parse_text(body, "statusReason")
     is_enabled, is_edge = _parse_status(body), _get_object(body, "capabilities").get("iotEdge", False)
     if not isinstance(is_edge, bool):
         raise RequestInvalid("expected 'capabilities.iotEdge' to be true or false")
     if identity.module_id is not None:
-        return {"managed_by": managed_by}
+        return {"is_enabled": is_enabled, "managed_by": managed_by}
     return {"is_enabled": is_enabled, "status_reason": reason, "is_edge": is_edge}
 
 
