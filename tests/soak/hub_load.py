@@ -195,7 +195,7 @@ class Load:
         counter = self.ledger.configuration
         while True:
             counter.sent += 1
-            content = {"deviceContent": {"properties.desired.never": {"n": counter.sent}}}
+            content = {"deviceContent": {"properties.desired.never": 1}}
             body = {"id": CONFIGURATION, "content": content, "targetCondition": "tags.none = 'x'", "priority": 1}
             body["labels"] = {"round": self.ledger.name, "n": str(counter.sent)}
             is_there = (await self.rest("GET", f"/configurations/{CONFIGURATION}"))[0] == 200
