@@ -42,7 +42,7 @@ VANISHED_MS = 30_000  # a host that acknowledges nothing for so long is gone; TC
 _log = structlog.get_logger(__name__)
 
 
-class PostgresSql:
+class PostgresConnection:
     """`Sql` over one psycopg connection that is opened again when it was lost."""
 
     is_shared = True
@@ -98,7 +98,7 @@ class PostgresSql:
         self._connection.close()
 
 
-def open_postgres(url: str) -> PostgresSql:
+def open_postgres(url: str) -> PostgresConnection:
     """The database at a `postgresql://` URL, brought to the newest schema.
 
     Raises:
@@ -107,7 +107,7 @@ def open_postgres(url: str) -> PostgresSql:
             password.
     """
     with _translated():
-        sql = PostgresSql(url)
+        sql = PostgresConnection(url)
         try:
             _migrate(sql)
         except BaseException:
@@ -199,7 +199,7 @@ def _connect(url: str) -> psycopg.Connection[Any]:
     )
 
 
-def _migrate(sql: PostgresSql) -> None:
+def _migrate(sql: PostgresConnection) -> None:
     """Brings a database, new or old, to the newest schema; all or nothing, one process at a time."""
     sql.execute("BEGIN")
     try:

@@ -21,7 +21,7 @@ DB_NAME = "hub.db"
 BUSY_TIMEOUT_S = 10.0
 
 
-class SqliteSql:
+class SqliteConnection:
     """`Sql` over one sqlite3 connection."""
 
     is_shared = False
@@ -61,7 +61,7 @@ class SqliteSql:
         self._connection.close()
 
 
-def open_sqlite(folder: Path) -> SqliteSql:
+def open_sqlite(folder: Path) -> SqliteConnection:
     """The database of a hub's folder, made and migrated when needed.
 
     Raises:
@@ -81,7 +81,7 @@ def open_sqlite(folder: Path) -> SqliteSql:
     except BaseException:
         connection.close()
         raise
-    return SqliteSql(connection)
+    return SqliteConnection(connection)
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
