@@ -77,7 +77,7 @@ async def add(rooms: HubRooms, *identities: Identity) -> None:
 
 
 async def list_modules(rooms: HubRooms, device_id: str = "d") -> set[str | None]:
-    records = await rooms.db.read(lambda tables: tables.list_modules(device_id))
+    records = await rooms.db.read(lambda tables: [one.record for one in tables.read_modules(device_id)])
     return {one.identity.module_id for one in records}
 
 

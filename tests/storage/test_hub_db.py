@@ -55,12 +55,12 @@ def tables(store: HubStore) -> Iterator[HubTables]:
 
 def test_identities_are_kept_and_listed(tables: HubTables) -> None:
     assert tables.find_identity(MODULE) == make_record(MODULE)
-    assert tables.list_devices() == [make_record(DEVICE)]
-    assert tables.list_modules() == tables.list_modules("d") == [make_record(MODULE)]
+    assert [one.record for one in tables.read_views(modules=False, after=None, limit=9)] == [make_record(DEVICE)]
+    assert [one.record for one in tables.read_views(modules=True, after=None, limit=9)] == [make_record(MODULE)]
+    assert tables.read_views(modules=True, after=MODULE, limit=9) == []
+    assert [one.record for one in tables.read_modules("d")] == [make_record(MODULE)]
     tables.write_identity(replace(make_record(MODULE), is_enabled=False, etag="t2"))
     assert tables.require_identity(MODULE).is_enabled is False
-    with pytest.raises(NotFound):
-        tables.list_modules("none")
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from edgeferry.storage.files import make_folder, read_bounded, write_atomically
 from edgeferry.storage.hub_events import IdentityChanged
 from edgeferry.storage.hub_queues import UpstreamMessage
 from edgeferry.storage.hub_store import HubStore, copy_store
-from edgeferry.storage.hub_tables import HubTables
+from edgeferry.storage.hub_tables import HubTables, IdentityView
 from edgeferry.twin.document import format_time, make_twin
-from edgeferry.wire.service_api import Identity, IdentityRecord, require_identity
+from edgeferry.wire.service_api import Identity, require_identity
 
 FOLLOW_EVERY_S = 0.3
 PAGE_ROWS = 500
@@ -67,19 +67,28 @@ def delete_device(tables: HubTables, device_id: str, module_ids: Sequence[str]) 
 
 def list_devices(tables: HubTables) -> list[dict[str, Any]]:
     """Every device with its modules, without keys."""
-    modules = tables.list_modules()
+    modules: dict[str, list[str]] = {}
+    for view in _read_all(tables, modules=True):
+        modules.setdefault(view.record.identity.device_id, []).append(str(view.record.identity.module_id))
     return [
-        _show_record(device)
-        | {"modules": [m.identity.module_id for m in modules if m.identity.device_id == device.identity.device_id]}
-        for device in tables.list_devices()
+        _show(view) | {"modules": modules.get(view.record.identity.device_id, [])}
+        for view in _read_all(tables, modules=False)
     ]
 
 
 def show_device(tables: HubTables, device_id: str) -> dict[str, Any]:
     """One device and its modules with their twins, without keys; raises NotFound."""
-    record = tables.require_identity(require_identity(device_id))
-    modules = {str(m.identity.module_id): _show_with_twin(tables, m) for m in tables.list_modules(device_id)}
-    return _show_with_twin(tables, record) | {"modules": modules}
+    device = tables.require_view(require_identity(device_id))
+    modules = {str(one.record.identity.module_id): _show_with_twin(one) for one in tables.read_modules(device_id)}
+    return _show_with_twin(device) | {"modules": modules}
+
+
+def _read_all(tables: HubTables, *, modules: bool) -> Iterator[IdentityView]:
+    """Devices, or modules of all devices, page by page."""
+    after: Identity | None = None
+    while page := tables.read_views(modules=modules, after=after, limit=PAGE_ROWS):
+        yield from page
+        after = page[-1].record.identity
 
 
 def get_connection_string(tables: HubTables, device_id: str, module_id: str | None) -> str:
@@ -147,17 +156,19 @@ def write_backup(store: HubStore, target: Path | str) -> None:
             write_atomically(target / "tls" / name, read_bounded(store.folder / "tls" / name, 64 * 1024), mode=0o600)
 
 
-def _show_record(record: IdentityRecord) -> dict[str, Any]:
+def _show(view: IdentityView) -> dict[str, Any]:
+    record = view.record
     return {
         "device": record.identity.device_id,
         "module": record.identity.module_id,
         "status": "enabled" if record.is_enabled else "disabled",
+        "connected": view.facts.is_connected,
         "generation_id": record.generation_id,
         "created_at": format_time(record.created_at),
     }
 
 
-def _show_with_twin(tables: HubTables, record: IdentityRecord) -> dict[str, Any]:
-    twin = tables.read_twin(record.identity)
+def _show_with_twin(view: IdentityView) -> dict[str, Any]:
+    twin = view.twin
     sections = {"desired": twin.desired.to_dict(), "reported": twin.reported.to_dict(), "tags": twin.tags}
-    return _show_record(record) | {"twin": sections | {"etag": twin.etag}}
+    return _show(view) | {"twin": sections | {"etag": twin.etag}}

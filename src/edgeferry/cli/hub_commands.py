@@ -208,7 +208,8 @@ def list_devices(data: Path, database_url: str | None, as_json: bool) -> None:
         _print(devices, as_json=True)
         return
     for device in devices:
-        click.echo(f"{device['device']}  {device['status']}  {', '.join(device['modules']) or '-'}")
+        state = "connected" if device["connected"] else "not connected"
+        click.echo(f"{device['device']}  {device['status']}  {state}  {', '.join(device['modules']) or '-'}")
 
 
 @device_group.command("show")

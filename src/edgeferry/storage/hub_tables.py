@@ -28,7 +28,6 @@ from edgeferry.twin.document import TwinDocument
 from edgeferry.wire.service_api import ConnectionFacts, Identity, IdentityRecord
 
 Outcome = TypeVar("Outcome")
-LIST_MAX_ROWS = 10_000
 EVENTS_KEPT_S = 600.0
 
 
@@ -168,25 +167,6 @@ class HubTables:
             code = "ModuleNotFound" if identity.module_id else "DeviceNotFound"
             raise NotFound(f"{identity} is not registered", service_code=code)
         return record
-
-    def list_devices(self, limit: int = LIST_MAX_ROWS) -> list[IdentityRecord]:
-        """Devices without their modules, by id."""
-        rows = self._sql.execute(
-            f"SELECT {_IDENTITY} FROM identities AS i WHERE i.module_id='' ORDER BY i.device_id LIMIT ?", (limit,)
-        )
-        return [_make_record(row) for row in rows]
-
-    def list_modules(self, device_id: str | None = None, limit: int = LIST_MAX_ROWS) -> list[IdentityRecord]:
-        """Modules of one device (raises NotFound without it) or of all."""
-        if device_id is not None:
-            self.require_identity(Identity(device_id))
-        where, more = ("", ()) if device_id is None else (" AND i.device_id=?", (device_id,))
-        rows = self._sql.execute(
-            f"SELECT {_IDENTITY} FROM identities AS i WHERE i.module_id<>''{where} ORDER BY i.device_id, i.module_id"
-            " LIMIT ?",
-            (*more, limit),
-        )
-        return [_make_record(row) for row in rows]
 
     def count_devices(self) -> tuple[int, int]:
         """How many devices are registered, and how many of them are enabled."""
