@@ -162,7 +162,7 @@ async def _provoke(hub: RunningHub, call: ServiceCaller, method: str, path: str,
         case "IotHubUnauthorizedAccess":
             more["token"] = "SharedAccessSignature sr=localhost&sig=x&se=99999999999&skn=iothubowner"
         case "MessageTooLarge":
-            body = b" " * 300_000
+            body = b" " * 3_000_000
         case "ArgumentInvalid" if operation.body:
             body = b"[["
         case "ArgumentInvalid" if "{" in path:

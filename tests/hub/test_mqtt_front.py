@@ -13,15 +13,18 @@ from dataclasses import replace
 import pytest
 
 from edgeferry.app.hub import RunningHub
+from edgeferry.errors import NoSpace
 from edgeferry.hub import mqtt_front
 from edgeferry.hub.mqtt_pipe import MqttHall
 from edgeferry.hub.registry import Admission
+from edgeferry.storage.hub_events import InputQueued
 from edgeferry.storage.hub_queues import QueuedMessage
+from edgeferry.storage.hub_tables import HubTables
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import make_sas_token, make_user_name, parse_connection_string
-from edgeferry.wire.iothub_topics import DESIRED_PATCH_FILTER, TWIN_RESPONSE_FILTER
+from edgeferry.wire.iothub_topics import DESIRED_PATCH_FILTER, METHOD_FILTER, TWIN_RESPONSE_FILTER
 from edgeferry.wire.mqtt_session import INFLIGHT_MAX
-from edgeferry.wire.service_api import Identity
+from edgeferry.wire.service_api import Identity, MethodRequest
 from polling import poll
 from raw_mqtt import RawClient, open_raw
 
@@ -89,7 +92,7 @@ async def test_a_disabled_device_shuts_its_modules_out(hub: RunningHub) -> None:
         mqtt.Publish("x/y", b"", 1, 1),
         mqtt.Publish("devices/d/modules/b/messages/events/", b"", 1, 1),
         mqtt.Publish("$iothub/twin/GET/", b"", 1, 1),
-        mqtt.Publish("$iothub/methods/res/200/?$rid=1", b"{", 0),
+        mqtt.Publish("$iothub/methods/res/200/", b"{}", 0),
         mqtt.Publish(EVENTS, b"x" * (256 * 1024 + 1), 1, 1),
         mqtt.Connect("d/a"),
         mqtt.PingResp(),
@@ -194,6 +197,91 @@ async def push(hub: RunningHub, count: int) -> None:
 
 async def read_ids(hub: RunningHub) -> set[int]:
     return await hub.rooms.db.read(lambda tables: tables.queues.read(B, after=0, limit=10))
+
+
+async def test_messages_that_are_over_before_they_were_acknowledged_hold_no_place(hub: RunningHub) -> None:
+    text = await hub.add_module("d", "b")
+    soon, far = time.time() + 1.0, time.time() + 600
+
+    def fill(tables: HubTables) -> None:
+        for number in range(INFLIGHT_MAX):
+            tables.queues.push(B, QueuedMessage(0, "in", {}, b"%d" % number, soon))
+
+    def push_one(tables: HubTables) -> None:
+        tables.queues.push(B, QueuedMessage(0, "in", {}, b"new", far))
+        tables.tell(InputQueued(B))
+
+    await hub.rooms.db.write(fill)
+    async with open_raw(hub) as client:  # it never acknowledges
+        await client.connect(text)
+        await client.subscribe(INPUTS_OF_B)
+        assert len([await client.receive() for _ in range(INFLIGHT_MAX)]) == INFLIGHT_MAX
+        await asyncio.sleep(1.1)
+        await hub.rooms.db.write(push_one)
+        packet = await client.receive()
+        assert isinstance(packet, mqtt.Publish) and packet.payload == b"new"
+    async with open_raw(hub) as client:
+        await client.connect(text)
+        packet = await client.receive()
+        assert isinstance(packet, mqtt.Publish) and (packet.payload, packet.dup) == (b"new", True)
+
+
+async def test_large_inputs_reach_a_client_that_reads_slowly(hub: RunningHub) -> None:
+    text, far = await hub.add_module("d", "b"), time.time() + 600
+    large = b"x" * 250_000
+    await hub.rooms.db.write(
+        lambda tables: [tables.queues.push(B, QueuedMessage(0, "in", {}, large, far)) for _ in range(24)]
+    )
+    async with open_raw(hub) as client:
+        await client.connect(text)
+        await client.send(mqtt.Subscribe(99, ((INPUTS_OF_B, 1),)))
+        await asyncio.sleep(1.0)  # a page and more could have been written by now
+        seen = 0
+        while seen < 24:
+            packet = await client.receive()
+            assert packet is not None, f"dropped after {seen}"
+            if isinstance(packet, mqtt.Publish):
+                seen += 1
+                await client.send(mqtt.PubAck(packet.packet_id or 0))
+
+
+async def test_a_filter_longer_than_any_input_is_refused(hub: RunningHub) -> None:
+    async with open_raw(hub) as client:
+        await client.connect(await hub.add_module("d", "b"))
+        granted = await client.subscribe(
+            INPUTS_OF_B, "devices/d/modules/b/inputs/" + "x" * 600, INPUTS_OF_B[:-1] + "/" * 9
+        )
+        assert isinstance(granted, mqtt.SubAck) and granted.codes == (1, 0x80, 0x80)
+
+
+async def test_a_store_that_cannot_write_refuses_a_connect_as_unavailable(
+    hub: RunningHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = await hub.add_module("d", "a")
+
+    async def fail(_: object) -> None:
+        raise NoSpace("the hub's disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub.rooms.db, "write", fail)
+        async with open_raw(hub) as client:
+            assert await client.connect(text) == mqtt.ConnAck(3)
+            assert await is_closed(client)
+    async with open_raw(hub) as client:
+        assert await client.connect(text) == mqtt.ConnAck(0, False)
+
+
+async def test_a_method_answer_that_is_no_json_reaches_the_caller_and_the_connection_stays(hub: RunningHub) -> None:
+    async with open_raw(hub) as client:
+        await client.connect(await hub.add_module("d", "a"))
+        await client.subscribe(METHOD_FILTER)
+        call = asyncio.create_task(hub.rooms.methods.call(A, MethodRequest("m", None, 10.0)))
+        asked = await client.receive()
+        assert isinstance(asked, mqtt.Publish)
+        rid = asked.topic.partition("$rid=")[2]
+        await client.send(mqtt.Publish(f"$iothub/methods/res/200/?$rid={rid}", b"{no json", 1, 7))
+        assert await client.receive() == mqtt.PubAck(7)
+        assert (await call)["status"] == 502
 
 
 async def test_a_client_that_subscribes_anew_while_it_acknowledges_is_sent_nothing_twice(hub: RunningHub) -> None:

@@ -174,3 +174,12 @@ async def test_twin_patches_arrive_in_the_order_of_their_versions(rooms: HubRoom
     await until(lambda: len(a.patches) == 200)
     assert [patch["$version"] for patch in a.patches] == list(range(2, 202))
     assert (await rooms.twins.read(A)).twin.desired.body == {"n": 199}
+
+
+async def test_a_connection_that_only_the_store_knows_ends_when_it_was_seen_twice(rooms: HubRooms) -> None:
+    await attach(rooms, A)
+    await rooms.db.write(lambda tables: tables.sessions.connect(B, hub=rooms.hub_id, now=rooms.clock()))
+    await rooms.presence.end_ghosts()
+    assert await is_connected(rooms, B)
+    await rooms.presence.end_ghosts()
+    assert not await is_connected(rooms, B) and await is_connected(rooms, A)

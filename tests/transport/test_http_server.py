@@ -5,24 +5,41 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from edgeferry.storage.hub_certificates import ensure_certificates
+from edgeferry.transport.accept_loop import CountingGate
 from edgeferry.transport.http_server import ServerLimits, listen_on_address, open_http_server
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Connect = Callable[[], "asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]"]
 
 
+LARGE = b"x" * (8 << 20)
+
+
+async def say_much(_: Request) -> Response:
+    return Response(LARGE)
+
+
+async def take_body(request: Request) -> PlainTextResponse:
+    return PlainTextResponse(str(len(await request.body())))
+
+
 async def say_hello(_: Request) -> PlainTextResponse:
     return PlainTextResponse("hello")
+
+
+def make_app() -> Starlette:
+    routes = [Route("/", say_hello), Route("/much", say_much), Route("/body", take_body, methods=["POST"])]
+    return Starlette(routes=routes)
 
 
 @asynccontextmanager
@@ -37,7 +54,7 @@ async def open_server(limits: ServerLimits, tls_folder: Path | None = None) -> A
         client_tls.check_hostname, client_tls.verify_mode = False, ssl.CERT_NONE
     sock = listen_on_address("127.0.0.1", 0)
     port = sock.getsockname()[1]
-    async with open_http_server(Starlette(routes=[Route("/", say_hello)]), sock, tls=server_tls, limits=limits):
+    async with open_http_server(make_app(), sock, tls=server_tls, limits=limits):
         yield lambda: asyncio.ensure_future(asyncio.open_connection("127.0.0.1", port, ssl=client_tls))
 
 
@@ -77,3 +94,71 @@ async def test_beyond_the_bound_callers_are_told_to_come_later() -> None:
         assert b" 503 " in await asyncio.wait_for(reader.readline(), 10)
         for _, open_writer in held:
             open_writer.close()
+
+
+async def is_cut(reader: asyncio.StreamReader) -> bool:
+    """Whether the server ends the connection, after whatever it still says."""
+    try:
+        while await asyncio.wait_for(reader.read(65536), 10):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+async def test_a_caller_who_does_not_read_its_answer_is_let_go() -> None:
+    async with open_server(ServerLimits(stall_s=0.5)) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.sleep(1.5)
+        received = 0
+        with suppress(ConnectionError):
+            while piece := await asyncio.wait_for(reader.read(1 << 20), 10):
+                received += len(piece)
+        assert received < len(LARGE)
+        writer.close()
+
+
+async def test_a_caller_who_reads_slowly_but_reads_gets_all_of_it() -> None:
+    async with open_server(ServerLimits(stall_s=0.6)) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET /much HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        received = 0
+        while piece := await asyncio.wait_for(reader.read(128 << 10), 10):
+            received += len(piece)
+            await asyncio.sleep(0.02)
+        assert received > len(LARGE)
+        writer.close()
+
+
+async def test_a_body_that_never_comes_is_no_way_to_stay() -> None:
+    async with open_server(ServerLimits(stall_s=0.5)) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc")
+        assert await is_cut(reader)
+        writer.close()
+
+
+async def test_an_answer_that_takes_its_time_is_waited_for() -> None:
+    async def wait(_: Request) -> PlainTextResponse:
+        await asyncio.sleep(1.5)
+        return PlainTextResponse("late")
+
+    sock = listen_on_address("127.0.0.1", 0)
+    app = Starlette(routes=[Route("/", wait)])
+    async with open_http_server(app, sock, limits=ServerLimits(silence_s=0.3, stall_s=0.3)):
+        reader, writer = await asyncio.open_connection("127.0.0.1", sock.getsockname()[1])
+        writer.write(GET)
+        assert await asyncio.wait_for(reader.readuntil(b"late"), 10)
+        writer.close()
+
+
+def test_a_gate_counts_in_all_and_by_address() -> None:
+    gate = CountingGate(4)
+    assert [gate.enter("a") for _ in range(3)] == [True, True, False]
+    assert [gate.enter(name) for name in ("b", "b", "c")] == [True, True, False]
+    gate.leave("a")
+    assert gate.enter("c") and not gate.enter("a")
+    for name in ("a", "b", "b", "c"):
+        gate.leave(name)
+    assert [gate.enter("a") for _ in range(3)] == [True, True, False]

@@ -18,7 +18,6 @@ from edgeferry.twin.configuration import (
     Configuration,
     StoredConfiguration,
     choose,
-    holds,
     judge,
     make_desired,
     parse_configuration,
@@ -94,6 +93,11 @@ def layer(**paths: Any) -> Json:
 )
 def test_paths_are_written_one_over_the_other(before: Json, contributions: list[Json], after: Json) -> None:
     assert as_json(make_desired(before, contributions)) == as_json(after)
+
+
+def holds(body: Json, paths: Mapping[str, Any]) -> bool:
+    """Whether writing these paths would change nothing."""
+    return as_json(make_desired(body, [paths])) == as_json(body)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_delivery_sent_again_keeps_its_id_and_says_so() -> None:
     again = session.deliver("a", MESSAGE)
     assert (again.packet_id, again.dup) == (1, True)
     assert session.acknowledge(1) == "a" and session.acknowledge(1) is None
-    assert session.get_inflight() == ("b",)
+    assert list(session.inflight) == ["b"]
 
 
 def test_packet_ids_wrap_around_those_in_use() -> None:

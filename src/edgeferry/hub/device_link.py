@@ -182,6 +182,10 @@ class DeviceLink:
             self._admission = None
             self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_NOT_AUTHORISED))
             raise
+        except StorageError:
+            self._admission = None
+            self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_UNAVAILABLE))
+            raise
         self._rooms.presence.attach(self)
         self._pipe.admit(admission.expires_at)
         self._pipe.write(mqtt.ConnAck(mqtt.CONNACK_ACCEPTED, is_present))
@@ -205,7 +209,7 @@ class DeviceLink:
                 tables.queues.forget_sent(identity)
             number = tables.sessions.connect(identity, hub=hub_id, now=now)
             tables.tell(Attached(identity, number))
-            return number, stored, tables.queues.read_sent(identity) if stored is not None else {}
+            return number, stored, tables.queues.read_sent(identity, now=now) if stored is not None else {}
 
         self._is_clean = clean
         self.number, stored, sent = await self._rooms.db.write(work)
@@ -311,9 +315,21 @@ class DeviceLink:
         taken = self._take(page)
         await self._note_sent(taken)
         for row, message in taken:
+            await self._pipe.wait_writable()  # on a thin link a page at once would look like a deaf client
             if message.qos == 0 or row.id in self._session.inflight:  # else a PUBACK came for what was sent before
                 self._pipe.write(message)
+        if page and not taken and not self._session.has_room:
+            return await self._forget_gone()
         return bool(taken) or (bool(page) and self._delivered_up_to == page[-1].id)
+
+    async def _forget_gone(self) -> bool:
+        """Frees the places of deliveries whose message is over or was given up; whether that made room."""
+        identity, now = self.record.identity, self._rooms.clock()
+        waiting = await self._rooms.db.read(lambda tables: tables.queues.read_sent(identity, now=now))
+        for gone in self._session.inflight.keys() - waiting.keys():
+            self._session.forget(gone)
+            self._sent_here.discard(gone)
+        return self._session.has_room
 
     def _take(self, page: Sequence[QueuedMessage]) -> list[tuple[QueuedMessage, mqtt.Publish]]:
         """The packets of a page that are to be sent now, as far as there is room for them."""
@@ -332,7 +348,11 @@ class DeviceLink:
         device_id, module_id = self.record.identity
         topic = make_downlink_topic(InputMessage(row.input, row.properties), device_id=device_id, module_id=module_id)
         qos = self._session.get_qos(topic)
-        if qos is None or row.id in self._sent_here or row.expires_at <= self._rooms.clock():
+        if row.id in self._sent_here:
+            return None
+        if not qos or row.expires_at <= self._rooms.clock():
+            self._session.forget(row.id)  # it was sent at QoS 1 once, and is not again
+        if qos is None or row.expires_at <= self._rooms.clock():
             return None
         if qos == 0:
             return mqtt.Publish(topic, row.payload)

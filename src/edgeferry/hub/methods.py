@@ -27,6 +27,9 @@ from edgeferry.wire.service_api import METHOD_PAYLOAD_MAX_BYTES, Identity, Metho
 LOOK_AGAIN_S = 0.5  # a device that has connected has yet to subscribe, or moves from one process to another
 
 
+BAD_ANSWER = 502, b'{"error":"the device answered with no JSON of at most 128 KB"}'
+
+
 @dataclass(slots=True)
 class Methods:
     """Calls in flight at the process `hub_id`."""
@@ -112,17 +115,20 @@ class Methods:
     async def answer(self, identity: Identity, answer: MethodAnswer, payload: bytes) -> None:
         """Hands a device's answer to its caller; one that nobody waits for is dropped.
 
-        Raises:
-            RequestInvalid: the payload is not JSON.
+        One that is no JSON, or too long, reaches the caller as BAD_ANSWER: to close the connection over it would bring
+        the same packet again.
         """
-        body = payload.strip() or None
+        status, body = answer.status, payload.strip() or None
         try:
             msgspec.json.decode(body or b"null")
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise RequestInvalid("the answer of a method is not JSON") from error
+            is_good = len(payload) <= METHOD_PAYLOAD_MAX_BYTES
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            is_good = False
+        if not is_good:
+            status, body = BAD_ANSWER
         called = self._sent.pop((identity, answer.rid), None)
         if called is not None:
-            await self._finish(called, answer.status, body)
+            await self._finish(called, status, body)
 
     async def _finish(self, called: MethodCalled, status: int | None, payload: bytes | None) -> None:
         answered = MethodAnswered(called.from_hub, called.call_id, status, payload)

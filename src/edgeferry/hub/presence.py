@@ -56,6 +56,7 @@ class Presence:
         self._clock = clock
         self._links: dict[Identity, Link] = {}
         self._ended: dict[Identity, tuple[int, float]] = {}
+        self._ghosts: set[tuple[Identity, int]] = set()
         self._waiters: dict[Identity, list[asyncio.Future[None]]] = {}
 
     def attach(self, link: Link) -> None:
@@ -118,6 +119,23 @@ class Presence:
         for identity, number in due:
             if self._ended.get(identity, (0, 0.0))[0] == number:
                 del self._ended[identity]
+
+    async def end_ghosts(self) -> None:
+        """Ends connections of ours that only the store knows: their CONNECT was committed, but we were never told.
+
+        One that is on its way here looks the same for a moment: it must look so twice.
+        """
+        now, hub_id = self._clock(), self._hub_id
+        noted = await self._db.read(lambda tables: tables.sessions.read_connected(hub_id))
+        unknown = {(identity, number) for identity, number in noted if not self._is_known(identity, number)}
+        ghosts = unknown & self._ghosts
+        self._ghosts = unknown - ghosts
+        if ghosts:
+            await self._db.write(lambda tables: tables.sessions.disconnect(ghosts, hub=hub_id, now=now))
+
+    def _is_known(self, identity: Identity, number: int) -> bool:
+        link = self._links.get(identity)
+        return (link is not None and link.number == number) or self._ended.get(identity, (0, 0.0))[0] == number
 
     async def beat(self) -> None:
         """Tells the others of a shared store that this process lives, and ends the connections of those that do not.

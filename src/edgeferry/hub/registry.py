@@ -3,7 +3,8 @@
 SQL stands in storage/hub_tables.py, tokens in wire/iothub_auth.py, the service REST in http_front.py.
 
 Rules:
-- A refusal does not tell whether the identity exists: unknown, disabled and wrongly signed look alike from outside.
+- A refusal does not say whether the identity exists: unknown, disabled and wrongly signed read alike from outside (the
+  time that a signature takes is not hidden).
 - Every write of an identity changes its etag; a new identity of an old name has another generation id.
 """
 

@@ -31,6 +31,7 @@ from edgeferry.wire.iothub_topics import FROM_DEVICE_KEY, FROM_MODULE_KEY, OUTPU
 from edgeferry.wire.service_api import Identity
 
 PROPERTIES_MAX_BYTES = 60_000  # as they travel to an input: in a topic of at most 65,535 bytes
+TRIM_AFTER_BYTES = 32 * 1024 * 1024  # that were accepted since the last time
 DEFAULT_TIME_TO_LIVE_S = 7200.0  # storeAndForwardConfiguration.timeToLiveSecs of the usual manifest
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class Router:
         self._db = db
         self._clock = clock
         self._own = routes
+        self._untrimmed_bytes = 0
 
     async def accept(self, sender: Identity, telemetry: Telemetry, payload: bytes) -> None:
         """Stores a message wherever a route sends it, once for each sink, and rings the receivers.
@@ -61,6 +63,7 @@ class Router:
         message = RoutedMessage(sender.module_id, telemetry.output, telemetry.properties, payload, sender.device_id)
 
         def work(tables: HubTables) -> None:
+            self._trim_in_time(tables, len(payload))
             routes = find_device_routes(tables, sender.device_id) or self._own
             for sink, expires_in_s in routes.find_sinks(message).items():
                 if sink is None:
@@ -73,6 +76,14 @@ class Router:
                     tables.tell(InputQueued(receiver))
 
         await self._db.write(work)
+
+    def _trim_in_time(self, tables: HubTables, size_bytes: int) -> None:
+        """Holds the stores to their bounds in bytes also between two rounds of upkeep. Runs on the store's thread."""
+        self._untrimmed_bytes += size_bytes
+        if self._untrimmed_bytes > TRIM_AFTER_BYTES:
+            self._untrimmed_bytes = 0
+            tables.queues.trim()
+            tables.queues.trim_upstream()
 
 
 @dataclass(frozen=True, slots=True)

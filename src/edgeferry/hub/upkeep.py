@@ -35,6 +35,7 @@ async def run_upkeep(rooms: HubRooms) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(_repeat(WRITE_ENDED_EVERY_S, rooms.presence.write_ended))
         group.create_task(_repeat(TRIM_EVERY_S, lambda: trim(rooms)))
+        group.create_task(_repeat(TRIM_EVERY_S, rooms.presence.end_ghosts))
         group.create_task(_repeat(APPLY_EVERY_S, rooms.configurations.apply_all))
         if is_shared:
             group.create_task(_repeat(BEAT_EVERY_S, rooms.presence.beat))

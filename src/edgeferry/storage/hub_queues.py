@@ -78,11 +78,12 @@ class QueueTables:
         )
         return [QueuedMessage(row[0], row[1], _to_bag(row[2]), row[3], row[4], row[5]) for row in rows]
 
-    def read_sent(self, identity: Identity) -> dict[int, int]:
-        """Message id -> packet id of what was sent and not acknowledged, oldest first."""
+    def read_sent(self, identity: Identity, *, now: float) -> dict[int, int]:
+        """Message id -> packet id of what was sent, not acknowledged and is not over, oldest first."""
         rows = self._sql.execute(
-            "SELECT id, packet_id FROM queue WHERE device_id=? AND module_id=? AND packet_id IS NOT NULL ORDER BY id",
-            get_key(identity),
+            "SELECT id, packet_id FROM queue WHERE device_id=? AND module_id=? AND packet_id IS NOT NULL"
+            " AND expires_at>? ORDER BY id",
+            (*get_key(identity), now),
         )
         return {row[0]: row[1] for row in rows}
 

@@ -102,6 +102,13 @@ class SessionTables:
                 (*get_key(identity), number, hub),
             )
 
+    def read_connected(self, hub: str) -> list[tuple[Identity, int]]:
+        """Identities that are connected to a process, with the numbers of their connections."""
+        rows = self._sql.execute(
+            "SELECT device_id, module_id, number FROM connections WHERE is_connected=1 AND hub=?", (hub,)
+        )
+        return [(Identity(row[0], row[1] or None), row[2]) for row in rows]
+
     def end_connections(self, *, now: float, hub: str | None = None) -> int:
         """Ends all connections of a process, or with None all; returns how many."""
         where, more = ("", ()) if hub is None else (" AND hub=?", (hub,))

@@ -26,7 +26,7 @@ ACCEPT_BATCH = 64  # in one turn of the event loop
 ACCEPT_PAUSE_S = 0.5
 SLOT_HOLD_S = 2.0
 SHUTDOWN_TIMEOUT_S = 5.0
-FILES_MARGIN_MAX = 1024  # for databases, published files and the HTTP doors
+FILES_MARGIN_MAX = 1024  # for databases and published files
 _log = structlog.get_logger(__name__)
 
 
@@ -56,21 +56,35 @@ class Gate(Protocol):
         """Nothing can be accepted for a moment."""
 
 
-class OpenGate:
-    """Everybody may stay; nothing is counted."""
+class CountingGate:
+    """So many may stay in all, and half of them from one address; who is over that is closed before TLS."""
+
+    def __init__(self, connections_max: int) -> None:
+        self._left = connections_max
+        self._per_address_max = max(1, connections_max // 2)
+        self._by_address: dict[str, int] = {}
 
     def enter(self, address: str) -> bool:
-        """Yes."""
+        """Whether one more may stay."""
+        held = self._by_address.get(address, 0)
+        if self._left <= 0 or held >= self._per_address_max:
+            return False
+        self._left -= 1
+        self._by_address[address] = held + 1
         return True
 
     def leave(self, address: str) -> None:
-        """Nothing to do."""
+        """One that had entered is gone."""
+        self._left += 1
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
 
     def note_failure(self) -> None:
-        """Nothing to do."""
+        """Told in the log only."""
 
     def note_pause(self) -> None:
-        """Nothing to do."""
+        """Told in the log only."""
 
 
 class Guest(asyncio.Protocol):
@@ -95,8 +109,13 @@ def raise_file_limit() -> int:
 
 
 def get_connections_max(files: int) -> int:
-    """How many connections fit into so many open files."""
-    return files - min(FILES_MARGIN_MAX, files // 4)
+    """How many connections fit into so many open files, beside those of HTTP doors and everything else."""
+    return files - get_http_connections_max(files) - min(FILES_MARGIN_MAX, files // 8)
+
+
+def get_http_connections_max(files: int) -> int:
+    """How many connections the HTTP doors may hold of so many open files."""
+    return files // 4
 
 
 @dataclass(slots=True)

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import ssl
+import sys
+import termios
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,12 +28,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeferry.errors import ConfigInvalid
-from edgeferry.transport.accept_loop import AcceptLoop, Guest, HandshakeLimits, OpenGate
+from edgeferry.transport.accept_loop import (
+    AcceptLoop,
+    CountingGate,
+    Gate,
+    Guest,
+    HandshakeLimits,
+    get_http_connections_max,
+    raise_file_limit,
+)
 
 _KEEP_ALIVE_S = 75
 _HEADERS_MAX_BYTES = 16 << 10
@@ -40,11 +52,13 @@ MakeUpgraded = Callable[[], asyncio.Protocol]
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """Connections at once (more are answered 503), how long one may stay without a whole request header, and how long
-    running requests have when the server stops (seconds)."""
+    """Connections at once (more are answered 503), how long one may stay without a whole request header, how long no
+    byte of a body may come or of an answer be taken, and how long running requests have when the server stops
+    (seconds)."""
 
     connections: int = 500
     silence_s: float = 15.0
+    stall_s: float = 120.0
     stop_patience_s: int = 10
 
 
@@ -103,10 +117,13 @@ async def open_http_server(
     server = uvicorn.Server(_make_config(app, limits, make_upgraded))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals are the process's
     serving = asyncio.create_task(server.serve(sockets=[]), name="http server")
-    accepting = AcceptLoop(
-        sock, lambda *_: _HttpGuest(server), tls, HandshakeLimits(silence_s=limits.silence_s), OpenGate()
-    )
-    sweeping = asyncio.create_task(_close_silent(server, limits.silence_s), name="http silence")
+    gate = CountingGate(get_http_connections_max(raise_file_limit()))
+
+    def make_guest(address: str, _: float) -> _HttpGuest:
+        return _HttpGuest(server, gate, address)
+
+    accepting = AcceptLoop(sock, make_guest, tls, HandshakeLimits(silence_s=limits.silence_s), gate)
+    sweeping = asyncio.create_task(_close_silent(server, limits), name="http silence")
     try:
         while not (server.started or serving.done()):  # noqa: ASYNC110 - uvicorn tells by an attribute, not by an event
             await asyncio.sleep(0.005)
@@ -122,12 +139,48 @@ async def open_http_server(
 class _HttpGuest(H11Protocol, Guest):
     """uvicorn's protocol on a connection that the accept loop brings."""
 
-    def __init__(self, server: uvicorn.Server) -> None:
+    def __init__(self, server: uvicorn.Server, gate: Gate, address: str) -> None:
         super().__init__(server.config, server.server_state, server.lifespan.state)
+        self.received_bytes = 0
+        self._gate, self._address = gate, address
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         self.has_begun = True
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self.received_bytes += len(data)
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        super().connection_lost(exc)
+        self._gate.leave(self._address)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """From now on another protocol, with limits of its own, holds the socket."""
+        self._gate.leave(self._address)
+        super().handle_websocket_upgrade(event)
+
+    def get_progress(self) -> tuple[str, int] | None:
+        """What must change while the peer has to read or to send; None when it is not its turn."""
+        unsent = self.transport.get_write_buffer_size() + _count_unacknowledged(self.transport)
+        if unsent:
+            return "sent", unsent
+        cycle = self.cycle
+        is_sending_body = cycle is not None and cycle.more_body and not cycle.response_complete
+        return ("received", self.received_bytes) if is_sending_body else None
+
+
+def _count_unacknowledged(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel holds until the peer has acknowledged them (SIOCOUTQ): on a thin link they go on moving
+    for minutes while the buffer above stands still."""
+    try:
+        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    except (OSError, ValueError):
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded | None) -> uvicorn.Config:
@@ -151,20 +204,25 @@ def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded
     )
 
 
-async def _close_silent(server: uvicorn.Server, silence_s: float) -> None:
-    """Closes connections that sent no whole request header for `silence_s`; uvicorn itself waits for ever.
+async def _close_silent(server: uvicorn.Server, limits: ServerLimits) -> None:
+    """Closes connections that sent no whole request header for `silence_s`, and those of which for `stall_s` no byte
+    of a body came or of an answer was taken; uvicorn itself waits for ever.
 
     Between a request's answer and the first byte of the next one uvicorn's own keep-alive timer runs.
     """
-    silent_since: dict[tuple[H11Protocol, object], float] = {}
+    silent_since: dict[tuple[_HttpGuest, object], float] = {}
     while True:
-        await asyncio.sleep(silence_s / 5)
+        await asyncio.sleep(min(limits.silence_s, limits.stall_s) / 5)
         now = time.monotonic()
-        connections = [cast("H11Protocol", connection) for connection in server.server_state.connections]
-        silent = {(connection, connection.cycle) for connection in connections if _waits_for_header(connection)}
-        silent_since = {key: silent_since.get(key, now) for key in silent}
-        for (connection, _), since in silent_since.items():
-            if now - since >= silence_s:
+        connections = [cast("_HttpGuest", connection) for connection in server.server_state.connections]
+        silent: set[tuple[_HttpGuest, object]] = {(one, one.cycle) for one in connections if _waits_for_header(one)}
+        stalled = {(one, progress) for one in connections if (progress := one.get_progress()) is not None}
+        silent_since = {key: silent_since.get(key, now) for key in silent | stalled}
+        for (connection, waits_for), since in silent_since.items():
+            if isinstance(waits_for, tuple):
+                if now - since >= limits.stall_s:
+                    connection.transport.abort()
+            elif now - since >= limits.silence_s:
                 connection.transport.close()
 
 

@@ -203,11 +203,6 @@ def make_desired(body: Json, contributions: Iterable[Mapping[str, Any]]) -> Json
     return desired
 
 
-def holds(body: Json, paths: Mapping[str, Any]) -> bool:
-    """Whether the desired properties are as these paths say."""
-    return not make_patch(body, make_desired(body, [paths]))
-
-
 def judge(body: Json, ranked: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, bool]:
     """Which of several contributions, the last one the highest, stand in these desired properties.
 

@@ -36,6 +36,7 @@ JSON_DEPTH_MAX = 100  # of a body in all; sections have their own limit
 KEY_MAX_BYTES = 1024
 STRING_MAX_BYTES = 4 * 1024
 INTEGER_MIN, INTEGER_MAX = -4503599627370496, 4503599627370495
+KEYS_MAX = 4096  # ours: empty values count as nothing, and each key has metadata of its own
 BODY_MAX_BYTES = 4 * SECTION_MAX_BYTES  # JSON text of a section at its limit, escapes included
 _FORBIDDEN_IN_KEY = re.compile(r"[\x00-\x1f\x7f-\x9f.$ ]")
 _SERVER_KEYS = ("$version", "$metadata")
@@ -281,9 +282,18 @@ def _require_size(body: Json, limit_bytes: int) -> None:
     size = get_size_bytes(body)
     if size > limit_bytes:
         raise LimitExceeded(f"expected at most {limit_bytes} bytes in this section, found {size}", size_bytes=size)
+    keys = _count_keys(body)
+    if keys > KEYS_MAX:
+        raise LimitExceeded(f"expected at most {KEYS_MAX} keys in this section, found {keys}")
     text_bytes = len(msgspec.json.encode(body))
     if text_bytes > BODY_MAX_BYTES:  # nulls, empty lists and empty strings count as nothing above
         raise LimitExceeded(f"expected a section of at most {BODY_MAX_BYTES} bytes of JSON, found {text_bytes}")
+
+
+def _count_keys(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_count_keys, value.values()))
+    return sum(map(_count_keys, value)) if isinstance(value, list) else 0
 
 
 def _require_object(value: Any, what: str) -> Json:

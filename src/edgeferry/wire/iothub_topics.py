@@ -37,6 +37,8 @@ CONTENT_ENCODING_KEY = "$.ce"
 FROM_DEVICE_KEY = "$.cdid"
 FROM_MODULE_KEY = "$.cmid"
 
+INPUT_FILTER_MAX_CHARS = 512  # behind `inputs/`: a name of 128 characters, percent-encoded, and its bag
+
 Bag = Mapping[str, str | None]
 
 
@@ -191,8 +193,11 @@ def get_input_filter(device_id: str, module_id: str) -> str:
 def is_known_filter(topic_filter: str, *, device_id: str, module_id: str | None) -> bool:
     """Whether an identity may subscribe to this: its own four kinds of topic, whole or narrowed to one input."""
     fixed = {TWIN_RESPONSE_FILTER, DESIRED_PATCH_FILTER, METHOD_FILTER, f"devices/{device_id}/messages/devicebound/#"}
-    own_inputs = _get_inputs_prefix(device_id, module_id)
-    return topic_filter in fixed or (module_id is not None and topic_filter.startswith(own_inputs))
+    if topic_filter in fixed:
+        return True
+    tail = topic_filter.removeprefix(_get_inputs_prefix(device_id, module_id))
+    is_short = len(tail) <= INPUT_FILTER_MAX_CHARS and tail.count("/") <= 2
+    return module_id is not None and tail != topic_filter and is_short
 
 
 def encode_bag(properties: Bag) -> str:

@@ -102,10 +102,6 @@ class Session:
         """Gives up a delivery (its time to live is over): its packet id is free again."""
         self.inflight.pop(key, None)
 
-    def get_inflight(self) -> tuple[int, ...]:
-        """Keys that wait for a PUBACK, oldest first."""
-        return tuple(self.inflight)
-
     def _next_id(self) -> int:
         taken = set(self.inflight.values())
         while True:
