@@ -245,6 +245,33 @@ async def test_large_inputs_reach_a_client_that_reads_slowly(hub: RunningHub) ->
                 await client.send(mqtt.PubAck(packet.packet_id or 0))
 
 
+async def test_inputs_arrive_once_the_store_is_back_on_the_same_connection(
+    hub: RunningHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, far = await hub.add_module("d", "b"), time.time() + 600
+
+    def push_one(tables: HubTables) -> None:
+        tables.queues.push(B, QueuedMessage(0, "in", {}, b"kept", far))
+        tables.tell(InputQueued(B))
+
+    async def fail(_: object) -> None:
+        raise NoSpace("the hub's disk is full")
+
+    async with open_raw(hub) as client:
+        await client.connect(text)
+        await client.subscribe(INPUTS_OF_B)
+        await asyncio.sleep(0.2)
+        pushed = asyncio.create_task(hub.rooms.db.write(push_one))
+        await asyncio.sleep(0)  # it has been handed over: what is written from now on fails
+        for name in ("write", "read"):
+            with monkeypatch.context() as patched:
+                patched.setattr(hub.rooms.db, name, fail)
+                await pushed
+                await asyncio.sleep(1.3)
+        packet = await client.receive()
+        assert isinstance(packet, mqtt.Publish) and packet.payload == b"kept"
+
+
 async def test_a_filter_longer_than_any_input_is_refused(hub: RunningHub) -> None:
     async with open_raw(hub) as client:
         await client.connect(await hub.add_module("d", "b"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -56,7 +57,7 @@ from edgeferry.wire.service_api import IdentityRecord
 
 MESSAGE_MAX_BYTES = 256 * 1024
 SUBSCRIPTIONS_MAX = 50
-QUEUE_PAGE_ROWS = 16
+QUEUE_PAGE_ROWS, DELIVER_AGAIN_S = 16, 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -107,7 +108,6 @@ class DeviceLink:
         self._delivered_up_to = 0  # ids of the queue rise
         self._sent_here: set[int] = set()  # sent on this connection and not acknowledged yet
 
-    # --- what others of the hub call (presence.Link) ------------------------------------------------------------------
     @property
     def record(self) -> IdentityRecord:
         """Who is connected; only after a CONNECT was admitted."""
@@ -137,7 +137,6 @@ class DeviceLink:
             self._pump.cancel()
         self._pipe.close(why)
 
-    # --- packets ------------------------------------------------------------------------------------------------------
     async def receive(self, packet: mqtt.Packet) -> None:
         """Does what a packet asks for.
 
@@ -232,8 +231,7 @@ class DeviceLink:
             self._pipe.write(mqtt.PubAck(packet.packet_id))
 
     async def _answer_twin_get(self, rid: str) -> None:
-        identity = self.record.identity
-        twin = await self._rooms.db.read(lambda tables: tables.read_twin(identity))
+        twin = await self._rooms.db.read(partial(HubTables.read_twin, identity=self.record.identity))
         self._send(TwinResponse(rid, 200), msgspec.json.encode(twin.to_device_view()))
 
     async def _answer_reported(self, rid: str, payload: bytes) -> None:
@@ -284,7 +282,6 @@ class DeviceLink:
             await self._rooms.db.write(work)
         self._session.subscriptions = filters
 
-    # --- inputs -------------------------------------------------------------------------------------------------------
     async def _acknowledge(self, packet_id: int) -> None:
         key = self._session.acknowledge(packet_id)
         if isinstance(key, int):
@@ -298,11 +295,20 @@ class DeviceLink:
             while True:
                 await self._bell.wait()
                 self._bell.clear()
-                while await self._deliver_page():
-                    await self._pipe.wait_writable()
+                await self._deliver_all()
         except EdgeferryError as error:
             _log.warning("delivery stopped", identity=str(self.record.identity), reason=error.message)
             self.close("delivery failed")
+
+    async def _deliver_all(self) -> None:
+        """Sends what there is room for. While the store is away the connection stays, and it is tried again."""
+        try:
+            while await self._deliver_page():
+                await self._pipe.wait_writable()
+        except StorageError as error:
+            _log.info("delivery put off", identity=str(self.record.identity), reason=error.message)
+            await asyncio.sleep(DELIVER_AGAIN_S)
+            self._bell.set()
 
     async def _deliver_page(self) -> bool:
         """Sends the next messages; False when there is nothing to send or no room."""
@@ -313,7 +319,11 @@ class DeviceLink:
         if self._delivered_up_to != after:  # a SUBSCRIBE wants everything looked at again
             return True
         taken = self._take(page)
-        await self._note_sent(taken)
+        try:
+            await self._note_sent(taken)
+        except StorageError:
+            self._put_back(taken, after)
+            raise
         for row, message in taken:
             await self._pipe.wait_writable()  # on a thin link a page at once would look like a deaf client
             if message.qos == 0 or row.id in self._session.inflight:  # else a PUBACK came for what was sent before
@@ -321,6 +331,14 @@ class DeviceLink:
         if page and not taken and not self._session.has_room:
             return await self._forget_gone()
         return bool(taken) or (bool(page) and self._delivered_up_to == page[-1].id)
+
+    def _put_back(self, taken: Sequence[tuple[QueuedMessage, mqtt.Publish]], after: int) -> None:
+        """Nothing of a page was sent: it is looked at again."""
+        self._delivered_up_to = after
+        for row, message in taken:
+            self._sent_here.discard(row.id)
+            if not message.dup:
+                self._session.forget(row.id)
 
     async def _forget_gone(self) -> bool:
         """Frees the places of deliveries whose message is over or was given up; whether that made room."""
