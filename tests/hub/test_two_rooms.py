@@ -190,6 +190,17 @@ async def test_a_connection_that_was_cut_while_idle_fails_nothing(pair: list[Hub
     assert await is_connected(other)
 
 
+async def require_hearing(one: HubRooms, other: HubRooms) -> None:
+    """What `other` tells still rings a new link at `one`."""
+    link = await attach(one, A)
+    await other.db.write(lambda tables: tables.tell(InputQueued(A)))
+
+    async def has_heard() -> bool:
+        return link.bells == 1
+
+    await poll(has_heard)
+
+
 async def test_an_event_of_another_release_makes_no_process_deaf(pair: list[HubRooms]) -> None:
     one, other = pair
     link = await attach(one, A)
@@ -201,13 +212,7 @@ async def test_an_event_of_another_release_makes_no_process_deaf(pair: list[HubR
         return link.closed == ["the hub missed what was written meanwhile"]
 
     await poll(has_missed)
-    again = await attach(one, A)
-    await other.db.write(lambda tables: tables.tell(InputQueued(A)))
-
-    async def has_heard() -> bool:
-        return again.bells == 1
-
-    await poll(has_heard)
+    await require_hearing(one, other)
 
 
 async def test_a_store_that_went_back_in_time_makes_no_process_deaf(pair: list[HubRooms], postgres: Postgres) -> None:
@@ -220,13 +225,7 @@ async def test_a_store_that_went_back_in_time_makes_no_process_deaf(pair: list[H
         return "the hub missed what was written meanwhile" in link.closed
 
     await poll(has_missed)
-    again = await attach(one, A)
-    await other.db.write(lambda tables: tables.tell(InputQueued(A)))
-
-    async def has_heard() -> bool:
-        return again.bells == 1
-
-    await poll(has_heard)
+    await require_hearing(one, other)
 
 
 async def test_trimmed_events_are_no_store_that_went_back(pair: list[HubRooms], postgres: Postgres) -> None:
