@@ -6,6 +6,7 @@ and say what their operators mean; `tensors.py` is the door.
 Rules:
 - The first reader in the order of the file counts. Operators that only convert or turn a tensor are looked through, so
   that a float32, a float16 and an int8 version of one model give the same roles.
+- Graphs may lie in graphs; an inner one reads an outer one's tensors by name.
 - A chain is followed over at most _HOPS_MAX operators: a graph of unknown origin may hold a circle.
 """
 
@@ -13,16 +14,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from edgeferry.errors import ModelUnreadable
 
 WIDTHS = {
     **{"f2": 2, "f4": 4, "f8": 8, "bf2": 2, "b1": 1},
     **{"i1": 1, "i2": 2, "i4": 4, "i8": 8, "u1": 1, "u2": 2, "u4": 4, "u8": 8},
 }
 """Kind of element -> its bytes. As numpy's little-endian codes, and bf2 for bfloat16."""
+Key = tuple[int, str | int]
+"""What operators call a tensor: the graph that it belongs to, and its name or number there."""
+_ANYWHERE = -1
 _HOPS_MAX = 8
+_USES_MAX = 1 << 19
 _OPERATOR_MAX_CHARS = 64
 
 
@@ -66,7 +73,7 @@ class Tensor:
 class Stored(NamedTuple):
     """A tensor as it stands in the file; `key` is what operators call it."""
 
-    key: Hashable
+    key: Key
     name: str
     kind: str
     shape: tuple[int, ...]
@@ -84,8 +91,8 @@ class Node(NamedTuple):
 
     operator: str
     ordinal: int
-    inputs: tuple[Hashable, ...]
-    outputs: tuple[Hashable, ...]
+    inputs: tuple[Key, ...]
+    outputs: tuple[Key, ...]
     numbers: Mapping[str, int]
     turn: tuple[int, ...] | None
 
@@ -124,36 +131,53 @@ class Graph:
     """
 
     seen_through: frozenset[str]
-    same_as: Mapping[str, str]
-    first_uses: dict[Hashable, tuple[Node, int]] = field(default_factory=dict)
-    makers: dict[Hashable, Node] = field(default_factory=dict)
+    same_as: Mapping[str, str] = field(default_factory=dict)
+    _first_uses: dict[Key, tuple[Node, int]] = field(default_factory=dict)
+    _makers: dict[Key, Node] = field(default_factory=dict)
     _counts: Counter[str] = field(default_factory=Counter)
+    _uses: int = 0
 
     def add(
         self,
         operator: str,
-        inputs: tuple[Hashable, ...],
-        outputs: tuple[Hashable, ...],
+        inputs: tuple[Key, ...],
+        outputs: tuple[Key, ...],
         *,
         numbers: Mapping[str, int],
         turn: tuple[int, ...] | None = None,
     ) -> None:
-        """Adds an operator; `turn` is the order of axes when it transposes its first input, () to reverse it."""
+        """Adds an operator; `turn` is the order of axes when it transposes its first input, () to reverse it.
+
+        Raises:
+            ModelUnreadable: more inputs and outputs than any model has.
+        """
+        self._uses += 1 + len(inputs) + len(outputs)
+        if self._uses > _USES_MAX:
+            raise ModelUnreadable(f"expected at most {_USES_MAX} inputs and outputs of operators, found more")
         operator = operator[:_OPERATOR_MAX_CHARS]
         counted = self.same_as.get(operator, operator)
         node = Node(operator, self._counts[counted], inputs, outputs, numbers, turn)
         self._counts[counted] += 1
         for place, key in enumerate(inputs):
-            self.first_uses.setdefault(key, (node, place))
-        for key in outputs:
-            self.makers.setdefault(key, node)
+            self._first_uses.setdefault(key, (node, place))
+            if isinstance(key[1], str) and key[0]:
+                self._first_uses.setdefault((_ANYWHERE, key[1]), (node, place))
+        self._makers.update(dict.fromkeys(outputs, node))
 
-    def follow(self, key: Hashable, rank: int) -> list[Use]:
+    def get_first_use(self, key: Key) -> tuple[Node, int] | None:
+        """The first operator that reads a tensor, and as which input."""
+        return self._first_uses.get(key) or self._first_uses.get((_ANYWHERE, key[1]))
+
+    def get_maker(self, key: Key) -> Node | None:
+        """The operator that writes a tensor."""
+        return self._makers.get(key)
+
+    def follow(self, key: Key, rank: int) -> list[Use]:
         """The operators that a stored tensor goes through; the last is the one that it is for."""
         uses: list[Use] = []
         order = tuple(range(rank))
-        while key in self.first_uses and len(uses) < _HOPS_MAX:
-            node, place = self.first_uses[key]
+        while (found := self.get_first_use(key)) and len(uses) < _HOPS_MAX:
+            node, place = found
             uses.append(Use(node, place, order))
             if place != 0 or node.operator not in self.seen_through or not node.outputs:
                 break
@@ -177,18 +201,7 @@ def make_tensor(stored: Stored, *, role: str, channel_axis: int, quantisation: Q
         size_bytes = elements * WIDTHS[stored.kind]
         return Tensor(stored.start, size_bytes, stored.kind, (elements,), stored.name, role)
     known = Tensor(stored.start, stored.size_bytes, stored.kind, stored.shape, stored.name, role, channel_axis)
+    scales, zeros, axis = quantisation
     if not quantisation.fits(stored.shape):
         return known
-    scales, zeros, axis = quantisation
-    return Tensor(
-        start=known.start,
-        size_bytes=known.size_bytes,
-        kind=known.kind,
-        shape=known.shape,
-        name=known.name,
-        role=role,
-        channel_axis=channel_axis,
-        scales=scales,
-        zeros=zeros or (0,),
-        scale_axis=axis if len(scales) > 1 else 0,
-    )
+    return replace(known, scales=scales, zeros=zeros or (0,), scale_axis=axis if len(scales) > 1 else 0)

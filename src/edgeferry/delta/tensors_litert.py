@@ -13,21 +13,23 @@ Source: schema.fbs (version 3) of TensorFlow Lite; slots below are in its order.
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from edgeferry.delta.roles import Graph, Quantisation, Stored, Tensor, make_tensor
+from edgeferry.delta.roles import Graph, Key, Quantisation, Stored, Tensor, make_tensor
 from edgeferry.errors import ModelUnreadable
 from edgeferry.model.flatbuffer import Buffer, Table
 from edgeferry.model.litert_names import BUILTIN_OPERATORS
 
 LITERT_IDENTIFIER = b"TFL3"
-_CHANNELS_MAX = 1 << 16
+_BUDGET = 16 << 20
+_CHANNELS_MAX = 1 << 18
 _OPERANDS_MAX = 10_000
 _RANK_MAX = 16
 
 _MODEL_CODES, _MODEL_SUBGRAPHS, _MODEL_BUFFERS = 1, 2, 4
-_CODE_OLD, _CODE_NEW = 0, 3
+_CODE_OLD, _CODE_CUSTOM, _CODE_NEW = 0, 1, 3
+_CUSTOM = 32
 _GRAPH_TENSORS, _GRAPH_OPERATORS = 0, 3
 _TENSOR_SHAPE, _TENSOR_KIND, _TENSOR_BUFFER, _TENSOR_NAME, _TENSOR_QUANTISATION = 0, 1, 2, 3, 4
 _SCALE, _ZERO, _DIMENSION = 2, 3, 6
@@ -51,8 +53,8 @@ _AXES = {
 class _File:
     view: memoryview
     names: list[str]
-    graph: Graph = field(default_factory=lambda: Graph(_SEEN_THROUGH, {}))
-    stored: dict[Hashable, Stored] = field(default_factory=dict)
+    graph: Graph = field(default_factory=lambda: Graph(_SEEN_THROUGH))
+    stored: dict[Key, Stored] = field(default_factory=dict)
 
 
 def walk_litert(view: memoryview) -> Iterator[Tensor]:
@@ -61,10 +63,10 @@ def walk_litert(view: memoryview) -> Iterator[Tensor]:
     Raises:
         ModelUnreadable: not such a model, cut off, or of unreasonable size.
     """
-    model = Buffer(view).get_root(LITERT_IDENTIFIER)
+    model = Buffer(view, budget=_BUDGET).get_root(LITERT_IDENTIFIER)
     file = _File(view, [_name_operator(code) for code in model.iter_tables(_MODEL_CODES)])
     spans = [_find_data(each) for each in model.iter_tables(_MODEL_BUFFERS)]
-    quantised: dict[Hashable, Quantisation] = {}
+    quantised: dict[Key, Quantisation] = {}
     for scope, subgraph in enumerate(model.iter_tables(_MODEL_SUBGRAPHS)):
         for stored, quantisation in _read_tensors(subgraph, scope, spans):
             file.stored[stored.key] = stored
@@ -78,6 +80,8 @@ def walk_litert(view: memoryview) -> Iterator[Tensor]:
 def _name_operator(code: Table) -> str:
     # Codes above 127 stand in a second field; older files have only the first.
     builtin = max(code.get_int(_CODE_OLD, "b"), code.get_int(_CODE_NEW, "i"))
+    if builtin == _CUSTOM:
+        return code.get_text(_CODE_CUSTOM)
     return BUILTIN_OPERATORS[builtin] if 0 <= builtin < len(BUILTIN_OPERATORS) else f"builtin:{builtin}"
 
 
@@ -101,7 +105,7 @@ def _read_tensors(subgraph: Table, scope: int, spans: list[tuple[int, int]]) -> 
 
 
 def _read_quantisation(table: Table | None) -> Quantisation:
-    if table is None:
+    if table is None or table.get_vector(_SCALE, 4)[1] > _CHANNELS_MAX:
         return Quantisation()
     scales = table.get_scalars(_SCALE, "f", _CHANNELS_MAX)
     zeros = table.get_scalars(_ZERO, "q", _CHANNELS_MAX)
@@ -128,7 +132,7 @@ def _read_operator(file: _File, operator: Table, scope: int) -> None:
     )
 
 
-def _read_turn(file: _File, key: Hashable) -> tuple[int, ...] | None:
+def _read_turn(file: _File, key: Key) -> tuple[int, ...] | None:
     """The order of axes of a TRANSPOSE; None when it is not a small stored tensor."""
     order = file.stored.get(key)
     if order is None or order.kind != "i4" or order.size_bytes % 4 or not 0 < order.size_bytes <= 4 * _RANK_MAX:

@@ -14,12 +14,12 @@ Sources: onnx.proto3 (field numbers); Operators.md of ONNX and ContribOperators.
 from __future__ import annotations
 
 import struct
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from edgeferry.delta.roles import WIDTHS, Graph, Quantisation, Stored, Tensor, Use, make_tensor
+from edgeferry.delta.roles import WIDTHS, Graph, Key, Node, Quantisation, Stored, Tensor, Use, make_tensor
 from edgeferry.errors import ModelUnreadable
 from edgeferry.model.protobuf import LENGTH, VARINT, Field, WireReader, to_signed
 
@@ -68,6 +68,8 @@ _QUANTISERS = {
     **{("DynamicQuantizeMatMul", 1): (2, 3), ("MatMulIntegerToFloat", 1): (3, 5)},
 }
 """Operator and input -> the inputs that hold its scale and its zero point."""
+_INTEGER_ZEROS = {("ConvInteger", 1): 3, ("MatMulInteger", 1): 3}
+"""Operator and input -> the input that holds its zero point, where the scale is applied to the result."""
 _QUANTISED = frozenset({"i1", "u1", "i2", "u2", "i4"})
 
 
@@ -83,8 +85,8 @@ class _Model:
     view: memoryview
     reader: WireReader
     graph: Graph = field(default_factory=lambda: Graph(_SEEN_THROUGH, _SAME_AS))
-    entries: dict[Hashable, _Entry] = field(default_factory=dict)
-    values: dict[Hashable, tuple[float, ...]] = field(default_factory=dict)
+    entries: dict[Key, _Entry] = field(default_factory=dict)
+    values: dict[Key, tuple[float, ...]] = field(default_factory=dict)
     scopes: int = 0
     nodes: int = 0
 
@@ -107,7 +109,7 @@ def walk_onnx(view: memoryview) -> Iterator[Tensor]:
 # --- reading ----------------------------------------------------------------------------------------------------------
 def _read_graph(model: _Model, message: Field, scope: int, depth: int) -> None:
     if depth > _DEPTH_MAX:
-        raise ModelUnreadable(f"expected graphs inside graphs at most {_DEPTH_MAX} deep, found more")
+        return
     for each in model.reader.walk(message.start, message.end):
         if each.kind != LENGTH:
             continue
@@ -208,7 +210,7 @@ def _read_tensor(model: _Model, message: Field, scope: int, constant: str) -> No
     piece = _choose_piece(pieces, kind)
     shape = tuple(dims) if len(dims) <= _RANK_MAX else (-1,)
     start, size_bytes = (piece.start, piece.end - piece.start) if piece else (0, 0)
-    key: Hashable = (scope, name) if name else ("", message.start)
+    key: Key = (scope, name) if name else (scope, message.start)
     model.entries.setdefault(key, _Entry(Stored(key, name, kind, shape, start, size_bytes), pieces.get(_TENSOR_INT32S)))
 
 
@@ -246,23 +248,53 @@ def _name_input(use: Use) -> tuple[str, int]:
 
 
 def _find_quantisation(model: _Model, uses: list[Use]) -> Quantisation:
+    """Scales and zero points from the first operator that knows them."""
     for use in uses:
-        places = _QUANTISERS.get((use.node.operator, use.place))
-        if places is None:
+        scale, zero = _find_quantisers(model, use)
+        if scale is None:
             continue
-        inputs = use.node.inputs
-        scales, zeros = (_read_values(model, inputs[at]) if at < len(inputs) else () for at in places)
-        axis = _AXES.get(_name_input(use), use.node.numbers.get("axis", 1))
-        if use.node.numbers.get("transB") and use.node.operator == "QGemm":
-            axis = 0
-        return Quantisation(scales, tuple(int(value) for value in zeros), use.map_axis(axis))
+        scales = _read_values(model, scale)
+        zeros = tuple(int(value) for value in _read_values(model, zero)) if zero else ()
+        return Quantisation(scales, zeros, use.map_axis(_get_scale_axis(use)))
     return Quantisation()
 
 
-def _read_values(model: _Model, key: Hashable) -> tuple[float, ...]:
+def _find_quantisers(model: _Model, use: Use) -> tuple[Key | None, Key | None]:
+    """What the scale and the zero point of an operator's input are called."""
+    inputs = use.node.inputs
+    if (use.node.operator, use.place) in _INTEGER_ZEROS:
+        at = _INTEGER_ZEROS[use.node.operator, use.place]
+        return _find_integer_scale(model, use.node), inputs[at] if at < len(inputs) else None
+    places = _QUANTISERS.get((use.node.operator, use.place), ())
+    scale, zero = (inputs[at] if at < len(inputs) else None for at in places) if places else (None, None)
+    return scale, zero
+
+
+def _get_scale_axis(use: Use) -> int:
+    """Axis of the operator's input that a list of scales runs along."""
+    if use.node.operator == "QGemm" and use.node.numbers.get("transB"):
+        return 0
+    return _AXES.get(_name_input(use), use.node.numbers.get("axis", 1))
+
+
+def _find_integer_scale(model: _Model, node: Node) -> Key | None:
+    """The weight's scale behind an operator that gives int32: its result is cast, then multiplied by both scales."""
+    cast = model.graph.get_first_use(node.outputs[0]) if node.outputs else None
+    if cast is None or cast[0].operator != "Cast" or not cast[0].outputs:
+        return None
+    product = model.graph.get_first_use(cast[0].outputs[0])
+    if product is None or product[0].operator != "Mul" or len(product[0].inputs) != 2:
+        return None
+    other = product[0].inputs[1 - product[1]]
+    scales = model.graph.get_maker(other)
+    names = scales.inputs if scales and scales.operator == "Mul" else (other,)
+    return next((key for key in reversed(names) if key in model.entries), None)
+
+
+def _read_values(model: _Model, key: Key) -> tuple[float, ...]:
     """A small stored tensor of at most one dimension, as numbers; () when it is something else."""
     if key not in model.values:
-        entry = model.entries.get(key)
+        entry = model.entries.get(key) or model.entries.get((0, key[1]))
         model.values[key] = _unpack(model, entry) if entry else ()
     return model.values[key]
 
