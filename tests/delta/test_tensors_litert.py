@@ -89,7 +89,7 @@ def list_roles(data: bytes) -> dict[str, str]:
     for index, tensor in enumerate(graph.tensors):
         operator, name, role = readers.get(index, (None, "", ""))
         if name in {"DEQUANTIZE", "DENSIFY"}:
-            role = readers[int(operator.outputs[0])][2]
+            role = readers.get(int(operator.outputs[0]), (None, "", role))[2]
         roles[tensor.name.decode()] = role
     return roles
 
@@ -228,12 +228,11 @@ def test_kinds_with_several_elements_in_a_byte_are_left_out() -> None:
 
 def test_a_million_claimed_tensors_take_bounded_time() -> None:
     data = bytearray(make_model([make_tensor("w", (100,), 1)], [], [], [bytes(400)]))
-    (one,) = find_tensors(bytes(data))
     graph = schema.Model.GetRootAs(bytes(data)).Subgraphs(0)
     slot = graph._tab.Offset(4) + graph._tab.Pos
     target = graph.Tensors(0)._tab.Pos
     count = 1_000_000
-    # A vector in front of the table cannot be had by appending: offsets only point forward, so the table goes along.
+    # Offsets only point forward: the table that all of them name is copied behind them, with what it points at.
     start = len(data) + -len(data) % 4
     moved = start + 4 + 4 * count
     table = data[target - 64 :]
@@ -242,5 +241,5 @@ def test_a_million_claimed_tensors_take_bounded_time() -> None:
     data += table
     data[slot : slot + 4] = (start - slot).to_bytes(4, "little")
     started = time.process_time()
-    assert len(find_tensors(bytes(data))) <= 1 == one.size_bytes // 400
+    assert len(find_tensors(bytes(data))) <= 1
     assert time.process_time() - started < 15

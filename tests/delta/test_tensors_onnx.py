@@ -261,19 +261,18 @@ def test_a_circle_of_operators_ends() -> None:
 
 def test_graphs_nested_without_end_are_left_alone_below_a_depth() -> None:
     graph = helper.make_graph([], "g", [], [], [make_weight("w", (8, 9))])
-    for _ in range(60):
+    for _ in range(20):
         graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=graph)], "g", [], [])
     graph.initializer.append(make_weight("top", (8, 9)))
     assert [one.name for one in find_tensors(helper.make_model(graph).SerializeToString())] == ["top"]
 
 
 def test_more_nodes_than_any_model_has_make_a_file_opaque_in_bounded_time() -> None:
-    head = b"\x3a" + bytes((0x80 | size & 127) if size > 127 else size for size in (0,))  # an empty graph first
     nodes = b"\x0a\x00" * 2_000_000
     length = len(nodes)
     varint = bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14 & 127 | 128, length >> 21])
     started = time.process_time()
-    assert find_tensors(head + b"\x3a" + varint + nodes) == ()
+    assert find_tensors(b"\x3a" + varint + nodes) == ()
     assert time.process_time() - started < 10
 
 
