@@ -1,31 +1,27 @@
-"""How a full file travels: as it is, as one zstd frame, or as byte planes of its float tensors in one zstd frame.
+"""Bytes in fewer bytes, with a base or without: zstd, LZMA and hdiffpatch, each bounded before it is called.
 
-This file leaves patches to `apply.py`, finding tensors to `tensors.py`, processes and paths to `storage/patching.py`.
-The format is written down in docs/formats/coded.md.
+The native libraries stand here. What a file's tensors are is not known here; `container.py` says which codec is used.
+Full downloads as `none` and `zstd` are written down in docs/formats/coded.md, the others in docs/formats/patch.md.
 
 Rules:
-- Decoding needs no model parser: a coded file carries its own map of ranges.
-- Decoding holds at most the memory that `get_decode_memory` states (a source's `memory`), whatever the input says; the
-  output comes in blocks of at most BLOCK_BYTES, so that no whole file is held.
-- Whatever is wrong with the input is DeltaDamaged. The target's digest is the caller's to check.
+- A decoder is told how many bytes come out; more or less is an error. It never allocates by what the input says.
+- Whatever is wrong with the input is DeltaDamaged. Digests are the caller's to check.
 """
 
 from __future__ import annotations
 
+import bz2
+import lzma
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import numpy as np
+import hdiffpatch
 import zstandard
 
-from edgeferry.delta.tensors import MAX_RANGES, Buffer, FloatRange, find_float_ranges
+from edgeferry.delta.kinds import Buffer
 from edgeferry.errors import DeltaDamaged
 
-Codec = Literal["none", "zstd", "planes-zstd"]
-CODECS: tuple[Codec, ...] = get_args(Codec)
-
+FullCodec = Literal["none", "zstd"]
 LEVELS, LEVELS_OF_LARGE, LARGE_BYTES = (3, 19, 22), (3, 12), 32 << 20
 """Levels that are tried. High ones win on floats, the low one on quantised weights, where chance matches spoil the
 statistics of the literals. At 19 a megabyte takes about a second, so large files get less."""
@@ -33,105 +29,213 @@ MAX_WINDOW_LOG = 26
 """64 MiB: the largest window whose decoder stays under 96 MB (docs/formats/coded.md, bound on memory)."""
 MEMORY_MAX_BYTES = 96_000_000
 BLOCK_BYTES = 1 << 20
-BLOCK_COUNT = 1 << 18
-"""Floats per block of planes: with 8 bytes each a block and its transposed copy are 4 MiB."""
-MAGIC = b"EFP1"
-_WIDTHS = (2, 4, 8)
-_WORK_BYTES = 6 << 20  # block in, block out, the decoder's own tables
+WORK_BYTES = 6 << 20  # block in, block out, the decoder's own tables
+
+# --- methods: how a piece of the remainder, or a whole file, is said --------------------------------------------------
+RAW, ZSTD, LZMA, HDIFF, HDIFF_LZMA, HDIFF_BZ2, FROM, BZ2 = range(8)
+METHODS = {
+    RAW: "as it is",
+    ZSTD: "zstd",
+    LZMA: "lzma",
+    HDIFF: "hdiffpatch",
+    HDIFF_LZMA: "hdiffpatch, lzma",
+    HDIFF_BZ2: "hdiffpatch, bzip2",
+    FROM: "zstd, base as dictionary",
+    BZ2: "bzip2",
+}
+WITH_BASE = frozenset({HDIFF, HDIFF_LZMA, HDIFF_BZ2, FROM})
+_LZMA_DICTIONARIES = (1 << 16, 1 << 20, 1 << 23, 1 << 25)
+_HDIFF_MAGIC = b"HDIFF13&"
+_HDIFF_HEAD_MAX = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A coded file, and the anonymous memory in bytes that decoding it takes."""
-
-    codec: Codec
-    data: bytes
-    memory_bytes: int
-
-
-def encode_full(data: Buffer, codec: Codec) -> Coded:
-    """Codes a whole file; `decode_full` of the result gives `data` again."""
-    view = memoryview(data)
-    if codec == "none":
-        return Coded(codec, bytes(view), get_decode_memory(codec, view))
-    if codec == "zstd":
-        coded = _compress(view)
-        return Coded(codec, coded, get_decode_memory(codec, coded))
-    ranges = find_float_ranges(view)
-    head = _make_head(ranges)
-    coded = head + _compress(b"".join(_split_planes(view, ranges)))
-    return Coded(codec, coded, get_decode_memory(codec, coded))
+def encode(method: int, base: bytes, target: bytes) -> bytes:
+    """Says `target` in one method; `decode` of the result gives it again."""
+    if method == RAW:
+        return target
+    if method == ZSTD:
+        return compress_zstd(target)
+    if method == LZMA:
+        return _compress_lzma(target)
+    if method == BZ2:
+        return bz2.compress(target, 9)
+    if method == FROM:
+        return _compress_from(base, target)
+    if method == HDIFF:
+        return bytes(hdiffpatch.diff(base, target, hdiffpatch.Lzma2Config(level=9, window=23)))
+    plain = bytes(hdiffpatch.diff(base, target, hdiffpatch.COMPRESSION_NONE))[len(_HDIFF_MAGIC) + 1 :]
+    return _compress_lzma(plain) if method == HDIFF_LZMA else bz2.compress(plain, 9)
 
 
-def encode_all(data: Buffer) -> tuple[Coded, ...]:
-    """The file in every codec; without byte planes where it has no float tensors."""
-    codecs = CODECS if find_float_ranges(data) else tuple(codec for codec in CODECS if codec != "planes-zstd")
-    return tuple(encode_full(data, codec) for codec in codecs)
-
-
-def find_smallest(candidates: tuple[Coded, ...]) -> Coded:
-    """The shortest; on a tie the simplest."""
-    return min(candidates, key=lambda coded: len(coded.data))
-
-
-def encode_smallest(data: Buffer) -> Coded:
-    """The file in the codec that makes it shortest."""
-    return find_smallest(encode_all(data))
-
-
-def decode_full(data: Buffer, codec: str, size_bytes: int) -> bytes:
-    """Decodes a whole file into memory; for files that may be large use `decode_blocks`.
+def decode(method: int, base: Buffer, data: Buffer, size_bytes: int) -> bytes:
+    """The `size_bytes` that `encode` was given.
 
     Raises:
-        DeltaDamaged: the input is not what `encode_full` writes, or does not give exactly `size_bytes`.
+        DeltaDamaged: unknown method, damaged input, or another size.
     """
-    return b"".join(bytes(block) for block in decode_blocks(data, codec, size_bytes))
+    found = _decode(method, base, memoryview(data), size_bytes)
+    if len(found) != size_bytes:
+        raise DeltaDamaged(f"expected {size_bytes} bytes, found {len(found)}")
+    return found
 
 
-def decode_blocks(
-    data: Buffer, codec: str, size_bytes: int, *, memory_bytes: int = MEMORY_MAX_BYTES
-) -> Iterator[bytes | memoryview]:
-    """Yields the decoded file in order, in blocks of at most BLOCK_BYTES or one block of planes.
+def _decode(method: int, base: Buffer, data: memoryview, size_bytes: int) -> bytes:
+    if method == RAW:
+        return bytes(data)
+    if method == ZSTD:
+        return b"".join(bytes(block) for block in decode_zstd(data, size_bytes))
+    if method == LZMA:
+        return _decompress_lzma(data, size_bytes)
+    if method == BZ2:
+        return _decompress_bz2(data, size_bytes)
+    if method == FROM:
+        return _decompress_from(base, data, size_bytes)
+    if method == HDIFF:
+        return _apply_hdiff(base, bytes(data), size_bytes)
+    most = len(base) + 2 * size_bytes + (1 << 16)
+    if method == HDIFF_LZMA:
+        plain = _decompress_lzma(data, most)
+    elif method == HDIFF_BZ2:
+        plain = _decompress_bz2(data, most)
+    else:
+        raise DeltaDamaged(f"expected a method of {sorted(METHODS)}, found {method}")
+    return _apply_hdiff(base, _HDIFF_MAGIC + b"\0" + plain, size_bytes)
 
-    Args:
-        data: the coded file; may be a view of a memory map.
-        codec: as in the manifest's source.
-        size_bytes: size of the decoded file; more or less is an error.
-        memory_bytes: what decoding may take; never more than MEMORY_MAX_BYTES.
 
-    Raises:
-        DeltaDamaged: unknown codec, damaged input, another size, or more memory needed than allowed.
-    """
-    view = memoryview(data)
-    needed = get_decode_memory(codec, view)
-    if needed > min(memory_bytes, MEMORY_MAX_BYTES):
-        raise DeltaDamaged(
-            f"decoding needs {needed} bytes of memory, {min(memory_bytes, MEMORY_MAX_BYTES)} are allowed"
+def get_memory(method: int, base_bytes: int, data: Buffer, size_bytes: int) -> int:
+    """Anonymous memory in bytes that `decode` takes, its result and a copy of the base included."""
+    data_bytes, view = len(data), memoryview(data)
+    if method == RAW:
+        return size_bytes
+    if method == ZSTD:
+        return 2 * size_bytes + _read_parameters(view).window_size + WORK_BYTES
+    if method in (LZMA, HDIFF_LZMA):
+        dictionary = _read_dictionary(view)
+        return 2 * size_bytes + dictionary + WORK_BYTES + (2 * base_bytes + 2 * size_bytes) * (method == HDIFF_LZMA)
+    if method == FROM:
+        return 2 * base_bytes + 2 * size_bytes + _read_parameters(view).window_size + WORK_BYTES
+    return 2 * base_bytes + 4 * size_bytes + data_bytes + (16 << 20)
+
+
+# --- LZMA: a byte for the dictionary's size, then a raw LZMA2 stream --------------------------------------------------
+def _compress_lzma(data: bytes) -> bytes:
+    found = [_compress_lzma_with(data, 3, 0)]
+    if len(data) < LARGE_BYTES:
+        found += [_compress_lzma_with(data, lc, pb) for lc, pb in ((3, 2), (0, 0), (0, 2), (4, 0))]
+    return min(found, key=len)
+
+
+def _compress_lzma_with(data: bytes, lc: int, pb: int) -> bytes:
+    number = next((at for at, size in enumerate(_LZMA_DICTIONARIES) if size >= len(data)), 3)
+    filters = _make_filters(number) | {"lc": lc, "lp": 0, "pb": pb, "nice_len": 273, "mf": lzma.MF_BT4, "depth": 512}
+    return bytes([number]) + lzma.compress(data, lzma.FORMAT_RAW, filters=[filters])
+
+
+def _make_filters(number: int) -> dict[str, Any]:
+    return {"id": lzma.FILTER_LZMA2, "dict_size": _LZMA_DICTIONARIES[number]}
+
+
+def _read_dictionary(data: memoryview) -> int:
+    if not len(data) or data[0] >= len(_LZMA_DICTIONARIES):
+        raise DeltaDamaged("expected a size of LZMA's dictionary")
+    return _LZMA_DICTIONARIES[data[0]]
+
+
+def _decompress_lzma(data: memoryview, most_bytes: int) -> bytes:
+    _read_dictionary(data)
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_make_filters(data[0])])
+    try:
+        found = decoder.decompress(data[1:], most_bytes + 1)
+    except (lzma.LZMAError, EOFError) as error:
+        raise DeltaDamaged(f"the LZMA stream is damaged: {error}") from error
+    # a raw stream's end is seen only by asking for more than there is
+    if len(found) > most_bytes or decoder.unused_data or not decoder.eof:
+        raise DeltaDamaged("expected an LZMA stream of the right length and nothing behind it")
+    return found
+
+
+def _decompress_bz2(data: memoryview, most_bytes: int) -> bytes:
+    decoder = bz2.BZ2Decompressor()
+    try:
+        found = decoder.decompress(data, most_bytes + 1)
+    except (OSError, ValueError, EOFError) as error:
+        raise DeltaDamaged(f"the bzip2 stream is damaged: {error}") from error
+    if len(found) > most_bytes or decoder.unused_data or not decoder.eof:
+        raise DeltaDamaged("expected a bzip2 stream of the right length and nothing behind it")
+    return found
+
+
+# --- hdiffpatch -------------------------------------------------------------------------------------------------------
+def _apply_hdiff(base: Buffer, diff: bytes, size_bytes: int) -> bytes:
+    _check_hdiff(diff, base_bytes=len(base), size_bytes=size_bytes)
+    try:
+        return bytes(hdiffpatch.apply(bytes(base), diff))
+    except (hdiffpatch.HDiffPatchError, MemoryError, ValueError, OverflowError) as error:
+        raise DeltaDamaged(f"hdiffpatch refuses the patch: {error}") from error
+
+
+def _check_hdiff(diff: bytes, *, base_bytes: int, size_bytes: int) -> None:
+    """Its header names the sizes that it will allocate: they must be ours before it is called."""
+    head = diff[:_HDIFF_HEAD_MAX]
+    end = head.find(b"\0")
+    if not head.startswith(_HDIFF_MAGIC) or head[len(_HDIFF_MAGIC) : max(end, 0)] not in (b"", b"lzma2"):
+        raise DeltaDamaged("expected a patch of hdiffpatch")
+    at, numbers = end + 1, []
+    for _ in range(11):
+        number, at = _read_hdiff_number(head, at)
+        numbers.append(number)
+    if numbers[:2] != [size_bytes, base_bytes]:
+        raise DeltaDamaged(f"expected sizes {[size_bytes, base_bytes]} in hdiffpatch's header, found {numbers[:2]}")
+    most = 2 * (size_bytes + base_bytes) + (1 << 16)
+    if max(numbers[2:]) > most:
+        raise DeltaDamaged(f"expected parts of at most {most} bytes in hdiffpatch's header, found {max(numbers[2:])}")
+
+
+def _read_hdiff_number(head: bytes, at: int) -> tuple[int, int]:
+    """Seven bits to a byte, the highest first."""
+    number = 0
+    for _ in range(9):
+        if at >= len(head):
+            break
+        byte = head[at]
+        number, at = number << 7 | byte & 0x7F, at + 1
+        if byte < 0x80:
+            return number, at
+    raise DeltaDamaged("hdiffpatch's header is cut")
+
+
+# --- zstd with the base as its dictionary -----------------------------------------------------------------------------
+def _compress_from(base: bytes, target: bytes) -> bytes:
+    window = min(MAX_WINDOW_LOG + 1, max(10, (len(base) + len(target)).bit_length()))
+    level = 19 if len(target) < LARGE_BYTES else 12
+    found = []
+    for long in (True, False):
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level,
+            source_size=len(base) + len(target),
+            window_log=window,
+            enable_ldm=long,
+            write_content_size=True,
+            write_dict_id=False,
         )
-    if codec == "none":
-        if len(view) != size_bytes:
-            raise DeltaDamaged(f"expected {size_bytes} bytes, found {len(view)}")
-        return _cut(view)
-    if codec == "zstd":
-        return _copy_blocks(_open_frame(view, size_bytes), size_bytes)
-    ranges, head_bytes = _read_head(view, size_bytes)
-    return _join_planes(_open_frame(view[head_bytes:], size_bytes), ranges, size_bytes)
+        dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+        found.append(compressor.compress(target))
+    return min(found, key=len)
 
 
-def get_decode_memory(codec: str, coded: Buffer) -> int:
-    """Anonymous memory in bytes that decoding `coded` takes; raises DeltaDamaged."""
-    view = memoryview(coded)
-    if codec == "none":
-        return _WORK_BYTES
-    if codec == "zstd":
-        return _read_parameters(view).window_size + _WORK_BYTES
-    if codec == "planes-zstd":
-        return _read_parameters(view[_read_head(view, None)[1] :]).window_size + _WORK_BYTES
-    raise DeltaDamaged(f"expected a codec of {', '.join(CODECS)}, found {codec!r:.40}")
+def _decompress_from(base: Buffer, data: memoryview, size_bytes: int) -> bytes:
+    _check_frame(data, size_bytes)
+    dictionary = zstandard.ZstdCompressionDict(bytes(base), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << (MAX_WINDOW_LOG + 1))
+    try:
+        return decoder.decompress(data, max_output_size=size_bytes)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise DeltaDamaged(f"the zstd frame is damaged: {error}") from error
 
 
 # --- zstd: one frame, its content size stated, its window bounded -----------------------------------------------------
-def _compress(view: Buffer) -> bytes:
+def compress_zstd(view: Buffer) -> bytes:
     """The shortest of several frames."""
     levels = LEVELS if len(view) < LARGE_BYTES else LEVELS_OF_LARGE
     return min((_compress_at(view, level) for level in levels), key=len)
@@ -150,19 +254,15 @@ def _get_window_log(size_bytes: int) -> int:
     return max(10, min(MAX_WINDOW_LOG, size_bytes.bit_length()))
 
 
-def _read_parameters(view: memoryview) -> zstandard.FrameParameters:
-    try:
-        return zstandard.get_frame_parameters(view[:18])
-    except zstandard.ZstdError as error:
-        raise DeltaDamaged("expected a zstd frame") from error
+def decode_zstd(view: memoryview, size_bytes: int) -> Iterator[bytes]:
+    """Yields the frame's content in blocks of at most BLOCK_BYTES."""
+    take = _open_frame(view, size_bytes)
+    return (take(min(BLOCK_BYTES, size_bytes - done)) for done in range(0, size_bytes, BLOCK_BYTES))
 
 
 def _open_frame(view: memoryview, size_bytes: int) -> Callable[[int], bytes]:
     """Returns `take(n)`: the next `n` bytes of the frame's content, fewer only where the frame is damaged."""
-    parameters = _read_parameters(view)
-    if parameters.content_size != size_bytes or parameters.dict_id:
-        raise DeltaDamaged(f"expected a zstd frame of {size_bytes} bytes, found {parameters.content_size}")
-    _check_frame_length(view, parameters.has_checksum)
+    _check_frame(view, size_bytes)
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << MAX_WINDOW_LOG)
     reader = decoder.stream_reader(view, read_size=1 << 17)
 
@@ -178,8 +278,23 @@ def _open_frame(view: memoryview, size_bytes: int) -> Callable[[int], bytes]:
     return take
 
 
-def _check_frame_length(view: memoryview, has_checksum: bool) -> None:
-    """One whole frame and nothing behind it: RFC 8878 section 3.1.1.2, blocks with 3-byte headers."""
+def _read_parameters(view: memoryview) -> zstandard.FrameParameters:
+    try:
+        return zstandard.get_frame_parameters(view[:18])
+    except zstandard.ZstdError as error:
+        raise DeltaDamaged("expected a zstd frame") from error
+
+
+def get_window(view: memoryview) -> int:
+    """Window of a frame in bytes; raises DeltaDamaged."""
+    return _read_parameters(view).window_size
+
+
+def _check_frame(view: memoryview, size_bytes: int) -> None:
+    """One whole frame of that content and nothing behind it: RFC 8878 section 3.1.1.2, blocks with 3-byte headers."""
+    parameters = _read_parameters(view)
+    if parameters.content_size != size_bytes or parameters.dict_id:
+        raise DeltaDamaged(f"expected a zstd frame of {size_bytes} bytes, found {parameters.content_size}")
     at, last = zstandard.frame_header_size(view[:18]), False
     while not last:
         head = int.from_bytes(view[at : at + 3], "little")
@@ -187,93 +302,5 @@ def _check_frame_length(view: memoryview, has_checksum: bool) -> None:
         at += 3 + (1 if kind == 1 else length)
         if at > len(view) or kind == 3:
             raise DeltaDamaged("the zstd frame is cut or damaged")
-    if at + 4 * has_checksum != len(view):
+    if at + 4 * parameters.has_checksum != len(view):
         raise DeltaDamaged("expected nothing behind the zstd frame")
-
-
-# --- byte planes ------------------------------------------------------------------------------------------------------
-def _split_planes(view: memoryview, ranges: tuple[FloatRange, ...]) -> Iterator[bytes]:
-    at = 0
-    for one in ranges:
-        yield bytes(view[at : one.start])
-        at = one.start
-        for count in _cut_counts(one.elements):
-            block = np.frombuffer(view[at : at + count * one.width], np.uint8).reshape(count, one.width)
-            yield block.T.tobytes()
-            at += count * one.width
-    yield bytes(view[at:])
-
-
-def _join_planes(
-    take: Callable[[int], bytes], ranges: tuple[FloatRange, ...], size_bytes: int
-) -> Iterator[bytes | memoryview]:
-    at = 0
-    for one in ranges:
-        yield from _copy_blocks(take, one.start - at)
-        for count in _cut_counts(one.elements):
-            planes = np.frombuffer(take(count * one.width), np.uint8).reshape(one.width, count)
-            yield planes.T.tobytes()
-        at = one.end
-    yield from _copy_blocks(take, size_bytes - at)
-
-
-def _cut_counts(count: int) -> Iterator[int]:
-    return (min(BLOCK_COUNT, count - done) for done in range(0, count, BLOCK_COUNT))
-
-
-def _copy_blocks(take: Callable[[int], bytes], count: int) -> Iterator[bytes | memoryview]:
-    return (take(min(BLOCK_BYTES, count - done)) for done in range(0, count, BLOCK_BYTES))
-
-
-def _cut(view: memoryview) -> Iterator[bytes | memoryview]:
-    return (view[at : at + BLOCK_BYTES] for at in range(0, len(view), BLOCK_BYTES))
-
-
-# --- the map of ranges: magic, count, then per range gap, count and width as LEB128 numbers ---------------------------
-def _make_head(ranges: tuple[FloatRange, ...]) -> bytes:
-    ends = (0, *(one.end for one in ranges))
-    numbers = ((one.start - end, one.elements, one.width) for one, end in zip(ranges, ends, strict=False))
-    return MAGIC + b"".join(_make_varint(number) for number in chain((len(ranges),), *numbers))
-
-
-def _make_varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _read_head(view: memoryview, size_bytes: int | None) -> tuple[tuple[FloatRange, ...], int]:
-    """The ranges and the length of the map in bytes; checked against `size_bytes` where it is known."""
-    if view[:4] != MAGIC:
-        raise DeltaDamaged("expected byte planes to begin with EFP1")
-    count, at = _read_varint(view, 4)
-    if count > MAX_RANGES:
-        raise DeltaDamaged(f"expected at most {MAX_RANGES} ranges, found {count}")
-    ranges: list[FloatRange] = []
-    end = 0
-    for _ in range(count):
-        gap, at = _read_varint(view, at)
-        floats, at = _read_varint(view, at)
-        width, at = _read_varint(view, at)
-        if width not in _WIDTHS or not floats:
-            raise DeltaDamaged(f"expected floats of 2, 4 or 8 bytes, found {floats} of {width}")
-        ranges.append(FloatRange(end + gap, floats, width))
-        end = ranges[-1].end
-    if size_bytes is not None and end > size_bytes:
-        raise DeltaDamaged(f"the ranges end at {end}, behind the file of {size_bytes} bytes")
-    return tuple(ranges), at
-
-
-def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 49, 7):
-        if at >= len(view):
-            break
-        byte = view[at]
-        number |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return number, at
-    raise DeltaDamaged("the map of ranges is cut or holds a number over 49 bits")

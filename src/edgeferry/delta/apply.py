@@ -1,0 +1,171 @@
+"""Turns a base and a patch, or a coded full file alone, into the target. Buffers in, a buffer filled.
+
+remainder -> copies and tensors in the map's order -> digest
+
+Who maps files and limits the process is `storage/patching.py`; formats stand in docs/formats/patch.md and coded.md.
+
+Rules:
+- `target` is a writable buffer of exactly the target's size, all zeros; after an error its content is worth nothing.
+- Both digests are checked here, as far as the patch carries them: the base's before, the target's after.
+- Anonymous memory stays within what the header states; mapped buffers do not count.
+- Whatever is wrong with the patch is DeltaDamaged, another base DeltaBaseMismatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edgeferry.delta import codecs
+from edgeferry.delta.bits import BitReader
+from edgeferry.delta.container import Container, Piece, Streams, read_container, read_header
+from edgeferry.delta.kinds import Buffer
+from edgeferry.delta.predict import Files
+from edgeferry.delta.rans import Decoder
+from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges, read_records
+from edgeferry.delta.tensor_codec import Source, make_model, read_tensor
+from edgeferry.errors import DeltaDamaged
+from edgeferry.model.digest import Digest
+
+CODEC = "efd1"
+"""The container as a manifest's source names it, for patches and for coded full files."""
+CODECS = ("none", "zstd", CODEC)
+"""How a full file may travel."""
+COPY_BYTES = 1 << 20
+
+
+def apply_patch(base: Buffer, patch: Buffer, target: memoryview) -> None:
+    """Fills `target` with what `patch` makes of `base` (empty for a coded full file).
+
+    Raises:
+        DeltaBaseMismatch: another base is needed.
+        DeltaDamaged: the patch is damaged, or its target has another size.
+    """
+    container = read_container(patch, base_bytes=len(base))
+    header = container.header
+    if header.target_bytes != len(target):
+        raise DeltaDamaged(f"expected a patch for {len(target)} bytes, found {header.target_bytes}")
+    files = Files(memoryview(base), target)
+    if header.has_base:
+        header.require_base(Digest.of(files.base))
+    records: tuple[AnyRecord, ...] = ()
+    if container.streams:
+        records = read_map(container.streams, base_bytes=len(base), target_bytes=len(target))
+    _fill_remainder(container, records, files)
+    if container.streams:
+        _fill_records(container.streams, records, files)
+    header.require_target(Digest.of(target))
+
+
+def read_map(streams: Streams, *, base_bytes: int, target_bytes: int) -> tuple[AnyRecord, ...]:
+    """The records of a patch; raises DeltaDamaged."""
+    data = codecs.decode(streams.map_method, b"", streams.map_data, streams.map_bytes)
+    return read_records(data, base_bytes=base_bytes, target_bytes=target_bytes)
+
+
+# --- remainder --------------------------------------------------------------------------------------------------------
+def _fill_remainder(container: Container, records: Iterable[AnyRecord], files: Files) -> None:
+    records = tuple(records)
+    gaps = find_gaps(((record.start, record.end) for record in records), len(files.target))
+    rest = find_gaps(list_base_ranges(records), len(files.base)) if container.header.has_base else []
+    left, base_bytes = _count(gaps), _count(rest)
+    for piece in container.pieces:
+        size_bytes = left if piece.size_bytes < 0 else piece.size_bytes
+        if size_bytes > left:
+            raise DeltaDamaged(f"expected at most {left} bytes in a piece, found {size_bytes}")
+        found = _decode_piece(piece, rest, files, base_bytes=base_bytes, size_bytes=size_bytes)
+        gaps = _scatter(found, gaps, files.target)
+        left -= size_bytes
+    if left:
+        raise DeltaDamaged(f"expected pieces for {left} bytes more")
+
+
+def _decode_piece(piece: Piece, rest: list[Range], files: Files, *, base_bytes: int, size_bytes: int) -> bytes:
+    start, length = piece.base_start, base_bytes if piece.base_bytes < 0 else piece.base_bytes
+    base = b""
+    if piece.method in codecs.WITH_BASE:
+        if start + length > base_bytes:
+            raise DeltaDamaged("expected a piece's base inside the base")
+        base = gather(files.base, cut_ranges(rest, start, start + length))
+    return codecs.decode(piece.method, base, piece.data, size_bytes)
+
+
+def _count(ranges: Iterable[Range]) -> int:
+    return sum(end - start for start, end in ranges)
+
+
+def gather(data: memoryview, ranges: Iterable[Range]) -> bytes:
+    """The bytes of `ranges`, joined."""
+    return b"".join(data[start:end] for start, end in ranges)
+
+
+def cut_ranges(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
+    """The ranges that hold the bytes `start` to `end` of what `ranges` hold, joined."""
+    found, at = [], 0
+    for first, last in ranges:
+        low, high = max(start - at, 0), min(end - at, last - first)
+        if low < high:
+            found.append((first + low, first + high))
+        at += last - first
+    return found
+
+
+def _scatter(data: bytes, gaps: list[Range], target: memoryview) -> list[Range]:
+    """Writes `data` into the first gaps; returns those that are left."""
+    view, at = memoryview(data), 0
+    for number, (start, end) in enumerate(gaps):
+        length = min(end - start, len(view) - at)
+        target[start : start + length] = view[at : at + length]
+        at += length
+        if length < end - start:
+            return [(start + length, end), *gaps[number + 1 :]]
+    return []
+
+
+# --- copies and tensors -----------------------------------------------------------------------------------------------
+def _fill_records(streams: Streams, records: Iterable[AnyRecord], files: Files) -> None:
+    decoder = Decoder(memoryview(streams.symbols), streams.lanes)
+    source = Source(decoder, BitReader(memoryview(streams.bits)), make_model())
+    for record in records:
+        if isinstance(record, Copy):
+            _copy(record, files)
+        else:
+            read_tensor(record, files, source)
+    source.require_end()
+
+
+def _copy(record: Copy, files: Files) -> None:
+    data = files.get(in_base=record.in_base)
+    for at in range(0, record.size_bytes, COPY_BYTES):
+        length = min(COPY_BYTES, record.size_bytes - at)
+        block = bytes(data[record.source + at : record.source + at + length])
+        files.target[record.start + at : record.start + at + length] = block
+
+
+# --- full files, whatever their codec ---------------------------------------------------------------------------------
+def decode_full(data: Buffer, codec: str, target: memoryview) -> None:
+    """Fills `target` with the file that `data` stands for; raises DeltaDamaged, also for an unknown codec."""
+    view = memoryview(data)
+    if codec == CODEC:
+        apply_patch(b"", view, target)
+    elif codec == "zstd":
+        at = 0
+        for block in codecs.decode_zstd(view, len(target)):
+            target[at : at + len(block)] = block
+            at += len(block)
+    elif codec == "none":
+        if len(view) != len(target):
+            raise DeltaDamaged(f"expected {len(target)} bytes, found {len(view)}")
+        target[:] = view
+    else:
+        raise DeltaDamaged(f"expected a codec of {', '.join(CODECS)}, found {codec!r:.40}")
+
+
+def get_memory(data: Buffer, codec: str) -> int:
+    """Anonymous memory in bytes that decoding a full file or applying a patch takes; raises DeltaDamaged."""
+    if codec == CODEC:
+        return read_header(data).memory_bytes
+    if codec == "zstd":
+        return codecs.get_window(memoryview(data)) + codecs.WORK_BYTES
+    if codec == "none":
+        return codecs.WORK_BYTES
+    raise DeltaDamaged(f"expected a codec of {', '.join(CODECS)}, found {codec!r:.40}")

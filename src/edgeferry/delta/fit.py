@@ -1,0 +1,290 @@
+"""Which expectation makes a tensor shortest: scales, multipliers, products, pruning. The operator's side.
+
+Each choice is tried and its bits are estimated on a sample; what earns its keep stays. What the choices mean is
+`predict.py`'s and `cells.py`'s.
+
+Rules:
+- A choice changes size, never truth: any record decodes to the same numbers.
+- Floating point may be anything here; nothing of it reaches the decoder but the integers of a record and its side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeferry.delta import cells
+from edgeferry.delta.kinds import F64, read_bits, read_numbers
+from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Files, Side, expect, find_prune_contexts
+from edgeferry.delta.rans import I64
+from edgeferry.delta.records import MAX_SIDE, Record
+
+SAMPLE_PIECES = 2
+LEARNING_BITS = 3.0
+"""About what each symbol of a context costs until the context has learned it."""
+FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
+NOTHING: I64 = np.zeros(0, np.int64)
+NO_SIDE = Side(NOTHING, NOTHING, NOTHING, NOTHING.reshape(0, 1), NOTHING.reshape(0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A record, the numbers beside it, and about how many bits it takes."""
+
+    record: Record
+    side: Side
+    bits: float
+
+
+def fit_tensor(candidates: Iterable[Record], files: Files) -> Fit:
+    """The best of several records of one tensor, with all that earns its keep; at least one must be given."""
+    first = min((fit_scales(each, NO_SIDE, files) for each in candidates), key=lambda fit: fit.bits)
+    best = first
+    for attempt in (_try_pruning, _try_multipliers, _try_products):
+        best = min([best, *attempt(best, files)], key=lambda fit: fit.bits)
+    return best
+
+
+# --- scales -----------------------------------------------------------------------------------------------------------
+def fit_scales(record: Record, side: Side, files: Files) -> Fit:
+    """The record with a scale, and with scales of rows and columns where they earn their keep."""
+    plain = replace(record, scale=0, row_scales=False, column_scales=False)
+    sizes = _measure_errors(plain, side, files)
+    rows, columns = record.rows, record.columns
+    whole = sizes.reshape(rows, columns)
+    mean = float(np.nanmean(whole)) if np.isfinite(whole).any() else 0.0
+    row = _shrink(_mean(whole, 1) - mean, columns) if rows > 1 else np.zeros(rows)
+    column = _shrink(_mean(whole - row[:, None], 0) - mean, rows) if columns > 1 else np.zeros(columns)
+    tries = []
+    for by_row, by_column in ((False, False), (True, False), (False, True), (True, True)):
+        if (by_row or by_column) and (min(rows, columns) < 2 or max(rows * by_row, columns * by_column) > MAX_SIDE):
+            continue
+        scaled = replace(plain, scale=round(4 * mean), row_scales=by_row, column_scales=by_column)
+        beside = replace(
+            side,
+            row_scales=_round(2 * row) if by_row else NOTHING,
+            column_scales=_round(2 * column) if by_column else NOTHING,
+        )
+        tries.append(Fit(scaled, beside, estimate(scaled, beside, files)))
+    return min(tries, key=lambda fit: fit.bits)
+
+
+def _mean(sizes: F64, axis: int) -> F64:
+    with np.errstate(all="ignore"):
+        count = np.isfinite(sizes).sum(axis)
+        return np.where(
+            count > 0, np.nansum(np.where(np.isfinite(sizes), sizes, 0.0), axis) / np.maximum(count, 1), 0.0
+        )
+
+
+def _shrink(means: F64, count: int) -> F64:
+    """Draws means of few numbers towards zero, by how much of their spread is chance (log2 of an error spreads by 1.4)."""
+    chance = 2.0 / count
+    spread = max(float(means.var()) - chance, 0.0)
+    return means * (spread / (spread + chance))
+
+
+def _round(numbers: F64) -> I64:
+    return np.clip(np.rint(numbers), -400, 400).astype(np.int64)
+
+
+def _measure_errors(record: Record, side: Side, files: Files) -> F64:
+    """log2 of each error's scale; NaN where pruning says all."""
+    found = np.empty(record.elements)
+    for start, end in _cut(record):
+        expected = expect(record, side, files, start=start, end=end)
+        numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
+        numbers[~np.isfinite(numbers)] = 0.0
+        finest = _find_finest(expected.numbers, record)
+        errors = np.maximum(np.abs(numbers - expected.numbers), np.exp2(finest - FLOOR_STEPS))
+        # the mean of log2 lies this much below log2 of the scale
+        found[start:end] = np.log2(errors) + 0.75
+        if record.threshold is not None:
+            found[start:end][numbers == 0] = np.nan
+    return found
+
+
+def _find_finest(numbers: F64, record: Record) -> F64:
+    kind = record.kind
+    if not kind.is_float:
+        return np.zeros(len(numbers))
+    safe = np.where(np.isfinite(numbers), numbers, 0.0)
+    return np.maximum(cells.get_exponents(safe), kind.exponent_min).astype(np.float64) - record.mantissa
+
+
+def _cut(record: Record) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + PIECE, record.elements)) for at in range(0, record.elements, PIECE))
+
+
+def _get_bytes(record: Record, files: Files, start: int, end: int) -> bytes:
+    width = record.kind.width
+    return bytes(files.target[record.start + start * width : record.start + end * width])
+
+
+# --- pruning ----------------------------------------------------------------------------------------------------------
+def _try_pruning(best: Fit, files: Files) -> Iterator[Fit]:
+    """Zeros where something else is expected: the sizes at which they begin."""
+    record = best.record
+    kept, cut = [], []
+    for start, end in _cut(record):
+        expected = expect(record, best.side, files, start=start, end=end)
+        zero = read_numbers(_get_bytes(record, files, start, end), record.kind) == 0
+        kept.append(expected.sizes[~zero])
+        cut.append(expected.sizes[zero & (expected.sizes > 0)])
+    sizes, gone = np.concatenate(kept), np.concatenate(cut)
+    if len(gone) < 0.02 * record.elements or not len(sizes):
+        return
+    for border in {float(sizes.min()), float(np.quantile(gone, 0.98))}:
+        threshold = int(np.array([border], "<f4").view("<u4")[0])
+        if border > 0:
+            yield fit_scales(replace(record, threshold=threshold), best.side, files)
+
+
+# --- multipliers ------------------------------------------------------------------------------------------------------
+def _try_multipliers(best: Fit, files: Files) -> Iterator[Fit]:
+    """A multiplier for each row or column, by least squares: folded batch norm."""
+    record = best.record
+    if record.origin is None or record.peak:
+        return
+    real, wanted = _get_pairs(record, best.side, files)
+    for axis, count, other in ((1, record.rows, record.columns), (2, record.columns, record.rows)):
+        if other < 4 or count > MAX_SIDE:
+            continue
+        multipliers = _find_multipliers(real, wanted, 2 - axis)
+        bits = _find_multiplier_bits(real, wanted, multipliers, 2 - axis)
+        if bits is None:
+            continue
+        whole = np.clip(np.rint((multipliers - 1.0) * 2.0**bits), -(2**31), 2**31).astype(np.int64)
+        changed = replace(record, multiplied=axis, multiplier_bits=bits)
+        yield fit_scales(changed, replace(best.side, multipliers=whole), files)
+
+
+def _get_pairs(record: Record, side: Side, files: Files) -> tuple[F64, F64]:
+    """What is expected and what is there, in the target's units without its zero, [rows, columns]; pruned numbers as 0."""
+    plain = replace(record, multiplied=0, rank=0)
+    expected, wanted = np.empty(record.elements), np.empty(record.elements)
+    for start, end in _cut(record):
+        expected[start:end] = expect(plain, side, files, start=start, end=end).numbers - record.zero
+        numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
+        wanted[start:end] = np.where(np.isfinite(numbers), numbers, 0.0) - record.zero
+    expected[~np.isfinite(expected)] = 0.0
+    if record.threshold is not None:
+        expected[wanted == 0] = 0.0
+    return expected.reshape(record.rows, record.columns), wanted.reshape(record.rows, record.columns)
+
+
+def _find_multipliers(real: F64, wanted: F64, axis: int) -> F64:
+    """Least squares, twice: the second time without what the first left far away."""
+    weights = np.ones_like(real)
+    for _ in range(2):
+        squares = (weights * real * real).sum(axis)
+        found = np.where(squares > 0, (weights * real * wanted).sum(axis) / np.where(squares > 0, squares, 1), 1.0)
+        left = np.abs(wanted - real * np.expand_dims(found, axis))
+        weights = (left <= 4 * left.mean(axis, keepdims=True)).astype(np.float64)
+    return np.clip(found, -8.0, 8.0)
+
+
+def _find_multiplier_bits(real: F64, wanted: F64, multipliers: F64, axis: int) -> int | None:
+    """How fine multipliers must be, so that their own error does not show in what they leave."""
+    left = np.median(np.abs(wanted - real * np.expand_dims(multipliers, axis)))
+    size = np.median(np.abs(real))
+    if size <= 0:
+        return None
+    finest = size * 2.0**-26
+    return int(np.clip(np.ceil(np.log2(size / max(float(left), float(finest)))) + 3, 3, 29))
+
+
+# --- products ---------------------------------------------------------------------------------------------------------
+def _try_products(best: Fit, files: Files) -> Iterator[Fit]:
+    """A sum of few products of a number per row and one per column: what few steps of training change."""
+    record = best.record
+    if record.origin is None or record.peak or record.scales or min(record.rows, record.columns) < 8:
+        return
+    if max(record.rows, record.columns) > 8192 or record.elements > 1 << 23:
+        return
+    left = _get_left(record, best.side, files)
+    rows, sizes, columns = np.linalg.svd(left, full_matrices=False)
+    rank = _find_rank(sizes, record)
+    if not rank:
+        return
+    root = np.sqrt(sizes[:rank])
+    row_factors, column_factors = rows[:, :rank] * root, (columns[:rank] * root[:, None]).T
+    unit = max(float(np.abs(row_factors).max()), float(np.abs(column_factors).max())) / 63
+    step = int(np.clip(np.floor(-np.log2(unit)), -90, 90))
+    side = replace(
+        best.side,
+        row_factors=np.rint(row_factors * 2.0**step).astype(np.int64),
+        column_factors=np.rint(column_factors * 2.0**step).astype(np.int64),
+    )
+    yield fit_scales(replace(record, rank=rank, step=2 * step), side, files)
+
+
+def _get_left(record: Record, side: Side, files: Files) -> F64:
+    real = np.empty(record.elements)
+    for start, end in _cut(record):
+        expected = expect(record, side, files, start=start, end=end).numbers
+        numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
+        left = numbers - expected
+        left[~np.isfinite(left) | ((numbers == 0) & (record.threshold is not None))] = 0.0
+        real[start:end] = left
+    return real.reshape(record.rows, record.columns)
+
+
+def _find_rank(sizes: F64, record: Record) -> int:
+    """The rank whose gain, half a bit per number for each halving of the energy left, most exceeds its numbers' cost."""
+    energy = np.cumsum(sizes**2)
+    if energy[-1] <= 0:
+        return 0
+    ranks = np.arange(1, min(33, len(sizes)))
+    left = np.maximum(1 - energy[ranks - 1] / energy[-1], 1e-6)
+    gains = -0.5 * np.log2(left) * record.elements - 5.5 * ranks * (record.rows + record.columns)
+    best = int(gains.argmax())
+    return int(ranks[best]) if gains[best] > 0.003 * record.elements else 0
+
+
+# --- estimates --------------------------------------------------------------------------------------------------------
+def estimate(record: Record, side: Side, files: Files) -> float:
+    """About how many bits the tensor takes, from a sample of its pieces."""
+    pieces = list(_cut(record))
+    chosen = pieces[:: max(1, len(pieces) // SAMPLE_PIECES)][:SAMPLE_PIECES]
+    bits = sum(_estimate_piece(record, side, files, start=start, end=end) for start, end in chosen)
+    seen = sum(end - start for start, end in chosen)
+    beside = (side.row_scales, side.column_scales, side.multipliers, side.row_factors, side.column_factors)
+    return bits * record.elements / seen + sum(map(_estimate_integers, beside)) + 64
+
+
+def _estimate_piece(record: Record, side: Side, files: Files, *, start: int, end: int) -> float:
+    expected = expect(record, side, files, start=start, end=end)
+    data = _get_bytes(record, files, start, end)
+    numbers, own = read_numbers(data, record.kind), read_bits(data, record.kind)
+    wanted, scales, bits = expected.numbers, expected.scales, 0.0
+    if record.threshold is not None:
+        contexts, zero = find_prune_contexts(expected.sizes, record.threshold), numbers == 0
+        bits += _count_bits(zero.astype(np.int64), contexts, PRUNE_CONTEXTS, 2)
+        numbers, own, wanted, scales = numbers[~zero], own[~zero], wanted[~zero], scales[~zero]
+    grid = cells.make_grid(wanted, scales, kind=record.kind, mantissa=record.mantissa)
+    said = cells.split(numbers, own, grid=grid, kind=record.kind, mantissa=record.mantissa)
+    bits += _count_bits(said.symbols.astype(np.int64), grid.contexts, cells.CONTEXTS, cells.ALPHABET)
+    return bits + float(said.tail_widths.sum() + said.low_widths.sum()) + 2.5 * len(said.tiny)
+
+
+def _count_bits(symbols: I64, contexts: I64, rows: int, alphabet: int) -> float:
+    """Entropy of symbols in their contexts, and what learning costs."""
+    counts = np.bincount(contexts * alphabet + symbols, minlength=rows * alphabet).reshape(rows, alphabet)
+    totals = counts.sum(1, keepdims=True)
+    with np.errstate(all="ignore"):
+        each = np.where(counts > 0, counts * np.log2(totals / np.maximum(counts, 1)), 0.0)
+    return float(each.sum()) + LEARNING_BITS * float((counts > 0).sum())
+
+
+def _estimate_integers(numbers: NDArray[np.int64]) -> float:
+    if not numbers.size:
+        return 0.0
+    flat = numbers.reshape(-1)
+    logs = np.where(flat == 0, 0, cells.get_exponents(np.maximum(np.abs(flat), 1).astype(np.float64)) + 1)
+    symbols = 2 * logs + (flat < 0)
+    zeros = np.zeros(len(flat), np.int64)
+    return _count_bits(symbols, zeros, 1, 80) + float(np.maximum(logs - 1, 0).sum())

@@ -1,0 +1,217 @@
+"""Makes patches and coded full files: every way is tried, the smallest that fits the memory bound is kept.
+
+parse both -> match tensors -> fit -> code -> beside it, plain differs -> the smallest -> apply again and compare
+
+The operator's side. Formats: docs/formats/patch.md and coded.md.
+
+Rules:
+- What is returned was applied and compared, byte by byte.
+- The same bytes on every run.
+- A file that is no model, or a damaged one, is opaque bytes: it is patched all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from edgeferry.delta import codecs
+from edgeferry.delta.apply import CODEC, apply_patch, cut_ranges, gather
+from edgeferry.delta.bits import BitWriter
+from edgeferry.delta.container import (
+    DIGEST_BYTES,
+    MEMORY_UNIT,
+    PREFIX_BYTES,
+    Container,
+    Header,
+    Piece,
+    Streams,
+    make_container,
+)
+from edgeferry.delta.fit import Fit, fit_tensor
+from edgeferry.delta.match import follow_scales, match_tensors
+from edgeferry.delta.predict import Files
+from edgeferry.delta.rans import Encoder
+from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges, make_records
+from edgeferry.delta.tensor_codec import Sink, make_model, write_tensor
+from edgeferry.delta.tensors import Tensor, find_tensors
+from edgeferry.errors import InvariantBroken
+from edgeferry.model.digest import Digest
+
+MIN_ELEMENTS = 16
+MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES = 96_000_000, 32 << 20
+"""What applying may take: the greater of the first, and the second plus twice the largest tensor."""
+TENSOR_WORK_BYTES = 32 << 20
+PIECE_BYTES = 8 << 20
+"""Remainders and opaque files above this are patched in pieces, so that memory stays bounded."""
+RECORD_BYTES = 9
+"""About what a record costs in the map."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A patch or coded full file.
+
+    Attributes:
+        data: its bytes. codec: as a manifest's source names it.
+        way: in words. memory_bytes: what applying it takes.
+        sizes_by_way: bytes of every way that was tried.
+    """
+
+    data: bytes
+    codec: str
+    way: str
+    memory_bytes: int
+    sizes_by_way: dict[str, int] = field(default_factory=dict)
+
+
+def tell_nobody(_done: int, _total: int) -> None:
+    """A Progress that nobody looks at."""
+
+
+def make_patch(base: bytes, target: bytes, *, full_digests: bool = False, progress: Progress = tell_nobody) -> Patch:
+    """The shortest patch from `base` to `target`.
+
+    Args:
+        base, target: whole files, of any content.
+        full_digests: carry whole digests, for use without a manifest.
+        progress: told bytes of the target that are done, and all.
+    """
+    return _pick(
+        base, target, has_base=True, digest_bytes=DIGEST_BYTES if full_digests else PREFIX_BYTES, progress=progress
+    )
+
+
+def make_full(target: bytes, *, progress: Progress = tell_nobody) -> Patch:
+    """The shortest coded full file in the container."""
+    return _pick(b"", target, has_base=False, digest_bytes=PREFIX_BYTES, progress=progress)
+
+
+def _pick(base: bytes, target: bytes, *, has_base: bool, digest_bytes: int, progress: Progress) -> Patch:
+    plan = _Plan(base, target, has_base, digest_bytes)
+    tensors = find_tensors(target, min_elements=MIN_ELEMENTS)
+    bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * max((each.size_bytes for each in tensors), default=0))
+    found = [each for each in _list_ways(plan, tensors, progress) if each.memory_bytes <= bound]
+    best = min(found, key=lambda each: len(each.data))
+    again = memoryview(bytearray(len(target)))
+    apply_patch(base, best.data, again)
+    if again != target:
+        raise InvariantBroken(f"the patch by {best.way} does not give its target again")
+    progress(len(target), len(target))
+    return Patch(best.data, CODEC, best.way, best.memory_bytes, {each.way: len(each.data) for each in found})
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    base: bytes
+    target: bytes
+    has_base: bool
+    digest_bytes: int
+
+
+def _list_ways(plan: _Plan, tensors: Sequence[Tensor], progress: Progress) -> Iterator[Patch]:
+    if tensors:
+        yield from _make_by_tensors(plan, tensors, progress)
+    yield from _make_whole(plan, skip_slow=bool(tensors))
+
+
+# --- without tensors --------------------------------------------------------------------------------------------------
+def _make_whole(plan: _Plan, *, skip_slow: bool) -> Iterator[Patch]:
+    base_ranges, target_ranges = [(0, len(plan.base))], [(0, len(plan.target))]
+    if len(plan.target) > PIECE_BYTES or len(plan.base) > PIECE_BYTES:
+        pieces = _make_pieces(plan, base_ranges, target_ranges)
+        yield _wrap(plan, None, pieces, way="in pieces")
+        return
+    for method in _list_methods(plan.has_base, slow=not skip_slow):
+        piece = Piece(method, len(plan.target), codecs.encode(method, plan.base, plan.target), 0, len(plan.base))
+        yield _wrap(plan, None, (piece,), way=codecs.METHODS[method])
+
+
+def _list_methods(has_base: bool, *, slow: bool) -> tuple[int, ...]:
+    with_base = (codecs.HDIFF, codecs.HDIFF_LZMA, codecs.HDIFF_BZ2, codecs.FROM) if has_base else ()
+    return (*with_base, codecs.ZSTD, *((codecs.LZMA, codecs.BZ2) if slow or not has_base else ()), codecs.RAW)
+
+
+def _make_pieces(plan: _Plan, base_ranges: list[Range], target_ranges: list[Range]) -> tuple[Piece, ...]:
+    """The remainder in pieces, each beside the part of the base's remainder where it likely comes from."""
+    base_bytes, size_bytes = _count(base_ranges), _count(target_ranges)
+    count = max(1, -(-size_bytes // PIECE_BYTES), -(-base_bytes // (2 * PIECE_BYTES)))
+    pieces = []
+    for number in range(count):
+        start, end = size_bytes * number // count, size_bytes * (number + 1) // count
+        first, last = base_bytes * number // count, base_bytes * (number + 1) // count
+        if count > 1:  # what was inserted before shifts the rest
+            first, last = max(0, first - PIECE_BYTES // 4), min(base_bytes, last + PIECE_BYTES // 4)
+        part = gather(memoryview(plan.target), cut_ranges(target_ranges, start, end))
+        base = gather(memoryview(plan.base), cut_ranges(base_ranges, first, last))
+        best = min(
+            ((method, codecs.encode(method, base, part)) for method in _list_methods(plan.has_base, slow=True)),
+            key=lambda each: (len(each[1]), each[0]),
+        )
+        pieces.append(Piece(best[0], end - start, best[1], first, last - first))
+    return tuple(pieces)
+
+
+def _count(ranges: Iterable[Range]) -> int:
+    return sum(end - start for start, end in ranges)
+
+
+# --- with tensors -----------------------------------------------------------------------------------------------------
+def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress) -> Iterator[Patch]:
+    files = Files(memoryview(plan.base), memoryview(plan.target))
+    base = find_tensors(plan.base, min_elements=MIN_ELEMENTS) if plan.has_base else ()
+    copies: list[Copy] = []
+    fits: list[Fit] = []
+    for tensor, match in match_tensors(base, tensors, files):
+        progress(tensor.start, 2 * len(plan.target))
+        if isinstance(match, Copy):
+            copies.append(match)
+        else:
+            fits.append(fit_tensor(match, files))
+    fits = [fit for fit in fits if fit.bits / 8 + RECORD_BYTES < 0.97 * fit.record.size_bytes]
+    scales = [fit_tensor(each, files) for each in follow_scales([fit.record for fit in fits], files)]
+    taken = [(fit.record.start, fit.record.end) for fit in fits]
+    scales = [
+        fit for fit in scales if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes and _is_free(fit.record, taken)
+    ]
+    yield _code(plan, files, copies, [*scales, *fits])
+
+
+def _is_free(record: Record, taken: Iterable[Range]) -> bool:
+    return all(record.end <= start or record.start >= end for start, end in taken)
+
+
+def _code(plan: _Plan, files: Files, copies: list[Copy], fits: list[Fit]) -> Patch:
+    sink = Sink(Encoder(), BitWriter(), make_model())
+    for fit in fits:
+        write_tensor(fit.record, fit.side, files, sink=sink)
+    records: list[AnyRecord] = [*copies, *(fit.record for fit in fits)]
+    lanes = _choose_lanes(sum(fit.record.elements for fit in fits), sink.encoder.get_size_bytes())
+    plain = make_records(records)
+    method, data = min(
+        ((method, codecs.encode(method, b"", plain)) for method in (codecs.RAW, codecs.LZMA, codecs.ZSTD)),
+        key=lambda each: len(each[1]),
+    )
+    streams = Streams(method, len(plain), data, lanes, sink.encoder.finish(lanes), sink.bits.finish())
+    target_ranges = find_gaps(((record.start, record.end) for record in records), len(plan.target))
+    base_ranges = find_gaps(list_base_ranges(records), len(plan.base))
+    return _wrap(plan, streams, _make_pieces(plan, base_ranges, target_ranges), way="tensors")
+
+
+def _choose_lanes(elements: int, size_bytes: float) -> int:
+    """Many lanes decode fast, each costs about three bytes: at least what speed asks for, more where it does not show."""
+    fast = elements >> 14
+    cheap = min(elements >> 12, int(size_bytes) >> 9)
+    return 1 << max(3, min(10, max(fast, cheap).bit_length()))
+
+
+# --- wrapping ---------------------------------------------------------------------------------------------------------
+def _wrap(plan: _Plan, streams: Streams | None, pieces: tuple[Piece, ...], *, way: str) -> Patch:
+    memory = max(codecs.get_memory(each.method, each.base_bytes, each.data, each.size_bytes) for each in pieces)
+    if streams:
+        memory = max(memory, TENSOR_WORK_BYTES)
+    memory = -(-memory // MEMORY_UNIT) * MEMORY_UNIT
+    digests = [bytes.fromhex(Digest.of(data).hex)[: plan.digest_bytes] for data in (plan.base, plan.target)]
+    header = Header(plan.has_base, digests[0] if plan.has_base else b"", digests[1], len(plan.target), memory)
+    return Patch(make_container(Container(header, streams, pieces)), CODEC, way, memory)
