@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from scripts.delta_corpus.pairs import ROOT, Pair, list_pairs
 
 NETS = "nets"

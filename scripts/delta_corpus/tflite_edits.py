@@ -15,7 +15,6 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-
 from models.train.tflite_metadata import LABELS_FILE, make_detector_metadata
 from models.train.tflite_writer import pack_files
 from scripts.delta_corpus.onnx_edits import keep_above
