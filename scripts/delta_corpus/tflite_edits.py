@@ -3,6 +3,7 @@
 Rules:
 - The labels packed behind the flatbuffer stay behind it.
 - The same bytes on every run.
+- No torch: `models/train/tflite_writer.py` packs labels alike, but needs it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from models.train.tflite_metadata import LABELS_FILE, make_detector_metadata
-from models.train.tflite_writer import pack_files
 from scripts.delta_corpus.onnx_edits import keep_above
 
 FLOATS = {schema.TensorType.FLOAT32: np.float32, schema.TensorType.FLOAT16: np.float16}
-ADDED_OPERATOR = schema.BuiltinOperator.RELU
+FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def edit_model(data: bytes, change: Callable[[Any], None]) -> bytes:
@@ -38,6 +38,16 @@ def split_files(data: bytes) -> tuple[bytes, dict[str, bytes]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         return data[: entries[0].header_offset], {entry.filename: archive.read(entry) for entry in entries}
+
+
+def pack_files(flat: bytes, files: dict[str, bytes]) -> bytes:
+    """The flatbuffer with a plain stored zip behind it."""
+    stream = io.BytesIO(flat)
+    stream.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, FIXED_DATE), data)
+    return stream.getvalue()
 
 
 def prune_each(data: bytes) -> bytes:
@@ -111,7 +121,7 @@ def reorder(data: bytes) -> bytes:
 
 def _make_relu(model: Any, source: int, output: int) -> Any:
     code, operator = schema.OperatorCodeT(), schema.OperatorT()
-    code.builtinCode = code.deprecatedBuiltinCode = ADDED_OPERATOR
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
     code.version = 1
     model.operatorCodes.append(code)
     operator.opcodeIndex = len(model.operatorCodes) - 1
