@@ -1,7 +1,8 @@
 """Makes the corpus of version pairs: `.venv-models/bin/python -m scripts.delta_corpus [--to FOLDER] [--only WORD]`.
 
 Writes `FOLDER/<class>/<name>/{v1,v2}.{onnx,tflite}` and `FOLDER/corpus.json`, and prints a line per pair. A pair that
-is there already is not made again, and a net that was trained for one pair serves the others.
+is there already is not made again, and a net that was trained for one pair serves the others: after a change of an edit
+or a recipe, remove the folder.
 """
 
 from __future__ import annotations

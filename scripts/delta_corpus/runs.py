@@ -54,7 +54,7 @@ RUNS = {
     "plain-drift": Run("plain", "statistics", 20, 0.0, "plain-v1", seed=8),
     "thin-v1": Run("thin", "adamw", 500, 2e-3, worn=False),
     "thin-sgd-few": Run("thin", "momentum", 25, 1e-3, "thin-v1", norm_moves=False, seed=1),
-    "thin-adamw-few": Run("thin", "adamw", 20, 1e-4, "thin-v1", norm_moves=False, seed=2),
+    "thin-adamw-few": Run("thin", "adamw", 20, 3e-5, "thin-v1", norm_moves=False, seed=2),
     "thin-adamw-many": Run("thin", "adamw", 300, 1e-4, "thin-v1", seed=3),
     "thin-head": Run("thin", "adamw", 150, 1e-3, "thin-v1", trained=("head",), norm_moves=False, seed=4),
     "thin-drift": Run("thin", "statistics", 20, 0.0, "thin-v1", seed=5),
