@@ -149,11 +149,12 @@ def measure(pairs: list[VersionPair], cache: PeerCache, large_mb: Sequence[int])
     """Peers, then ours, then full downloads, then large models."""
     models = list_float_models(pairs)
     jobs: list[Job] = [(pair.base, pair.target, (*GENERIC, *RESEARCH)) for pair in pairs]
-    peers = measure_all_peers([*jobs, *((path, path, WITHOUT_BASE) for _, path in models)], cache)
+    peers = measure_all_peers(jobs, cache)
+    alone = measure_all_peers([(path, path, WITHOUT_BASE) for _, path in models], cache)
     with tempfile.TemporaryDirectory(dir=cache.path.parent) as name:
         folder = Path(name)
-        rows = list(measure_pairs(pairs, peers[: len(pairs)], folder))
-        fulls = measure_fulls(models, peers[len(pairs) :], folder)
+        rows = list(measure_pairs(pairs, peers, folder))
+        fulls = measure_fulls(models, alone, folder)
         large = list(measure_large(find_source(pairs), large_mb, folder)) if large_mb else []
     return Findings(rows, fulls, large)
 
