@@ -44,9 +44,7 @@ class WireReader:
         end = len(self._data) if end is None else end
         position = start
         while position < end:
-            self._left -= 1
-            if self._left < 0:
-                raise ModelUnreadable("expected a model, found more protobuf fields than any model has")
+            self._spend()
             tag, position = self._read_varint(position, end)
             field = self._read_field(tag, position, end)
             position = field.end
@@ -60,6 +58,19 @@ class WireReader:
             return str(self._data[field.start : field.end], "utf-8")
         except UnicodeDecodeError as error:
             raise ModelUnreadable(f"expected UTF-8 at byte {field.start + error.start}") from error
+
+    def read_varints(self, field: Field) -> Iterator[int]:
+        """Yields the varints of a packed field; each costs one of the budget."""
+        position = field.start
+        while position < field.end:
+            self._spend()
+            value, position = self._read_varint(position, field.end)
+            yield value
+
+    def _spend(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ModelUnreadable("expected a model, found more protobuf fields than any model has")
 
     def _read_field(self, tag: int, position: int, end: int) -> Field:
         number, kind = tag >> 3, tag & 7
