@@ -34,7 +34,7 @@ from delta_peers import CACHE, PeerCache, find_missing, get_peer, measure_peers
 from delta_tables import make_cost_table, make_full_table, make_large_table, make_pair_table, make_summary_table
 from page_sections import write_section
 
-from edgeferry.delta.tensors import find_float_ranges
+from edgeferry.delta.tensors import find_float_ranges, find_tensors
 
 LARGE_MB = (62, 125, 250, 500)
 WORKERS = 2
@@ -122,7 +122,7 @@ def measure_large(source: VersionPair, sizes_mb: Sequence[int], folder: Path) ->
 
 
 def _find_largest(data: bytes) -> int:
-    return max((one.elements * one.width for one in find_float_ranges(data)), default=0)
+    return max((one.size_bytes for one in find_tensors(data)), default=0)
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------

@@ -41,8 +41,7 @@ from delta_research import (
 )
 from make_sdk_env import make_environment
 
-from edgeferry.delta import tensors
-from edgeferry.delta.tensors import find_float_ranges
+from edgeferry.delta.tensors import WIDTHS, find_tensors
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / ".cache" / "delta-peers.json"
@@ -149,14 +148,14 @@ def measure_hdiffpatch(one: Inputs) -> int:
 
 def measure_fm_delta(one: Inputs) -> int:
     """The FM-Delta-like baseline on the tensors of both files."""
-    coded = encode_fm_delta(one.base, one.target, _pair(one))
+    coded = encode_fm_delta(one.base, one.target, _pair(one.base, one.target))
     _require_same("FM-Delta-like", decode_fm_delta(one.base, coded), one.target)
     return len(coded)
 
 
 def measure_bitx(one: Inputs) -> int:
     """The BitX-like baseline on the tensors of both files."""
-    coded = encode_bitx(one.base, one.target, _pair(one))
+    coded = encode_bitx(one.base, one.target, _pair(one.base, one.target))
     _require_same("BitX-like", decode_bitx(one.base, coded), one.target)
     return len(coded)
 
@@ -174,13 +173,13 @@ MEASURES: dict[str, Callable[[Inputs], int]] = {
 }
 
 
-def _pair(one: Inputs) -> list[TensorPair]:
-    return pair_tensors(one.base, one.target, (_find_tensors(one.base), _find_tensors(one.target)))
+def _pair(base: bytes, target: bytes) -> list[TensorPair]:
+    return pair_tensors(base, target, (_find_tensors(base), _find_tensors(target)))
 
 
 def _find_tensors(data: bytes) -> list[Tensor]:
-    """The tensor map that the baselines are given."""
-    return [Tensor(*found) for found in find_float_ranges(data)]
+    """The tensor map that the baselines are given: quantised tensors too, beyond what their papers ask."""
+    return [Tensor(one.start, one.elements, WIDTHS[one.kind], one.name) for one in find_tensors(data)]
 
 
 def _require_same(peer: str, found: bytes, wanted: bytes) -> None:
@@ -220,12 +219,12 @@ def make_key(peer: str, base: bytes, target: bytes) -> str:
     """Names the peer, both files and the code that measures; where no base is read, none is named."""
     code = inspect.getsource(MEASURES[peer]).encode()
     if peer in RESEARCH:
-        code += b"".join(path.read_bytes() for path in _RESEARCH_CODE)
+        code += b"".join(path.read_bytes() for path in _RESEARCH_CODE) + repr(_pair(base, target)).encode()
     parts = (hashlib.sha256(data).hexdigest()[:24] for data in (b"" if peer in WITHOUT_BASE else base, target, code))
     return ":".join((peer, *parts))
 
 
-_RESEARCH_CODE = (HERE / "delta_research.py", HERE / "delta_rans.py", Path(str(tensors.__file__)))
+_RESEARCH_CODE = (HERE / "delta_research.py", HERE / "delta_rans.py")
 
 
 def measure_peers(base: bytes, target: bytes, *, known: dict[str, int], peers: Iterable[str]) -> dict[str, int]:
