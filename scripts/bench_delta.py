@@ -86,7 +86,7 @@ def measure_pairs(pairs: Sequence[VersionPair], peers: Sequence[dict[str, int]],
         made = pool.map(lambda one: make_patch(one[0].base, one[0].target, one[1]), zip(pairs, patches, strict=True))
         rows = list(zip(pairs, peers, patches, made, strict=True))
     for pair, sizes, patch, ours in rows:
-        cost = apply_patch(pair.base, patch, pair.target, memory_bytes=ours.memory_bytes)
+        cost = apply_patch(pair.base, patch, pair.target)
         data = pair.target.read_bytes()
         yield PairRow(pair.kind, pair.name, len(data), _find_largest(data), sizes, ours, cost)
         _tell(f"ours: {pair.kind}, {pair.name}: {ours.size_bytes:,} bytes ({ours.way})")
@@ -105,7 +105,7 @@ def measure_fulls(models: Sequence[tuple[str, Path]], peers: Sequence[dict[str, 
 
 def _measure_full(target: Path, out: Path) -> Made:
     ours = make_full(target, out)
-    apply_patch(None, out, target, memory_bytes=ours.memory_bytes)
+    apply_patch(None, out, target)
     return ours
 
 
@@ -116,7 +116,7 @@ def measure_large(source: VersionPair, sizes_mb: Sequence[int], folder: Path) ->
         _tell(f"generated: {kind}, {size_mb} MB, from {source.name}")
         pair, patch = write_large_pair(weights, size_mb * MB, folder, kind=kind), folder / "patch"
         ours = make_patch(pair.base, pair.target, patch)
-        cost = apply_patch(pair.base, patch, pair.target, memory_bytes=ours.memory_bytes)
+        cost = apply_patch(pair.base, patch, pair.target)
         largest = max(one.base.nbytes for one in weights)
         yield LargeRow(kind, pair.target.stat().st_size, largest, ours, cost)
 

@@ -1,6 +1,6 @@
 """Ours at work in a process of its own, so that its CPU time and its memory are its own: make, full, apply.
 
-Usage: python scripts/delta_child.py make BASE TARGET OUT | full TARGET OUT | apply BASE PATCH OUT SIZE MEMORY
+Usage: python scripts/delta_child.py make BASE TARGET OUT | full TARGET OUT | apply BASE PATCH OUT SIZE
 
 Says `ready` once its imports are done, waits for a line, works, and answers with one line of JSON. delta_ours.py starts
 it and reads its memory meanwhile.
@@ -18,7 +18,7 @@ import lzma
 import mmap
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ import zstandard
 
 IMPORTED = (hdiffpatch, lzma, np, zstandard)
 """What coders load when first used."""
-Blocks = Iterator[bytes | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +37,17 @@ class Ours:
 
     make_patch: Callable[[bytes, bytes], Any]
     make_full: Callable[[bytes], Any]
-    apply: Callable[[Any, Any, int, int], Blocks]
+    apply: Callable[[Any, Any, memoryview], None]
     remainder_ways: frozenset[str]
     """The ways of patches that code no tensor as such."""
 
 
 def open_ours() -> Ours:
     """The contract with edgeferry.delta."""
-    from edgeferry.delta.apply import apply_blocks
+    from edgeferry.delta.apply import apply_patch
     from edgeferry.delta.make import make_full, make_patch
 
-    def apply(base: Any, patch: Any, size_bytes: int, memory_bytes: int) -> Blocks:
-        blocks: Blocks = apply_blocks(base, patch, size_bytes=size_bytes, memory_bytes=memory_bytes)
-        return blocks
-
-    return Ours(make_patch, make_full, apply, remainder_ways=frozenset({"hdiffpatch", "zstd-patch-from", "zstd"}))
+    return Ours(make_patch, make_full, apply_patch, remainder_ways=frozenset({"hdiffpatch", "zstd-patch-from", "zstd"}))
 
 
 def do_make(ours: Ours, base: str, target: str, out: str) -> dict[str, Any]:
@@ -65,15 +60,13 @@ def do_full(ours: Ours, target: str, out: str) -> dict[str, Any]:
     return _keep(ours, ours.make_full(Path(target).read_bytes()), out)
 
 
-def do_apply(ours: Ours, base: str, patch: str, out: str, *limits: str) -> dict[str, Any]:
-    """Writes what base and patch give, block by block, and reads this process's memory around each."""
-    size_bytes, memory_bytes = map(int, limits)
-    peak = 0
-    with Path(out).open("wb") as file:
-        for block in ours.apply(_map(base), _map(patch), size_bytes, memory_bytes):
-            peak = max(peak, read_anonymous("self"))
-            file.write(block)
-    return {"peak_bytes": peak}
+def do_apply(ours: Ours, base: str, patch: str, out: str, size_bytes: str) -> dict[str, Any]:
+    """Fills a mapped file with what base and patch give, as a device does."""
+    with Path(out).open("w+b") as file:
+        file.truncate(int(size_bytes))
+        with mmap.mmap(file.fileno(), 0) as target, memoryview(target) as view:
+            ours.apply(_map(base), _map(patch), view)
+    return {}
 
 
 def read_anonymous(pid: str) -> int:
