@@ -38,8 +38,8 @@ class Ours:
     make_patch: Callable[[bytes, bytes], Any]
     make_full: Callable[[bytes], Any]
     apply: Callable[[Any, Any, memoryview], None]
-    remainder_ways: frozenset[str]
-    """The ways of patches that code no tensor as such."""
+    tensor_ways: frozenset[str]
+    """The ways that code tensors as such; every other patch is remainder only."""
 
 
 def open_ours() -> Ours:
@@ -47,7 +47,7 @@ def open_ours() -> Ours:
     from edgeferry.delta.apply import apply_patch
     from edgeferry.delta.make import make_full, make_patch
 
-    return Ours(make_patch, make_full, apply_patch, remainder_ways=frozenset({"hdiffpatch", "zstd-patch-from", "zstd"}))
+    return Ours(make_patch, make_full, apply_patch, tensor_ways=frozenset({"tensors"}))
 
 
 def do_make(ours: Ours, base: str, target: str, out: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def read_anonymous(pid: str) -> int:
 def _keep(ours: Ours, patch: Any, out: str) -> dict[str, Any]:
     Path(out).write_bytes(patch.data)
     way = str(patch.way)
-    return {"way": way, "memory_bytes": patch.memory_bytes, "remainder_only": way in ours.remainder_ways}
+    return {"way": way, "memory_bytes": patch.memory_bytes, "remainder_only": way not in ours.tensor_ways}
 
 
 def _map(name: str) -> Any:
