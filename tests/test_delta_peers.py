@@ -19,6 +19,7 @@ from edgeferry.delta.tensors import find_float_ranges
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # the scripts are no package: they find each other in their folder
 
+from bench_delta import Findings, make_figures, make_parts, make_section  # noqa: E402
 from delta_judge import (  # noqa: E402
     MB,
     Cost,
@@ -32,7 +33,7 @@ from delta_judge import (  # noqa: E402
     summarise,
 )
 from delta_large import METADATA_KIND, Weights, write_large_pair  # noqa: E402
-from delta_ours import require_same  # noqa: E402
+from delta_ours import apply_patch, make_full, make_patch, require_same  # noqa: E402
 from delta_pairs import GENERIC, KINDS, RESEARCH, find_shared_pairs, read_corpus  # noqa: E402
 from delta_peers import PeerCache, find_missing, get_peer, make_key, measure_peers  # noqa: E402
 from delta_rans import decode_symbols, encode_symbols, make_frequencies  # noqa: E402
@@ -225,6 +226,28 @@ def test_a_patch_that_gives_other_bytes_ends_the_bench(tmp_path: Path) -> None:
             require_same(tmp_path / name, tmp_path / "wanted")
 
 
+# --- ours, in children ------------------------------------------------------------------------------------------------
+def test_ours_is_made_and_applied_in_children_that_tell_their_costs(tmp_path: Path) -> None:
+    base = np.random.default_rng(7).standard_normal(2_000).astype("<f4")
+    pair = write_large_pair([Weights(base, base * np.float32(1e-4))], 60_000, tmp_path, kind="fine-tune")
+    patch, full = tmp_path / "patch", tmp_path / "full"
+    made, alone = make_patch(pair.base, pair.target, patch), make_full(pair.target, full)
+    assert made.size_bytes == patch.stat().st_size < alone.size_bytes == full.stat().st_size < 60_000
+    assert made.way
+    for one, cost in (
+        (made, apply_patch(pair.base, patch, pair.target)),
+        (alone, apply_patch(None, full, pair.target)),
+    ):
+        assert min(one.cost.cpu_s, cost.cpu_s) > 0
+        assert cost.memory_bytes <= one.memory_bytes
+
+
+def test_a_child_that_fails_ends_the_bench(tmp_path: Path) -> None:
+    (tmp_path / "damaged").write_bytes(b"no patch")
+    with pytest.raises(SystemExit, match="the child ended early: apply"):
+        apply_patch(None, tmp_path / "damaged", tmp_path / "damaged")
+
+
 # --- the rules --------------------------------------------------------------------------------------------------------
 MADE = Made(size_bytes=1_000, way="tensors", memory_bytes=50 * MB, cost=Cost(20.0, 80 * MB))
 APPLY = Cost(cpu_s=0.5, memory_bytes=40 * MB)
@@ -398,6 +421,18 @@ def test_the_best_peer_is_generic_and_here() -> None:
 def test_growth_compares_the_largest_with_the_smallest_per_mb() -> None:
     assert measure_growth([make_large(500), make_large(100)])["CPU time of applying"] == pytest.approx(1.0)
     assert measure_growth([make_large(100)]) == {}
+
+
+def test_page_and_figures_hold_every_row_and_every_shortfall() -> None:
+    found = Findings([*GOOD, make_pair("fine-tune", name="the bad one", ours=size(30_000))], [FULL], LARGE)
+    page = make_section(make_parts(found), 1.0)
+    assert page.count("| a pair |") == 2 * len(GOOD)
+    assert "| the bad one |" in page
+    assert "| model |" in page
+    assert "CPU time of making 1.00" in page
+    figures = json.loads(json.dumps(make_figures(found)))
+    assert figures["shortfalls"] == found.shortfalls != []
+    assert [len(figures[name]) for name in ("classes", "pairs", "full", "large")] == [5, 6, 1, 2]
 
 
 def test_the_table_says_what_holds() -> None:
