@@ -29,7 +29,17 @@ from pathlib import Path
 from delta_judge import MB, FullRow, LargeRow, Made, PairRow, find_shortfalls, summarise
 from delta_large import METADATA_KIND, read_weights, write_large_pair
 from delta_ours import apply_patch, make_full, make_patch
-from delta_pairs import CORPUS, GENERIC, RESEARCH, SHARED, WITHOUT_BASE, VersionPair, find_shared_pairs, list_pairs
+from delta_pairs import (
+    CORPUS,
+    GENERIC,
+    RESEARCH,
+    SHARED,
+    THIRD_PARTY,
+    WITHOUT_BASE,
+    VersionPair,
+    find_shared_pairs,
+    list_pairs,
+)
 from delta_peers import CACHE, PeerCache, find_missing, get_peer, measure_peers
 from delta_tables import make_cost_table, make_full_table, make_large_table, make_pair_table, make_summary_table
 from page_sections import write_section
@@ -41,6 +51,7 @@ WORKERS = 2
 END_AFTER_S = 24 * 60
 FLOAT_SHARE_MIN = 0.5
 """From this share of float tensors on, a file is a float model."""
+OWN_WEIGHTS = ("fine-tune", "structure", "retrained")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +138,9 @@ def _find_largest(data: bytes) -> int:
 
 # --- what is measured -------------------------------------------------------------------------------------------------
 def list_float_models(pairs: Sequence[VersionPair]) -> list[tuple[str, Path]]:
-    """Each target that consists of floats, once."""
+    """Each target that consists of floats, once; none of our own whose weights are mostly another's."""
     seen: dict[bytes, tuple[str, Path]] = {}
-    for pair in pairs:
+    for pair in (one for one in pairs if one.kind in OWN_WEIGHTS or one.name.startswith(THIRD_PARTY)):
         data = pair.target.read_bytes()
         floats = sum(one.elements * one.width for one in find_float_ranges(data))
         if floats >= FLOAT_SHARE_MIN * len(data):

@@ -27,6 +27,7 @@ SHARED_KINDS = {
     "mobilenetv2_quant_reserialised": "metadata",
     "ssdv1_metadata_only": "metadata",
 }
+THIRD_PARTY = "third-party: "
 _SUFFIXES = (".onnx", ".tflite")
 
 
@@ -64,7 +65,7 @@ def find_shared_pairs(folder: Path) -> list[VersionPair]:
     for name, kind in SHARED_KINDS.items():
         files = sorted(path for path in (folder / name).glob("v[12].*") if path.suffix in _SUFFIXES)
         if len(files) == 2:
-            found.append(VersionPair(kind, f"third-party: {name}", *files))
+            found.append(VersionPair(kind, f"{THIRD_PARTY}{name}", *files))
     return found
 
 

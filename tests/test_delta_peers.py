@@ -19,7 +19,7 @@ from edgeferry.delta.tensors import find_float_ranges
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # the scripts are no package: they find each other in their folder
 
-from bench_delta import Findings, make_figures, make_parts, make_section  # noqa: E402
+from bench_delta import Findings, list_float_models, make_figures, make_parts, make_section  # noqa: E402
 from delta_judge import (  # noqa: E402
     MB,
     Cost,
@@ -34,7 +34,7 @@ from delta_judge import (  # noqa: E402
 )
 from delta_large import METADATA_KIND, Weights, write_large_pair  # noqa: E402
 from delta_ours import apply_patch, make_full, make_patch, require_same  # noqa: E402
-from delta_pairs import GENERIC, KINDS, RESEARCH, find_shared_pairs, read_corpus  # noqa: E402
+from delta_pairs import GENERIC, KINDS, RESEARCH, VersionPair, find_shared_pairs, read_corpus  # noqa: E402
 from delta_peers import PeerCache, find_missing, get_peer, make_key, measure_peers  # noqa: E402
 from delta_rans import decode_symbols, encode_symbols, make_frequencies  # noqa: E402
 from delta_research import (  # noqa: E402
@@ -197,6 +197,17 @@ def test_shared_pairs_are_two_models_whatever_lies_beside_them(tmp_path: Path) -
         (folder / name).touch()
     (pair,) = find_shared_pairs(tmp_path)
     assert (pair.kind, pair.base.name, pair.target.name) == ("head-only", "v1.tflite", "v2.tflite")
+
+
+def test_full_downloads_are_asked_of_float_models_with_weights_of_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    base = rng.standard_normal(500).astype("<f4")
+    model = write_large_pair([Weights(base, base)], 4_000, tmp_path, kind="fine-tune")
+    opaque = VersionPair("retrained", "opaque", model.base, tmp_path / "opaque")
+    opaque.target.write_bytes(rng.bytes(4_000))
+    shared = VersionPair("metadata", "third-party: one", model.target, model.base)
+    pairs = [replace(model, kind="head-only"), opaque, model, replace(model, name="again"), shared]
+    assert list_float_models(pairs) == [(model.name, model.target), (shared.name, shared.target)]
 
 
 def test_a_generated_pair_is_a_model_of_the_asked_size_and_the_same_again(tmp_path: Path) -> None:
