@@ -26,6 +26,7 @@ from edgeferry.delta.records import MAX_RANK, MAX_SIDE, Record
 SAMPLE_PIECES = 2
 LEARNING_BITS = 3.0
 """About what each symbol of a context costs until the context has learned it."""
+PRUNED_MIN = 4  # fewer zeros are not worth a look
 FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
 NOTHING: I64 = np.zeros(0, np.int64)
 NO_SIDE = Side(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING.reshape(0, 1), NOTHING.reshape(0, 1))
@@ -42,9 +43,11 @@ class Fit:
 
 def fit_tensor(candidates: Iterable[Record], files: Files) -> Fit:
     """The best of several records of one tensor, with all that earns its keep; at least one must be given."""
-    first = min((fit_scales(each, NO_SIDE, files) for each in candidates), key=lambda fit: fit.bits)
-    best = first
-    for attempt in (_try_pruning, _try_multipliers, _try_products):
+    firsts = [fit_scales(each, NO_SIDE, files) for each in candidates]
+    best = min(
+        [*firsts, *(pruned for each in firsts for pruned in _try_pruning(each, files))], key=lambda fit: fit.bits
+    )
+    for attempt in (_try_multipliers, _try_products):
         best = min([best, *attempt(best, files)], key=lambda fit: fit.bits)
     return best
 
@@ -136,7 +139,7 @@ def _try_pruning(best: Fit, files: Files) -> Iterator[Fit]:
         kept.append(expected.sizes[~zero])
         cut.append(expected.sizes[zero & (expected.sizes > 0)])
     sizes, gone = np.concatenate(kept), np.concatenate(cut)
-    if len(gone) < 0.02 * record.elements or not len(sizes):
+    if len(gone) < PRUNED_MIN or not len(sizes):
         return
     for border in {float(sizes.min()), float(np.quantile(gone, 0.98))}:
         threshold = int(np.array([border], "<f4").view("<u4")[0])
@@ -249,7 +252,7 @@ def _find_rank(sizes: F64, record: Record) -> tuple[int, float]:
         added = share / (1 - share)
         typical = sizes[:rank] / math.sqrt(numbers)  # mean square of a factor
         square = added * left * 6 / float(typical.sum())
-        bits = np.maximum(0.5 * np.log2(2 * math.pi * math.e * typical / square), 0.4)
+        bits = np.maximum(0.5 * np.log2(2 * math.pi * math.e * np.maximum(typical, 1e-300) / square), 0.4)
         gain = numbers / 2 * math.log2(float(energy[-1]) / numbers / (left * (1 + added))) - both * float(bits.sum())
         if gain > best:
             best, found = gain, (rank, math.sqrt(square))

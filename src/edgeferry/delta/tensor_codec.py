@@ -123,7 +123,14 @@ def _read_side(record: Record, source: Source) -> Side:
     multipliers = _read_integers(along, _MULTIPLIERS, source)
     factor_scales = _read_integers(record.rank, _SCALES, source)
     rows = _read_factors(factor_scales, record.rows, source)
-    return Side(row_scales, column_scales, multipliers, factor_scales, rows, _read_factors(factor_scales, record.columns, source))
+    return Side(
+        row_scales,
+        column_scales,
+        multipliers,
+        factor_scales,
+        rows,
+        _read_factors(factor_scales, record.columns, source),
+    )
 
 
 def _read_factors(scales: I64, count: int, source: Source) -> I64:
@@ -211,7 +218,9 @@ def _write_factors(scales: I64, factors: I64, sink: Sink) -> None:
         wanted = np.full(len(row), np.clip(scale, 0, 64), np.int64)
         expected = Expected(np.zeros(len(row)), wanted, np.zeros(len(row)))
         numbers = row.astype(np.float64)
-        _write_cells(_FACTOR, expected, numbers=numbers, bits=row.astype(np.int32).view(np.uint32).astype(np.uint64), sink=sink)
+        _write_cells(
+            _FACTOR, expected, numbers=numbers, bits=row.astype(np.int32).view(np.uint32).astype(np.uint64), sink=sink
+        )
 
 
 def _write_integers(numbers: I64, context: int, sink: Sink) -> None:
