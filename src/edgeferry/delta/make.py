@@ -76,7 +76,8 @@ def make_patch(base: bytes, target: bytes, *, full_digests: bool = False, progre
     """The shortest patch from `base` to `target`.
 
     Args:
-        base, target: whole files, of any content.
+        base: a whole file, of any content.
+        target: another one.
         full_digests: carry whole digests, for use without a manifest.
         progress: told bytes of the target that are done, and all.
     """
@@ -180,9 +181,10 @@ def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress)
 def _order(fits: list[Fit], files: Files) -> list[Fit]:
     """Those that earn their keep; vectors of scales before what is quantised with them."""
     used = [fit.record for fit in fits]
-    places = [(each.scales.start, each.scales.start + 4 * each.scales.count) for each in used if each.scales]
+    places = [(each.scales.start, each.scales.start + 4 * each.scales.length) for each in used if each.scales]
     peaks = {fit.record.start: fit for fit in (fit_tensor(each, files) for each in follow_scales(used, files))}
-    first, last = [], []
+    first: list[Fit] = []
+    last: list[Fit] = []
     for fit in fits:
         peak = peaks.pop(fit.record.start, None)
         better = peak if peak and peak.record.end == fit.record.end and peak.bits < fit.bits else fit
@@ -215,7 +217,7 @@ def _code(plan: _Plan, files: Files, copies: list[Copy], fits: list[Fit]) -> Pat
 
 
 def _choose_lanes(elements: int, size_bytes: float) -> int:
-    """Many lanes decode fast, each costs about three bytes: at least what speed asks for, more where it does not show."""
+    """Many lanes decode fast, each costs three bytes: at least what speed asks for, more where it does not show."""
     fast = elements >> 14
     cheap = min(elements >> 12, int(size_bytes) >> 9)
     return 1 << max(3, min(10, max(fast, cheap).bit_length()))

@@ -1,4 +1,4 @@
-"""The map of a patch: which ranges of the target are tensors, copies or remainder, and what each tensor is expected from.
+"""The map of a patch: which ranges of the target are tensors, copies or remainder, and what tensors are expected from.
 
 This file knows records and their bytes; how numbers follow from a record is `predict.py` and `tensor_codec.py`.
 
@@ -27,11 +27,11 @@ COPY = len(KINDS)
 
 
 class Place(NamedTuple):
-    """`count` float32 from byte `start` of the base, or of the target as far as it is decoded."""
+    """`length` float32 from byte `start` of the base, or of the target as far as it is decoded."""
 
     in_base: bool
     start: int
-    count: int
+    length: int
 
 
 class Origin(NamedTuple):
@@ -66,6 +66,8 @@ class Record:
         scale: of the errors, in quarters of an octave; to it come `row_scales` and `column_scales`, in halves.
         multiplied: 1: each row has a multiplier, 2: each column, 0: none; `multiplier_bits` is their unit, 2^-bits.
         rank, step: of the sum of products that is added, and its unit 2^-step.
+        lattice: 1: in each row, 2: in each column, numbers are what is expected plus whole multiples of a step, which
+            is a whole number of 2^-`lattice_bits`. 0: they are not.
         threshold: float32 bits; numbers below it are likely pruned. None: nothing is pruned.
         scales, zero: a quantised tensor's own; `division` says how they were used.
     """
@@ -85,6 +87,8 @@ class Record:
     multiplier_bits: int = 0
     rank: int = 0
     step: int = 0
+    lattice: int = 0
+    lattice_bits: int = 0
     threshold: int | None = None
     scales: Place | None = None
     zero: int = 0
@@ -135,7 +139,7 @@ Range = tuple[int, int]
     _ORIGIN_SCALES,
     _ORIGIN_SCALES_IN_BASE,
 ) = (1 << bit for bit in range(9))
-_MULTIPLIED_AT, _PEAK_AT, _DIVISION_AT = 9, 11, 13
+_MULTIPLIED_AT, _PEAK_AT, _DIVISION_AT, _LATTICE_AT = 9, 11, 13, 15
 
 
 # --- to bytes ---------------------------------------------------------------------------------------------------------
@@ -172,13 +176,15 @@ def _put_record(columns: dict[str, list[int]], record: Record, source_end: int) 
         _put(columns, step=_fold(record.step))
     if record.multiplied:
         _put(columns, multiplier_bits=record.multiplier_bits)
+    if record.lattice:
+        _put(columns, lattice_bits=_fold(record.lattice_bits))
     if record.threshold is not None:
         _put(columns, threshold=record.threshold)
     if record.peak:
         _put(columns, divisor=record.divisor)
     for place in (record.scales, record.origin.scales if record.origin else None):
         if place:
-            _put(columns, place=place.start, count=place.count)
+            _put(columns, place=place.start, count=place.length)
     origin = record.origin
     if origin is None:
         return source_end
@@ -193,6 +199,7 @@ def _make_flags(record: Record) -> int:
     flags = _ORIGIN * (origin is not None)
     flags |= _ROWS * record.row_scales | _COLUMNS * record.column_scales | _PRUNED * (record.threshold is not None)
     flags |= record.multiplied << _MULTIPLIED_AT | record.peak << _PEAK_AT | record.division << _DIVISION_AT
+    flags |= record.lattice << _LATTICE_AT
     if record.scales:
         flags |= _SCALES | _SCALES_IN_BASE * record.scales.in_base
     if origin and not origin.in_base:
@@ -204,7 +211,7 @@ def _make_flags(record: Record) -> int:
 
 _COLUMNS_OF_RECORDS = (
     *("kind", "start", "flags", "length", "rows", "columns", "scale", "mantissa", "zero", "rank", "step"),
-    *("multiplier_bits", "threshold", "divisor", "place", "count"),
+    *("multiplier_bits", "lattice_bits", "threshold", "divisor", "place", "count"),
     *("source", "origin_kind", "origin_rows", "origin_columns", "origin_zero"),
 )
 """The order of the columns. One that a record does not need has no number of it."""
@@ -217,13 +224,14 @@ def read_records(data: Buffer, *, base_bytes: int, target_bytes: int) -> tuple[A
     count = numbers.take_below(MAX_RECORDS, "records")
     kinds = [numbers.take_below(COPY, "kinds") for _ in range(count)]
     starts = [numbers.take() for _ in range(count)]
-    flags = [numbers.take_below((1 << 16) - 1, "flags") for _ in range(count)]
+    flags = [numbers.take_below((1 << 17) - 1, "flags") for _ in range(count)]
     tensors = [at for at in range(count) if kinds[at] != COPY]
     fields = {"length": numbers.take_for([at for at in range(count) if kinds[at] == COPY])}
     for name in ("rows", "columns", "scale", "mantissa", "zero", "rank"):
         fields[name] = numbers.take_for(tensors)
     fields["step"] = numbers.take_for([at for at in tensors if fields["rank"][at]])
     fields["multiplier_bits"] = numbers.take_for([at for at in tensors if flags[at] >> _MULTIPLIED_AT & 3])
+    fields["lattice_bits"] = numbers.take_for([at for at in tensors if flags[at] >> _LATTICE_AT & 3])
     fields["threshold"] = numbers.take_for([at for at in tensors if flags[at] & _PRUNED])
     fields["divisor"] = numbers.take_for([at for at in tensors if flags[at] >> _PEAK_AT & 3])
     places = [(at, flag) for at in tensors for flag in (_SCALES, _ORIGIN_SCALES) if flags[at] & flag]
@@ -240,12 +248,12 @@ def read_records(data: Buffer, *, base_bytes: int, target_bytes: int) -> tuple[A
 
 
 class _Places(NamedTuple):
-    index: dict[tuple[int, int], int]
+    numbers: dict[tuple[int, int], int]
     fields: dict[str, dict[int, int]]
     flags: list[int]
 
     def find(self, at: int, flag: int, base_flag: int) -> Place | None:
-        index = self.index.get((at, flag))
+        index = self.numbers.get((at, flag))
         if index is None:
             return None
         return Place(bool(self.flags[at] & base_flag), self.fields["place"][index], self.fields["count"][index])
@@ -304,6 +312,8 @@ def _join_record(
         multiplier_bits=fields["multiplier_bits"].get(at, 0),
         rank=fields["rank"][at],
         step=_unfold(fields["step"].get(at, 0)),
+        lattice=flags >> _LATTICE_AT & 3,
+        lattice_bits=_unfold(fields["lattice_bits"].get(at, 0)),
         threshold=fields["threshold"].get(at),
         scales=places.find(at, _SCALES, _SCALES_IN_BASE),
         zero=_unfold(fields["zero"][at]),
@@ -331,12 +341,18 @@ def _check_tensor(record: Record, limits: dict[bool, int]) -> None:
     origin = record.origin
     _require(record.rows > 0 and record.columns > 0, "a tensor with numbers in it")
     _require(0 <= record.mantissa <= record.kind.mantissa, "a mantissa of the kind's width")
-    _require(abs(record.scale) <= 1024 and record.multiplier_bits <= 40, "sane scales and multipliers")
+    _require(
+        abs(record.scale) <= 1024 and record.multiplier_bits <= 40 and abs(record.lattice_bits) <= 200,
+        "sane scales and multipliers",
+    )
     _require(record.rank <= MAX_RANK and abs(record.step) <= 200, f"a rank up to {MAX_RANK}")
-    _require(record.multiplied < 3 and record.peak < 3 and (record.threshold or 0) < 1 << 32, "sane flags")
+    _require(
+        record.multiplied < 3 and record.peak < 3 and record.lattice < 3 and (record.threshold or 0) < 1 << 32,
+        "sane flags",
+    )
     _require(max(abs(record.zero), abs(origin.zero) if origin else 0) < 1 << 32, "sane zero points")
-    beside_rows = record.row_scales or record.multiplied == 1 or record.rank > 0
-    beside_columns = record.column_scales or record.multiplied == 2 or record.rank > 0
+    beside_rows = record.row_scales or 1 in (record.multiplied, record.lattice) or record.rank > 0
+    beside_columns = record.column_scales or 2 in (record.multiplied, record.lattice) or record.rank > 0
     _require(not beside_rows or record.rows <= MAX_SIDE, f"at most {MAX_SIDE} rows with numbers of their own")
     _require(not beside_columns or record.columns <= MAX_SIDE, f"at most {MAX_SIDE} columns with numbers of their own")
     if origin:
@@ -344,7 +360,7 @@ def _check_tensor(record: Record, limits: dict[bool, int]) -> None:
         _require(origin.start + origin.size_bytes <= limits[origin.in_base], "an origin inside its file")
     for place in (record.scales, origin.scales if origin else None):
         _require(
-            place is None or (0 < place.count <= MAX_SIDE and place.start + 4 * place.count <= limits[place.in_base]),
+            place is None or (0 < place.length <= MAX_SIDE and place.start + 4 * place.length <= limits[place.in_base]),
             "scales inside a file",
         )
     if record.peak:
