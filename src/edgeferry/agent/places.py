@@ -73,7 +73,7 @@ def adopt(repository: Repository, record: UpdateRecord) -> bool:
 
 
 def require_base(repository: Repository, artifact: Artifact) -> Path | None:
-    """The file that a patch changes; None for other artifacts. Raises DeltaBaseMismatch when it is not here any more."""
+    """The file that a patch changes, None for other artifacts; raises DeltaBaseMismatch when it is gone."""
     if artifact.kind != "patch":
         return None
     base = Digest.from_str(artifact.base)

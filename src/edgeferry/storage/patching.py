@@ -83,7 +83,13 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def decode_in_child(
-    source_path: Path, codec: str, *, target_path: Path, size_bytes: int, memory_bytes: int, base_path: Path | None = None
+    source_path: Path,
+    codec: str,
+    *,
+    target_path: Path,
+    size_bytes: int,
+    memory_bytes: int,
+    base_path: Path | None = None,
 ) -> Decoded:
     """Turns `source_path` into the new file `target_path` and tells its digests.
 
