@@ -223,7 +223,7 @@ def _get_low_widths(cells: I64, tiny_at: NDArray[np.intp], tiny: U8, *, grid: Gr
     tops = exponents + get_exponents(sizes.astype(np.float64))
     widths = exponents - (np.maximum(tops, kind.exponent_min) - mantissa)
     widths[tiny_at[tiny >= TINY_ESCAPE]] = 0
-    return np.clip(widths, 0, 32)
+    return np.asarray(np.clip(widths, 0, 32), np.int64)
 
 
 def _get_tiny_exponents(exponents: I64, tiny: U8) -> I64:

@@ -232,7 +232,7 @@ def _try_multipliers(best: Fit, files: Files) -> Iterator[Fit]:
 
 
 def _get_pairs(record: Record, side: Side, files: Files) -> tuple[F64, F64]:
-    """What is expected and what is there, in the target's units without its zero, [rows, columns]; what is pruned as 0."""
+    """What is expected and what is there, in the target's units without its zero; what is pruned as 0."""
     plain = replace(record, multiplied=0, rank=0)
     expected, wanted = np.empty(record.elements), np.empty(record.elements)
     for start, end in _cut(record):

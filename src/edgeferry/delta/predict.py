@@ -193,7 +193,7 @@ def _quantise(numbers: F64, record: Record, files: Files, *, rows: I64, columns:
 
 
 def find_prune_contexts(sizes: F64, threshold: int) -> I64:
-    """How far each size is from the threshold (float32 bits), 0 to PRUNE_CONTEXTS - 1; above PRUNE_STEPS: not below it."""
+    """How far each size is from the threshold (float32 bits): above PRUNE_STEPS it is not below it."""
     border = float(np.array([threshold], "<u4").view("<f4").astype(np.float64)[0])
     borders = np.array([border * factor for factor in _QUARTERS], np.float64)
     return np.searchsorted(borders, sizes, side="right").astype(np.int64)
