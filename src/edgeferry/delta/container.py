@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from edgeferry.delta import codecs
 from edgeferry.delta.kinds import Buffer
-from edgeferry.delta.records import make_varint, read_varint
+from edgeferry.delta.varint import make_varint, read_varint
 from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged
 from edgeferry.model.digest import Digest
 

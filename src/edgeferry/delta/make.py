@@ -32,7 +32,8 @@ from edgeferry.delta.fit import Fit, fit_tensor
 from edgeferry.delta.match import follow_scales, match_tensors
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Encoder
-from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges, make_records
+from edgeferry.delta.record_bytes import make_records
+from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges
 from edgeferry.delta.tensor_codec import Sink, make_model, write_tensor
 from edgeferry.delta.tensors import Tensor, find_tensors
 from edgeferry.errors import InvariantBroken
