@@ -49,9 +49,10 @@ def fit_tensor(candidates: Iterable[Record], files: Files) -> Fit:
     on_lattice = [fit for each in firsts for fit in _try_lattice(each, files)]
     if on_lattice:
         return min([*firsts, *on_lattice], key=lambda fit: fit.bits)
-    best = min(
-        [*firsts, *(pruned for each in firsts for pruned in _try_pruning(each, files))], key=lambda fit: fit.bits
-    )
+    firsts += [pruned for each in firsts for pruned in _try_pruning(each, files)]
+    # vectors of scales are alike but for a factor: without it an origin is no help
+    firsts += [fit for each in firsts if each.record.rows == 1 for fit in _try_multipliers(each, files)]
+    best = min(firsts, key=lambda fit: fit.bits)
     for attempt in (_try_multipliers, _try_products):
         best = min([best, *attempt(best, files)], key=lambda fit: fit.bits)
     return best
@@ -226,7 +227,7 @@ def _try_multipliers(best: Fit, files: Files) -> Iterator[Fit]:
         bits = _find_multiplier_bits(real, wanted, multipliers, 2 - axis)
         if bits is None:
             continue
-        whole = np.clip(np.rint((multipliers - 1.0) * 2.0**bits), -(2**31), 2**31).astype(np.int64)
+        whole = np.clip(np.rint((multipliers - 1.0) * 2.0**bits), -(2**32) + 1, 2**32 - 1).astype(np.int64)
         changed = replace(record, multiplied=axis, multiplier_bits=bits)
         yield fit_scales(changed, replace(best.side, multipliers=whole), files)
 
@@ -262,8 +263,8 @@ def _find_multiplier_bits(real: F64, wanted: F64, multipliers: F64, axis: int) -
     size = np.median(np.abs(real))
     if size <= 0:
         return None
-    finest = size * 2.0**-26
-    return int(np.clip(np.ceil(np.log2(size / max(float(left), float(finest)))) + 3, 3, 29))
+    finest = np.median(np.abs(wanted)) * 2.0**-26
+    return int(np.clip(np.ceil(np.log2(size / max(float(left), float(finest), 1e-300))) + 3, 3, 31))
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
