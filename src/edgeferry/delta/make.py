@@ -176,13 +176,15 @@ def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress)
             copies.append(match)
         else:
             fits.append(fit_tensor(match, files))
-    yield _code(plan, files, copies, _order(fits, files))
+    yield _code(plan, files, _order(copies, fits, files))
 
 
-def _order(fits: list[Fit], files: Files) -> list[Fit]:
-    """Those that earn their keep; vectors of scales before what is quantised with them."""
+def _order(copies: list[Copy], fits: list[Fit], files: Files) -> list[Copy | Fit]:
+    """Those that earn their keep; vectors of scales before what is quantised with them, copies after their source."""
     used = [fit.record for fit in fits]
+    inner = [copy for copy in copies if not copy.in_base]
     places = [(each.scales.start, each.scales.start + 4 * each.scales.length) for each in used if each.scales]
+    places += [(copy.source, copy.source + copy.size_bytes) for copy in inner if not _is_free(copy, places)]
     peaks = {fit.record.start: fit for fit in (fit_tensor(each, files) for each in follow_scales(used, files))}
     first: list[Fit] = []
     last: list[Fit] = []
@@ -190,22 +192,33 @@ def _order(fits: list[Fit], files: Files) -> list[Fit]:
         peak = peaks.pop(fit.record.start, None)
         better = peak if peak and peak.record.end == fit.record.end and peak.bits < fit.bits else fit
         if better.bits / 8 + RECORD_BYTES < 0.97 * better.record.size_bytes:
-            needed = any(better.record.start < end and start < better.record.end for start, end in places)
-            (first if needed else last).append(better)
-    taken = [(fit.record.start, fit.record.end) for fit in fits]
-    alone = [fit for fit in peaks.values() if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes]
-    return [*(fit for fit in alone if _is_free(fit.record, taken)), *first, *last]
+            (last if _is_free(better.record, places) else first).append(better)
+    alone = _list_alone(peaks.values(), [(each.start, each.end) for each in (*copies, *used)])
+    sources = {fit.record.start for fit in last}
+    early, late = ([copy for copy in inner if (copy.source in sources) == is_late] for is_late in (False, True))
+    return [*(copy for copy in copies if copy.in_base), *alone, *first, *early, *last, *late]
 
 
-def _is_free(record: Record, taken: Iterable[Range]) -> bool:
+def _list_alone(peaks: Iterable[Fit], taken: list[Range]) -> list[Fit]:
+    """Vectors of scales that are no tensors of their own; none that anything else fills."""
+    found: list[Fit] = []
+    for fit in peaks:
+        if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes and _is_free(fit.record, taken):
+            found.append(fit)
+            taken.append((fit.record.start, fit.record.end))
+    return found
+
+
+def _is_free(record: AnyRecord, taken: Iterable[Range]) -> bool:
     return all(record.end <= start or record.start >= end for start, end in taken)
 
 
-def _code(plan: _Plan, files: Files, copies: list[Copy], fits: list[Fit]) -> Patch:
+def _code(plan: _Plan, files: Files, ordered: Sequence[Copy | Fit]) -> Patch:
     sink = Sink(Encoder(), BitWriter(), make_model())
+    fits = [each for each in ordered if isinstance(each, Fit)]
     for fit in fits:
         write_tensor(fit.record, fit.side, files, sink=sink)
-    records: list[AnyRecord] = [*copies, *(fit.record for fit in fits)]
+    records = [each.record if isinstance(each, Fit) else each for each in ordered]
     lanes = _choose_lanes(sum(fit.record.elements for fit in fits), sink.encoder.get_size_bytes())
     plain = make_records(records)
     method, data = min(
