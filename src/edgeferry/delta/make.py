@@ -33,7 +33,7 @@ from edgeferry.delta.match import follow_scales, match_tensors
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Encoder
 from edgeferry.delta.record_bytes import make_records
-from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges
+from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges
 from edgeferry.delta.tensor_codec import Sink, make_model, write_tensor
 from edgeferry.delta.tensors import Tensor, find_tensors
 from edgeferry.errors import InvariantBroken
@@ -218,7 +218,7 @@ def _code(plan: _Plan, files: Files, ordered: Sequence[Copy | Fit]) -> Patch:
     fits = [each for each in ordered if isinstance(each, Fit)]
     for fit in fits:
         write_tensor(fit.record, fit.side, files, sink=sink)
-    records = [each.record if isinstance(each, Fit) else each for each in ordered]
+    records: list[AnyRecord] = [each.record if isinstance(each, Fit) else each for each in ordered]
     lanes = _choose_lanes(sum(fit.record.elements for fit in fits), sink.encoder.get_size_bytes())
     plain = make_records(records)
     method, data = min(
