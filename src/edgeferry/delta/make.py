@@ -193,7 +193,8 @@ def _order(copies: list[Copy], fits: list[Fit], files: Files) -> list[Copy | Fit
         better = peak if peak and peak.record.end == fit.record.end and peak.bits < fit.bits else fit
         if better.bits / 8 + RECORD_BYTES < 0.97 * better.record.size_bytes:
             (last if _is_free(better.record, places) else first).append(better)
-    alone = _list_alone(peaks.values(), [(each.start, each.end) for each in (*copies, *used)])
+    others: list[AnyRecord] = [*copies, *used]
+    alone = _list_alone(peaks.values(), [(each.start, each.end) for each in others])
     sources = {fit.record.start for fit in last}
     early, late = ([copy for copy in inner if (copy.source in sources) == is_late] for is_late in (False, True))
     return [*(copy for copy in copies if copy.in_base), *alone, *first, *early, *last, *late]
