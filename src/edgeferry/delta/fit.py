@@ -112,7 +112,8 @@ def _measure_errors(record: Record, side: Side, files: Files) -> F64:
             errors = np.maximum(np.abs(find_multiples(expected, numbers)), 2.0**-FLOOR_STEPS)
         else:
             finest = _find_finest(expected.numbers, record)
-            errors = np.maximum(np.abs(numbers - expected.numbers), np.exp2(finest - FLOOR_STEPS))
+            bounded = np.nan_to_num(np.clip(expected.numbers, record.kind.low, record.kind.high))  # a scale of 0: none
+            errors = np.maximum(np.abs(numbers - bounded), np.exp2(finest - FLOOR_STEPS))
         # the mean of log2 lies this much below log2 of the scale
         found[start:end] = np.log2(errors) + 0.75
         if record.threshold is not None:
