@@ -118,9 +118,18 @@ def test_the_budget_goes_to_the_version_that_most_devices_run(desk: Desk) -> Non
     running = {"1.0": 90, "1.1": 10, "0.8": 500}
     alone = put(make_desk_beside(desk), "1.2", THIRD, running=running)
     assert [patch.base for patch in alone.patches] == ["1.0", "1.1"]
-    report = put(desk, "1.2", THIRD, running=running, patch_budget=alone.patches[0].size)
+    report = put(desk, "1.2", THIRD, running=running, patch_budget=alone.patches[0].size + 1)
     assert [patch.base for patch in report.patches] == ["1.0"]
     assert any("from 1.1" in note and "over the budget" in note for note in report.notes)
+
+
+def test_no_budget_makes_no_patch_and_says_so(desk: Desk) -> None:
+    put(desk, "1.0", FIRST)
+    said: list[str] = []
+    report = publish(make_request("1.1", model_data=SECOND, patch_budget=0), desk, say=said.append)
+    assert (report.patches, list_patches(read_manifest(desk, "1.1"))) == ((), [])
+    assert any("the budget for patches is spent" in note for note in report.notes)
+    assert not any("patch" in line for line in said)
 
 
 def make_desk_beside(desk: Desk) -> Desk:

@@ -146,6 +146,9 @@ def _try_patch(
     if old is None or cheapest <= SOURCE_BYTES or any(source.base == old.sha256 for source in entry.sources):
         return
     name = f"a patch of {entry.path} from {base.version}"
+    if made.size_bytes >= job.budget_bytes:
+        made.notes.append(f"{name} was not made: the budget for patches is spent")
+        return
     try:
         old_data = read_old(store, old)
     except (DeltaError, ManifestInvalid) as error:
