@@ -50,9 +50,12 @@ def apply_patch(base: Buffer, patch: Buffer, target: memoryview) -> None:
     records: tuple[AnyRecord, ...] = ()
     if container.streams:
         records = read_map(container.streams, base_bytes=len(base), target_bytes=len(target))
-    _fill_remainder(container, records, files)
+    fill_remainder(container, records, files)
     if container.streams:
-        _fill_records(container.streams, records, files)
+        source = open_source(container.streams)
+        for record in records:
+            fill_record(record, files, source)
+        source.require_end()
     header.require_target(Digest.of(target))
 
 
@@ -63,7 +66,8 @@ def read_map(streams: Streams, *, base_bytes: int, target_bytes: int) -> tuple[A
 
 
 # --- remainder --------------------------------------------------------------------------------------------------------
-def _fill_remainder(container: Container, records: Iterable[AnyRecord], files: Files) -> None:
+def fill_remainder(container: Container, records: Iterable[AnyRecord], files: Files) -> None:
+    """Writes all bytes of the target that no record stands for; raises DeltaDamaged."""
     records = tuple(records)
     gaps = find_gaps(((record.start, record.end) for record in records), len(files.target))
     rest = find_gaps(list_base_ranges(records), len(files.base)) if container.header.has_base else []
@@ -122,15 +126,18 @@ def _scatter(data: bytes, gaps: list[Range], target: memoryview) -> list[Range]:
 
 
 # --- copies and tensors -----------------------------------------------------------------------------------------------
-def _fill_records(streams: Streams, records: Iterable[AnyRecord], files: Files) -> None:
+def open_source(streams: Streams) -> Source:
+    """The streams from their beginning; raises DeltaDamaged."""
     decoder = Decoder(memoryview(streams.symbols), streams.lanes)
-    source = Source(decoder, BitReader(memoryview(streams.bits)), make_model())
-    for record in records:
-        if isinstance(record, Copy):
-            _copy(record, files)
-        else:
-            read_tensor(record, files, source)
-    source.require_end()
+    return Source(decoder, BitReader(memoryview(streams.bits)), make_model())
+
+
+def fill_record(record: AnyRecord, files: Files, source: Source) -> None:
+    """Copies or decodes one record; raises DeltaDamaged."""
+    if isinstance(record, Copy):
+        _copy(record, files)
+    else:
+        read_tensor(record, files, source)
 
 
 def _copy(record: Copy, files: Files) -> None:
