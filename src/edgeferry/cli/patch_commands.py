@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,12 +109,22 @@ def patch_info(patch: Path, base: Path | None, as_json: bool) -> None:
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     _print_head(found)
-    for table in (_make_sections(found), _make_parts(found), _make_causes(found)):
+    tables = [_make_sections(found), *_list_tables(found), _make_causes(found)]
+    for table in tables:
         if table.row_count:
             console.print()
             console.print(table)
-    if any(part.patch_bytes is None for part in found.parts):
+    if any(cause.patch_bytes is None for cause in found.causes):
         click.echo("\nwhat each tensor costs is told with --base BASE")
+
+
+def _list_tables(found: Explanation) -> Iterator[Table]:
+    """Of the tensors; in an archive, of its files and of the tensors of each."""
+    yield _make_parts("tensors", found)
+    yield _make_members(found)
+    for member in found.members:
+        if member.explanation:
+            yield _make_parts(f"tensors in {clean_name(member.name) or member.start}", member.explanation)
 
 
 def _print_head(found: Explanation) -> None:
@@ -130,7 +140,7 @@ def _show_digest(digits: str) -> str:
 
 
 def _make_table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:
@@ -146,9 +156,19 @@ def _make_sections(found: Explanation) -> Table:
     return table
 
 
-def _make_parts(found: Explanation) -> Table:
+def _make_members(found: Explanation) -> Table:
+    table = _make_table("files", ("range", "packed", "from", "name"), ("bytes", "unpacked", "in the patch"))
+    for member in found.members:
+        packed = f"deflated, level {member.level}" if member.level else "as it is"
+        row = (f"{member.start}-{member.end}", packed, member.origin, clean_name(member.name))
+        sizes = (member.end - member.start, member.size_bytes, member.patch_bytes)
+        table.add_row(*map(Text, row), *(f"{size:,}" for size in sizes))
+    return table
+
+
+def _make_parts(title: str, found: Explanation) -> Table:
     table = _make_table(
-        "tensors", ("range", "numbers", "expected as", "from", "name"), ("bytes", "in the patch", "bits each")
+        title, ("range", "numbers", "expected as", "from", "name"), ("bytes", "in the patch", "bits each")
     )
     for part in sorted(found.parts, key=lambda each: (-(each.patch_bytes or 0), each.start)):
         expected = ", ".join((part.cause, *part.details))
