@@ -1,4 +1,4 @@
-"""How far long work on bytes is: a bar with bytes, rate and time left on a terminal, a line for each tenth elsewhere.
+"""How far long work on bytes is: a bar with rate and time left on a terminal, a line for each tenth elsewhere.
 
 Both go to stderr: stdout is the result's.
 """
@@ -25,7 +25,7 @@ def open_byte_progress(doing: str, done_word: str) -> Iterator[Tell]:
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield _make_plain(console, done_word)
+        yield make_tenths(console, done_word)
         return
     columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn(doing), *columns, console=console) as bar:
@@ -33,7 +33,8 @@ def open_byte_progress(doing: str, done_word: str) -> Iterator[Tell]:
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def _make_plain(console: Console, done_word: str) -> Tell:
+def make_tenths(console: Console, done_word: str) -> Tell:
+    """Tells a line for each tenth."""
     told = -1
 
     def tell(done: int, total: int) -> None:

@@ -99,7 +99,8 @@ def make_full(target: bytes, *, progress: Progress = tell_nobody) -> Patch:
 
 def _pick(base: bytes, target: bytes, *, has_base: bool, digest_bytes: int, progress: Progress) -> Patch:
     plan = _Plan(base, target, has_base, digest_bytes)
-    found = [*_make_by_members(plan, progress), *_list_fitting(plan, progress)]
+    found = list(_make_by_members(plan, progress))
+    found += _list_fitting(plan, progress, skip_slow=bool(found))
     best = min(found, key=lambda each: len(each.data))
     again = memoryview(bytearray(len(target)))
     apply_patch(base, best.data, again)
@@ -117,18 +118,19 @@ class _Plan:
     digest_bytes: int
 
 
-def _list_fitting(plan: _Plan, progress: Progress, *, beside_bytes: int = 0) -> list[Patch]:
+def _list_fitting(plan: _Plan, progress: Progress, *, beside_bytes: int = 0, skip_slow: bool = False) -> list[Patch]:
     """All ways that fit the memory bound, with `beside_bytes` that are taken already."""
     tensors = find_tensors(plan.target, min_elements=MIN_ELEMENTS)
     largest = max((each.size_bytes for each in tensors), default=0)
     bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * largest) - beside_bytes
-    return [each for each in _list_ways(plan, tensors, progress) if each.memory_bytes <= bound]
+    ways = _list_ways(plan, tensors, progress, skip_slow=skip_slow or bool(tensors))
+    return [each for each in ways if each.memory_bytes <= bound]
 
 
-def _list_ways(plan: _Plan, tensors: Sequence[Tensor], progress: Progress) -> Iterator[Patch]:
+def _list_ways(plan: _Plan, tensors: Sequence[Tensor], progress: Progress, *, skip_slow: bool) -> Iterator[Patch]:
     if tensors:
         yield from _make_by_tensors(plan, tensors, progress)
-    yield from _make_whole(plan, skip_slow=bool(tensors))
+    yield from _make_whole(plan, skip_slow=skip_slow)
 
 
 # --- without tensors --------------------------------------------------------------------------------------------------
