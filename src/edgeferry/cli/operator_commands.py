@@ -175,7 +175,10 @@ def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 @_json_option
 @ends_with_exit_code
 def publish(url: str, keys: Path, as_json: bool, **given: Any) -> None:
-    """Publishes a model version: packs, codes, makes patches, signs and uploads it."""
+    """Publishes a model version: packs, codes, makes patches, signs and uploads it.
+
+    MODEL is an .onnx or .tflite file, or a bundle (ZIP) that holds it and its labels: the files in it are published.
+    """
     place = operator.Place(url, keys, os.environ)
     given["hub"] = operator.read_hub_text(given["hub"]) if given["hub"] else ""
     with open_publish_progress() as progress:
