@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,14 +21,14 @@ from edgeferry.delta import cells
 from edgeferry.delta.kinds import F64, read_bits, read_numbers
 from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Files, Side, expect, find_prune_contexts
 from edgeferry.delta.rans import I64
-from edgeferry.delta.records import MAX_SIDE, Record
+from edgeferry.delta.records import MAX_RANK, MAX_SIDE, Record
 
 SAMPLE_PIECES = 2
 LEARNING_BITS = 3.0
 """About what each symbol of a context costs until the context has learned it."""
 FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
 NOTHING: I64 = np.zeros(0, np.int64)
-NO_SIDE = Side(NOTHING, NOTHING, NOTHING, NOTHING.reshape(0, 1), NOTHING.reshape(0, 1))
+NO_SIDE = Side(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING.reshape(0, 1), NOTHING.reshape(0, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,24 +202,23 @@ def _find_multiplier_bits(real: F64, wanted: F64, multipliers: F64, axis: int) -
 def _try_products(best: Fit, files: Files) -> Iterator[Fit]:
     """A sum of few products of a number per row and one per column: what few steps of training change."""
     record = best.record
-    if record.origin is None or record.peak or record.scales or min(record.rows, record.columns) < 8:
+    if record.origin is None or record.peak or min(record.rows, record.columns) < 8:
         return
     if max(record.rows, record.columns) > 8192 or record.elements > 1 << 23:
         return
-    left = _get_left(record, best.side, files)
-    rows, sizes, columns = np.linalg.svd(left, full_matrices=False)
-    rank = _find_rank(sizes, record)
+    rows, sizes, columns = np.linalg.svd(_get_left(record, best.side, files), full_matrices=False)
+    rank, unit = _find_rank(sizes, record)
     if not rank:
         return
-    root = np.sqrt(sizes[:rank])
-    row_factors, column_factors = rows[:, :rank] * root, (columns[:rank] * root[:, None]).T
-    unit = max(float(np.abs(row_factors).max()), float(np.abs(column_factors).max())) / 63
     step = int(np.clip(np.floor(-np.log2(unit)), -90, 90))
-    side = replace(
-        best.side,
-        row_factors=np.rint(row_factors * 2.0**step).astype(np.int64),
-        column_factors=np.rint(column_factors * 2.0**step).astype(np.int64),
-    )
+    # both factors get numbers of the same size
+    middle = (record.rows / record.columns) ** 0.25
+    root = np.sqrt(sizes[:rank, None]) * 2.0**step
+    row_factors = np.rint(rows.T[:rank] * root * middle).astype(np.int64)
+    column_factors = np.rint(columns[:rank] * root / middle).astype(np.int64)
+    typical = sizes[:rank] / math.sqrt(record.elements) * 4.0**step
+    scales = np.clip(np.rint(2 * np.log2(np.maximum(typical, 0.1))) + 1, 0, 64).astype(np.int64)
+    side = replace(best.side, factor_scales=scales, row_factors=row_factors, column_factors=column_factors)
     yield fit_scales(replace(record, rank=rank, step=2 * step), side, files)
 
 
@@ -233,16 +233,27 @@ def _get_left(record: Record, side: Side, files: Files) -> F64:
     return real.reshape(record.rows, record.columns)
 
 
-def _find_rank(sizes: F64, record: Record) -> int:
-    """The rank whose gain, half a bit per number for each halving of the energy left, most exceeds its numbers' cost."""
-    energy = np.cumsum(sizes**2)
+def _find_rank(sizes: F64, record: Record) -> tuple[int, float]:
+    """The rank and the unit of its factors whose gain most exceeds their cost; rank 0 when none does.
+
+    Half a bit per number is gained for each halving of the energy left. The unit d adds an error of its own; where
+    both together are cheapest, that error is K / (N - K) of the one left, with K factors for N numbers.
+    """
+    energy, numbers, both = np.cumsum(sizes**2), record.elements, record.rows + record.columns
     if energy[-1] <= 0:
-        return 0
-    ranks = np.arange(1, min(33, len(sizes)))
-    left = np.maximum(1 - energy[ranks - 1] / energy[-1], 1e-6)
-    gains = -0.5 * np.log2(left) * record.elements - 5.5 * ranks * (record.rows + record.columns)
-    best = int(gains.argmax())
-    return int(ranks[best]) if gains[best] > 0.003 * record.elements else 0
+        return 0, 1.0
+    best, found = 0.005 * numbers, (0, 1.0)
+    for rank in range(1, min(MAX_RANK + 1, len(sizes))):
+        left = max(float(energy[-1] - energy[rank - 1]), float(energy[-1]) * 1e-9) / numbers
+        share = min(rank * both / numbers, 0.45)
+        added = share / (1 - share)
+        typical = sizes[:rank] / math.sqrt(numbers)  # mean square of a factor
+        square = added * left * 6 / float(typical.sum())
+        bits = np.maximum(0.5 * np.log2(2 * math.pi * math.e * typical / square), 0.4)
+        gain = numbers / 2 * math.log2(float(energy[-1]) / numbers / (left * (1 + added))) - both * float(bits.sum())
+        if gain > best:
+            best, found = gain, (rank, math.sqrt(square))
+    return found
 
 
 # --- estimates --------------------------------------------------------------------------------------------------------
@@ -252,8 +263,9 @@ def estimate(record: Record, side: Side, files: Files) -> float:
     chosen = pieces[:: max(1, len(pieces) // SAMPLE_PIECES)][:SAMPLE_PIECES]
     bits = sum(_estimate_piece(record, side, files, start=start, end=end) for start, end in chosen)
     seen = sum(end - start for start, end in chosen)
-    beside = (side.row_scales, side.column_scales, side.multipliers, side.row_factors, side.column_factors)
-    return bits * record.elements / seen + sum(map(_estimate_integers, beside)) + 64
+    beside = sum(map(_estimate_integers, (side.row_scales, side.column_scales, side.multipliers)))
+    beside += sum(map(_estimate_integers, [*side.row_factors, *side.column_factors]))
+    return bits * record.elements / seen + beside + 64
 
 
 def _estimate_piece(record: Record, side: Side, files: Files, *, start: int, end: int) -> float:

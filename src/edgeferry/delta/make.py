@@ -169,13 +169,24 @@ def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress)
             copies.append(match)
         else:
             fits.append(fit_tensor(match, files))
-    fits = [fit for fit in fits if fit.bits / 8 + RECORD_BYTES < 0.97 * fit.record.size_bytes]
-    scales = [fit_tensor(each, files) for each in follow_scales([fit.record for fit in fits], files)]
+    yield _code(plan, files, copies, _order(fits, files))
+
+
+def _order(fits: list[Fit], files: Files) -> list[Fit]:
+    """Those that earn their keep; vectors of scales before what is quantised with them."""
+    used = [fit.record for fit in fits]
+    places = [(each.scales.start, each.scales.start + 4 * each.scales.count) for each in used if each.scales]
+    peaks = {fit.record.start: fit for fit in (fit_tensor(each, files) for each in follow_scales(used, files))}
+    first, last = [], []
+    for fit in fits:
+        peak = peaks.pop(fit.record.start, None)
+        better = peak if peak and peak.record.end == fit.record.end and peak.bits < fit.bits else fit
+        if better.bits / 8 + RECORD_BYTES < 0.97 * better.record.size_bytes:
+            needed = any(better.record.start < end and start < better.record.end for start, end in places)
+            (first if needed else last).append(better)
     taken = [(fit.record.start, fit.record.end) for fit in fits]
-    scales = [
-        fit for fit in scales if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes and _is_free(fit.record, taken)
-    ]
-    yield _code(plan, files, copies, [*scales, *fits])
+    alone = [fit for fit in peaks.values() if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes]
+    return [*(fit for fit in alone if _is_free(fit.record, taken)), *first, *last]
 
 
 def _is_free(record: Record, taken: Iterable[Range]) -> bool:

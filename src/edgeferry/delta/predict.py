@@ -1,6 +1,6 @@
 """What a tensor's numbers are expected to be, from another tensor and a few numbers beside it.
 
-origin -> real numbers -> times a multiplier per row or column -> plus a sum of products -> the target's own units
+origin -> real numbers -> times a multiplier per row or column -> the target's own units -> plus a sum of products
 
 Rules:
 - Single IEEE operations in float64 and integer sums only: no BLAS, no transcendental function; the same on every machine.
@@ -43,11 +43,12 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The numbers beside a tensor, int64: [rows], [columns], [rows or columns], [rows, rank], [columns, rank]."""
+    """The numbers beside a tensor, int64: [rows], [columns], [rows or columns], [rank], [rank, rows], [rank, columns]."""
 
     row_scales: I64
     column_scales: I64
     multipliers: I64
+    factor_scales: I64
     row_factors: I64
     column_factors: I64
 
@@ -69,10 +70,10 @@ def expect(record: Record, side: Side, files: Files, *, start: int, end: int) ->
     if record.multiplied:
         along = rows if record.multiplied == 1 else columns
         numbers *= 1.0 + np.ldexp(side.multipliers.astype(np.float64), -record.multiplier_bits).take(along)
-    if record.rank:
-        numbers += _add_products(record, side, rows=rows, start=start, end=end)
     sizes = np.abs(numbers)
     numbers = _quantise(numbers, record, files, rows=rows, columns=columns)
+    if record.rank:
+        numbers = numbers + _add_products(record, side, rows=rows, start=start, end=end)
     scales = np.full(len(index), record.scale, np.int64)
     if record.row_scales:
         scales += 2 * side.row_scales.take(rows)
@@ -143,10 +144,13 @@ def _find_peaks(record: Record, origin: Origin, files: Files) -> F64:
 
 # --- products, and the target's own units -----------------------------------------------------------------------------
 def _add_products(record: Record, side: Side, *, rows: I64, start: int, end: int) -> F64:
+    """Sums of products of whole numbers, in 32 bits: they may wrap, on every machine in the same way."""
     first, last = int(rows[0]), int(rows[-1]) + 1
-    total = np.zeros((last - first, record.columns), np.int64)
+    row_factors = side.row_factors[:, first:last].astype(np.int32)
+    column_factors = side.column_factors.astype(np.int32)
+    total = np.zeros((last - first, record.columns), np.int32)
     for at in range(record.rank):
-        total += side.row_factors[first:last, at, None] * side.column_factors[None, :, at]
+        total += row_factors[at, :, None] * column_factors[at]
     part = total.reshape(-1)[start - first * record.columns : end - first * record.columns]
     return np.ldexp(part.astype(np.float64), -record.step)
 

@@ -20,7 +20,7 @@ from edgeferry.errors import DeltaDamaged
 
 MAX_RECORDS = 1 << 16
 MAX_SIDE = 1 << 16
-MAX_RANK = 64
+MAX_RANK = 96
 MAX_NUMBER_BITS = 63
 COPY = len(KINDS)
 """In place of a kind's number: bytes that stand elsewhere."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgeferry.delta import adapt, cells
 from edgeferry.delta.bits import BitReader, BitWriter
-from edgeferry.delta.kinds import F64, read_bits, read_numbers, write_numbers
+from edgeferry.delta.kinds import F64, KIND_BY_NAME, read_bits, read_numbers, write_numbers
 from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Expected, Files, Side, expect, find_prune_contexts
 from edgeferry.delta.rans import I64, U8, U64, Decoder, Encoder
 from edgeferry.delta.records import Record
@@ -29,8 +29,10 @@ SETS = 3
 _TINY_AT = SETS * cells.CONTEXTS
 _PRUNE_AT = _TINY_AT + SETS
 _SIDE_AT = _PRUNE_AT + PRUNE_CONTEXTS
-_SCALES, _MULTIPLIERS, _FACTORS = range(3)
-_CONTEXTS = _SIDE_AT + 3
+_SCALES, _MULTIPLIERS = range(2)
+_CONTEXTS = _SIDE_AT + 2
+_FACTOR = Record(0, KIND_BY_NAME["i4"], 1, 1)
+"""Factors of products are coded like integers that are expected to be zero."""
 _KEPT, _PRUNED_SAME, _PRUNED_OTHER = 0, 1, 2
 """A number is not pruned; it is zero with the sign of what was expected; zero with the other sign."""
 
@@ -116,13 +118,21 @@ def _read_cells(record: Record, numbers: F64, scales: I64, *, source: Source) ->
 
 def _read_side(record: Record, source: Source) -> Side:
     along = {0: 0, 1: record.rows, 2: record.columns}[record.multiplied]
-    return Side(
-        row_scales=_read_integers(record.rows * record.row_scales, _SCALES, source),
-        column_scales=_read_integers(record.columns * record.column_scales, _SCALES, source),
-        multipliers=_read_integers(along, _MULTIPLIERS, source),
-        row_factors=_read_integers(record.rows * record.rank, _FACTORS, source).reshape(-1, record.rank or 1),
-        column_factors=_read_integers(record.columns * record.rank, _FACTORS, source).reshape(-1, record.rank or 1),
-    )
+    row_scales = _read_integers(record.rows * record.row_scales, _SCALES, source)
+    column_scales = _read_integers(record.columns * record.column_scales, _SCALES, source)
+    multipliers = _read_integers(along, _MULTIPLIERS, source)
+    factor_scales = _read_integers(record.rank, _SCALES, source)
+    rows = _read_factors(factor_scales, record.rows, source)
+    return Side(row_scales, column_scales, multipliers, factor_scales, rows, _read_factors(factor_scales, record.columns, source))
+
+
+def _read_factors(scales: I64, count: int, source: Source) -> I64:
+    """int64 [rank, count]: integers whose size the scale of their rank tells."""
+    found = np.zeros((len(scales), count), np.int64)
+    for at, scale in enumerate(scales):
+        expected, wanted = np.zeros(count), np.full(count, np.clip(scale, 0, 64), np.int64)
+        found[at] = _read_cells(_FACTOR, expected, wanted, source=source).view(np.int32)
+    return found
 
 
 def _read_integers(count: int, context: int, source: Source) -> I64:
@@ -191,8 +201,17 @@ def _write_side(record: Record, side: Side, sink: Sink) -> None:
     if record.multiplied:
         _write_integers(side.multipliers, _MULTIPLIERS, sink)
     if record.rank:
-        _write_integers(side.row_factors.reshape(-1), _FACTORS, sink)
-        _write_integers(side.column_factors.reshape(-1), _FACTORS, sink)
+        _write_integers(side.factor_scales, _SCALES, sink)
+        _write_factors(side.factor_scales, side.row_factors, sink)
+        _write_factors(side.factor_scales, side.column_factors, sink)
+
+
+def _write_factors(scales: I64, factors: I64, sink: Sink) -> None:
+    for scale, row in zip(scales, factors, strict=True):
+        wanted = np.full(len(row), np.clip(scale, 0, 64), np.int64)
+        expected = Expected(np.zeros(len(row)), wanted, np.zeros(len(row)))
+        numbers = row.astype(np.float64)
+        _write_cells(_FACTOR, expected, numbers=numbers, bits=row.astype(np.int32).view(np.uint32).astype(np.uint64), sink=sink)
 
 
 def _write_integers(numbers: I64, context: int, sink: Sink) -> None:
