@@ -59,7 +59,8 @@ class Bucket:
             root, trust = self.desk.keys.read_root(), self.folder / "trust"
             source = TrustedManifests(http, trust, root, now=self.desk.now.timestamp)
             digest = Digest.from_str(manifest)
-            return read_manifest_bytes(await source.fetch_manifest("gauge", version, digest, repo=self.url, sas=sas))
+            found = await source.fetch_manifests("gauge", version, digest, repo=self.url, sas=sas)
+            return read_manifest_bytes(found[0])
 
     async def fetch_file(self, manifest: Manifest, path: str) -> bytes:
         """A file of the version, decoded."""

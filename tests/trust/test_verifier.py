@@ -115,7 +115,7 @@ def test_a_repository_of_other_keys_is_refused(world: World, tmp_path: Path) -> 
     init_repository(other.desk)
     other.publish()
     with pytest.raises(MetadataUntrusted):
-        world.open_verifier(pin=other.keys.read_root()).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
+        world.open_verifier(pin=other.keys.read_root()).fetch_manifests("detector", "1.0.0", Digest.of(make_manifest()))
 
 
 def test_a_models_key_cannot_sign_for_another_model(world: World) -> None:
@@ -196,11 +196,11 @@ def test_a_clock_that_fell_back_does_not_make_old_metadata_fresh(world: World) -
     world.fetch_manifest()
     refresh(Desk(world.store, world.keys, NOW + dt.timedelta(days=1)))  # a higher version, of an earlier time
     with pytest.raises(MetadataExpired):
-        world.open_verifier(now=lambda: 0.0).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
+        world.open_verifier(now=lambda: 0.0).fetch_manifests("detector", "1.0.0", Digest.of(make_manifest()))
 
 
 def test_a_device_in_1970_still_takes_fresh_metadata(world: World) -> None:
-    assert world.open_verifier(now=lambda: 0.0).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
+    assert world.open_verifier(now=lambda: 0.0).fetch_manifests("detector", "1.0.0", Digest.of(make_manifest()))
 
 
 def test_a_signers_clock_far_ahead_locks_nobody_out(world: World) -> None:
@@ -266,13 +266,13 @@ def test_what_was_cut_goes_on_the_next_time(world: World) -> None:
 def test_a_root_pinned_by_its_digest_is_fetched_once(world: World) -> None:
     pin = Digest.of(world.keys.read_root())
     for _ in range(2):
-        world.open_verifier(pin=pin).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
+        world.open_verifier(pin=pin).fetch_manifests("detector", "1.0.0", Digest.of(make_manifest()))
     assert world.fetched == ["metadata/1.root.json", BUNDLE, BUNDLE]
 
 
 def test_a_pinned_digest_that_no_root_has_is_refused(world: World) -> None:
     with pytest.raises(MetadataUntrusted):
-        world.open_verifier(pin=Digest.of(b"")).fetch_manifest("detector", "1.0.0", Digest.of(make_manifest()))
+        world.open_verifier(pin=Digest.of(b"")).fetch_manifests("detector", "1.0.0", Digest.of(make_manifest()))
 
 
 @pytest.mark.parametrize("role", ["root", "targets", "snapshot", "timestamp", "detector"])
@@ -282,10 +282,10 @@ def test_devices_follow_a_new_key_of_any_role(world: World, role: str) -> None:
     world.fetched.clear()
     rotate_key(world.desk, role)
     world.publish(version="1.1.0")
-    manifest = world.open_verifier(pin=pin).fetch_manifest(
+    manifest = world.open_verifier(pin=pin).fetch_manifests(
         "detector", "1.1.0", Digest.of(make_manifest(version="1.1.0"))
     )
-    assert manifest == make_manifest(version="1.1.0")
+    assert manifest[0] == make_manifest(version="1.1.0")
     assert world.fetched == [BUNDLE]
 
 

@@ -36,7 +36,7 @@ SPEC = ModelSpec(
 def make_manifest(model: str = "detector", version: str = "1.0.0") -> bytes:
     """A manifest as large as a real one."""
     digest = str(Digest.of(f"{model} {version}".encode()))
-    source = Source(kind="full", codec="planes-zstd", blob=digest, size=700_000, memory=8_000_000)
+    source = Source(kind="full", codec="efd1", blob=digest, size=700_000, memory=8_000_000)
     entry = FileEntry(path="model.onnx", sha256=digest, md5="wPJ4M5M4BVAkuk6fdJYODg==", size=900_000, sources=(source,))
     return make_manifest_bytes(Manifest(model=model, version=version, spec=SPEC, files=(entry,), created=1_795_000_000))
 
@@ -98,7 +98,7 @@ class World:
 
     def fetch_manifest(self, model: str = "detector", version: str = "1.0.0", digest: Digest | None = None) -> bytes:
         wanted = digest or Digest.of(make_manifest(model, version))
-        return self.open_verifier().fetch_manifest(model, version, wanted)
+        return self.open_verifier().fetch_manifests(model, version, wanted)[0]
 
 
 @pytest.fixture

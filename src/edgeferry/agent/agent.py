@@ -353,7 +353,9 @@ class Agent:
 
 
 def _list_blobs(record: UpdateRecord) -> list[str]:
-    texts = [text for one in record.artifacts for text in (one.blob, one.target, one.base) if text]
+    """Content that an update still needs beside its version; an active one needs no base any more."""
+    artifacts = () if record.state is State.ACTIVE else record.artifacts
+    texts = [text for one in artifacts for text in (one.blob, one.target, one.base) if text]
     return [*texts, record.identity]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
-from edgeferry.errors import StorageFailed
+from edgeferry.errors import DeltaBaseMismatch, StorageFailed
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES
@@ -70,6 +70,27 @@ def adopt(repository: Repository, record: UpdateRecord) -> bool:
     remove_tree(source)
     remove_tree(partial)
     return True
+
+
+def require_base(repository: Repository, artifact: Artifact) -> Path | None:
+    """The file that a patch changes, None for other artifacts; raises DeltaBaseMismatch when it is gone."""
+    if artifact.kind != "patch":
+        return None
+    base = Digest.from_str(artifact.base)
+    if not repository.has_blob(base):
+        raise DeltaBaseMismatch(f"the base {base} of a patch is not here any more")
+    return repository.blob_path(base)
+
+
+def remove_base(repository: Repository, record: UpdateRecord) -> None:
+    """Lets go of the file between two patches once the second is applied; `gc` takes what a crash leaves.
+
+    What some version of a model links to stays, and so does what this update needs again.
+    """
+    base, later = record.artifact.base, record.artifacts[record.index + 1 :]
+    between = {one.target for one in record.artifacts[: record.index]}
+    if base in between and all(one.base != base for one in later):
+        repository.remove_loose_blob(Digest.from_str(base))
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------

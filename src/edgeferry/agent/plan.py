@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from edgeferry.agent.record import (
@@ -21,9 +21,9 @@ from edgeferry.agent.record import (
     make_signed_key,
 )
 from edgeferry.errors import ClassicRefused, EdgeferryError, NameInvalid, TwinInvalid
-from edgeferry.link.route import pick_route
+from edgeferry.link.route import Step, pick_route
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import Manifest
+from edgeferry.model.manifest import PATCH_CODECS, Manifest
 from edgeferry.names import get_stem, require_file_name
 from edgeferry.twin.contract import CLASSIC_MODEL, SECTION, ClassicDesired, Desired, Problem
 
@@ -111,33 +111,44 @@ def _make_classic(classic: ClassicDesired) -> Target:
     )
 
 
-def plan_artifacts(manifest: Manifest, have: Set[Digest]) -> tuple[Artifact, ...]:
+def plan_artifacts(
+    manifest: Manifest, have: Set[Digest], *, others: Iterable[Manifest] = (), whole: bool = False
+) -> tuple[Artifact, ...]:
     """The downloads that make `manifest` complete here, each once: its files, then golden inputs that are new.
+
+    Args:
+        manifest: of the version that shall run.
+        have: digests of what is here.
+        others: manifests of other versions of the model, over whose files a chain of patches may lead.
+        whole: full downloads only.
 
     Raises:
         ManifestInvalid: a file has no source that this release can decode.
     """
+    also = [entry for other in others for entry in other.files]
+    codecs: Set[str] = frozenset() if whole else PATCH_CODECS
     found: dict[str, Artifact] = {}
     for entry in manifest.files:
-        for step in pick_route(entry, have).steps:
-            source = step.source
-            found.setdefault(
-                str(step.target),
-                Artifact(
-                    kind=source.kind,
-                    blob=source.blob,
-                    size=source.size,
-                    codec=source.codec,
-                    memory=source.memory,
-                    base=source.base,
-                    target=str(step.target),
-                    target_size=entry.size,
-                ),
-            )
+        for step in pick_route(entry, have, also=also, patch_codecs=codecs).steps:
+            found.setdefault(str(step.target), _make_artifact(step))
     for golden in manifest.golden:
         if Digest.from_str(golden.input) not in have:
             found.setdefault(golden.input, _make_plain(golden.input, golden.size))
     return tuple(found.values())
+
+
+def _make_artifact(step: Step) -> Artifact:
+    source = step.source
+    return Artifact(
+        kind=source.kind,
+        blob=source.blob,
+        size=source.size,
+        codec=source.codec,
+        memory=source.memory,
+        base=source.base,
+        target=str(step.target),
+        target_size=step.size,
+    )
 
 
 def _make_plain(blob: str, size: int) -> Artifact:

@@ -41,8 +41,12 @@ class Activator(Protocol):
 class ManifestSource(Protocol):
     """Signed metadata, as far as an update needs it."""
 
-    async def fetch_manifest(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> bytes:
-        """The bytes of the version's manifest: signed by the repository whose root is pinned here, and of this digest.
+    async def fetch_manifests(
+        self, model: str, version: str, digest: Digest, *, repo: str, sas: str
+    ) -> tuple[bytes, ...]:
+        """The bytes of the version's manifest, of this digest; then those of other versions that came along with it.
+
+        All are signed by the repository whose root is pinned here.
 
         Raises:
             LinkError, AccessError: it cannot be had now.

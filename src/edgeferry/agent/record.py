@@ -89,6 +89,8 @@ class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     retries: int = 0
     artifacts: tuple[Artifact, ...] = ()
     index: int = 0
+    whole: bool = False
+    """A patch has failed: only full downloads from now on."""
     damages: int = 0
     """How often the bytes of the artifact at `index` did not have its digest."""
     stalled: int = 0

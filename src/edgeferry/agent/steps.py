@@ -30,6 +30,9 @@ from edgeferry.agent.places import (
     open_download,
     point_refs,
     read_kept_manifest,
+    remove_base,
+    remove_traces,
+    require_base,
     require_stored,
     store_local,
     take_zip,
@@ -79,23 +82,26 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
             raise ClassicRefused("this device takes classic updates only with ContentMD5")
         await claim(tools.repository, tools.journal, record.file_name)
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
-    manifest = await _fetch_manifest(tools, record, target)
-    artifacts = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs))
+    manifest, *others = await _fetch_manifests(tools, record, target)
+    have = await in_thread(tools.repository.list_blobs)
+    artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole)
     event = Event.PLANNED if artifacts else Event.NOTHING_MISSING
     return Outcome(event, change(record, artifacts=artifacts, index=0, damages=0))
 
 
-async def _fetch_manifest(tools: Tools, record: UpdateRecord, target: Target) -> Manifest:
-    """The verified manifest, kept as a blob under its digest so that STORING needs no network."""
+async def _fetch_manifests(tools: Tools, record: UpdateRecord, target: Target) -> list[Manifest]:
+    """The verified manifest, kept as a blob under its digest so that STORING needs no network; then other versions'."""
     digest = Digest.from_str(record.identity)
-    data = await tools.manifests.fetch_manifest(record.model, record.version, digest, repo=target.repo, sas=target.sas)
+    data, *others = await tools.manifests.fetch_manifests(
+        record.model, record.version, digest, repo=target.repo, sas=target.sas
+    )
     if Digest.of(data) != digest:
         raise DigestMismatch(f"the repository's manifest of {record.model}@{record.version} is not the one of the twin")
     manifest = read_manifest_bytes(data)
     if (manifest.model, manifest.version) != (record.model, record.version):
         raise ManifestInvalid(f"expected the manifest of {record.model}@{record.version}, found another's")
     await in_thread(keep_manifest, tools.repository, digest, data)
-    return manifest
+    return [manifest, *map(read_manifest_bytes, others)]
 
 
 # --- DOWNLOADING ------------------------------------------------------------------------------------------------------
@@ -190,7 +196,7 @@ async def _refetch(record: UpdateRecord, partial: PartialFile) -> Outcome:
 
 # --- PATCHING ---------------------------------------------------------------------------------------------------------
 async def patch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Turns a coded artifact into the file it stands for, in a bounded child, and checks that file's digest."""
+    """Turns a coded artifact, on its base for a patch, into the file it stands for, and checks that file's digest."""
     artifact = record.artifact
     if has_target(tools.repository, artifact):
         return Outcome(Event.PATCHED, record)
@@ -204,23 +210,25 @@ async def patch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
             target_path=get_decoded_path(tools.repository, artifact),
             size_bytes=artifact.target_size,
             memory_bytes=artifact.memory,
+            base_path=require_base(tools.repository, artifact),
         )
         if str(decoded.digest) != artifact.target:
             raise DeltaDamaged("the decoded file does not have the digest of the manifest")
     except DeltaError as error:
         await in_thread(remove_tree, get_decoded_path(tools.repository, artifact))
-        event = Event.DELTA_FAILED if artifact.kind == "patch" else Event.GIVE_UP
-        return Outcome(event, await _plan_full(tools, record) if event is Event.DELTA_FAILED else record, error)
+        if artifact.kind != "patch":
+            return Outcome(Event.GIVE_UP, record, error)
+        return Outcome(Event.DELTA_FAILED, await _plan_whole(tools, record), error)
     return Outcome(Event.PATCHED, record)
 
 
-async def _plan_full(tools: Tools, record: UpdateRecord) -> UpdateRecord:
-    """The same plan with the full download in place of the patch that failed."""
+async def _plan_whole(tools: Tools, record: UpdateRecord) -> UpdateRecord:
+    """Full downloads of all that is missing, in place of the patch that failed and of every other: once is enough."""
     manifest = read_manifest_bytes(await in_thread(read_kept_manifest, tools.repository, record))
-    wanted = record.artifact.target
-    full = next(one for one in plan_artifacts(manifest, frozenset()) if one.target == wanted)
-    artifacts = (*record.artifacts[: record.index], full, *record.artifacts[record.index + 1 :])
-    return change(record, artifacts=artifacts, damages=0)
+    await in_thread(remove_traces, tools.repository, record, owns_zip=False)
+    rest = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs), whole=True)
+    rest = rest or plan_artifacts(manifest, frozenset(), whole=True)  # another model brought the file meanwhile
+    return change(record, artifacts=(*record.artifacts[: record.index], *rest), whole=True, damages=0)
 
 
 # --- STORING ----------------------------------------------------------------------------------------------------------
@@ -231,6 +239,7 @@ async def store(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     if record.index < len(record.artifacts):
         if not await in_thread(adopt, tools.repository, record):
             return Outcome(Event.DAMAGED, record)
+        await in_thread(remove_base, tools.repository, record)
         if record.index + 1 < len(record.artifacts):
             return Outcome(Event.MORE_ARTIFACTS, change(record, index=record.index + 1, damages=0))
     data = await in_thread(read_kept_manifest, tools.repository, record)

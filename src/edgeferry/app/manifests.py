@@ -31,11 +31,13 @@ class TrustedManifests:
         self._now = now
         self._one = asyncio.Lock()
 
-    async def fetch_manifest(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> bytes:
-        """See ManifestSource.fetch_manifest."""
+    async def fetch_manifests(
+        self, model: str, version: str, digest: Digest, *, repo: str, sas: str
+    ) -> tuple[bytes, ...]:
+        """See ManifestSource.fetch_manifests."""
         if self._root is None:
             raise MetadataUntrusted("no root is pinned on this device: run edgeferry device init --root root.json")
         async with self._one:
             fetch = make_small_fetch(self._http, asyncio.get_running_loop(), repo=repo, sas=sas)
             verifier = Verifier(self._trust_folder, self._root, fetch, self._now)
-            return await in_thread(verifier.fetch_manifest, model, version, digest)
+            return await in_thread(verifier.fetch_manifests, model, version, digest)

@@ -15,14 +15,15 @@ import datetime as dt
 import functools
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from edgeferry.errors import ConfigInvalid, ObjectMissing
+from edgeferry.errors import ConfigInvalid, HubRefused, LinkError, ObjectMissing
 from edgeferry.model.digest import Digest
 from edgeferry.model.inspect import Inspection, inspect_model
+from edgeferry.names import require_model_name
 from edgeferry.publish.deploy import (
     Order,
     Outcome,
@@ -34,7 +35,8 @@ from edgeferry.publish.deploy import (
     set_query,
 )
 from edgeferry.publish.hub_service import HubService
-from edgeferry.publish.publisher import Progress, PublishReport, Request, Say, publish, tell_nobody
+from edgeferry.publish.publisher import Progress, Request, Say, publish, tell_nobody
+from edgeferry.publish.report import PublishReport
 from edgeferry.storage.blob_sas import make_container_sas
 from edgeferry.storage.blob_store import is_azure_url, open_blob_store, parse_azure_url
 from edgeferry.storage.files import read_bounded
@@ -64,6 +66,11 @@ class PublishFiles:
     labels: Path | None = None
     spec: Path | None = None
     golden: Path | None = None
+    bases: tuple[str, ...] = ()
+    patch_budget: int | None = None
+    hub: str = field(default="", repr=False)
+    """Connection string of the hub that is asked what devices run; empty: nobody is asked."""
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,14 @@ def rotate_repository_key(place: Place, role: str) -> Draft:
     return rotate_key(place.open_desk(), role)
 
 
-def publish_files(files: PublishFiles, place: Place, *, say: Say, progress: Progress = tell_nobody) -> PublishReport:
+def publish_files(
+    files: PublishFiles,
+    place: Place,
+    *,
+    say: Say,
+    making: Progress = tell_nobody,
+    progress: Progress = tell_nobody,
+) -> PublishReport:
     """`publish`: reads what the operator named and publishes it."""
     request = Request(
         model=files.name,
@@ -129,8 +143,25 @@ def publish_files(files: PublishFiles, place: Place, *, say: Say, progress: Prog
         labels_data=read_bounded(files.labels, LABELS_MAX_BYTES) if files.labels else b"",
         spec_text=_read_text(files.spec) if files.spec else "",
         golden_files=_read_folder(files.golden) if files.golden else None,
+        bases=files.bases or None,
+        running=_count_running(files, say) if files.hub and not files.bases else None,
+        patch_budget=files.patch_budget,
     )
-    return publish(request, place.open_desk(), say=say, progress=progress)
+    return publish(request, place.open_desk(), say=say, making=making, progress=progress)
+
+
+def _count_running(files: PublishFiles, say: Say) -> Mapping[str, int] | None:
+    """Devices by the version of this model that they report; a hub that does not answer stops no publishing."""
+
+    async def count() -> dict[str, int]:
+        async with _open_hub(files.hub, files.ca_file) as service:
+            return await service.count_active(require_model_name(files.name))
+
+    try:
+        return asyncio.run(count())
+    except (LinkError, HubRefused) as error:
+        say(f"the hub does not tell what devices run, patches are made from the last versions: {error.message}")
+        return None
 
 
 def inspect_file(path: Path) -> Inspection:
@@ -168,12 +199,16 @@ def read_hub_text(given: str) -> str:
     return read_bounded(Path(given), SECRET_MAX_BYTES).decode("utf-8", "replace").strip()
 
 
+def _open_service(terms: DeployTerms) -> AbstractAsyncContextManager[HubService]:
+    return _open_hub(terms.hub, terms.ca_file)
+
+
 @asynccontextmanager
-async def _open_service(terms: DeployTerms) -> AsyncIterator[HubService]:
-    connection = parse_connection_string(terms.hub)
+async def _open_hub(text: str, ca_file: Path | None) -> AsyncIterator[HubService]:
+    connection = parse_connection_string(text)
     if not connection.shared_access_key_name:
         raise ConfigInvalid("expected the connection string of a service policy, found that of a device")
-    ca_pem = read_bounded(terms.ca_file, 1 << 20) if terms.ca_file else None
+    ca_pem = read_bounded(ca_file, 1 << 20) if ca_file else None
     async with open_http(HttpSettings(ca_pem=ca_pem)) as http:
         yield HubService(http, connection, time.time)
 

@@ -22,11 +22,11 @@ import msgspec
 from edgeferry.app import operator
 from edgeferry.app.operator import DeployTerms, PublishFiles
 from edgeferry.cli.exit_codes import ends_with_exit_code
-from edgeferry.cli.upload_progress import open_upload_progress
+from edgeferry.cli.publish_progress import open_publish_progress
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.inspect import Inspection
 from edgeferry.publish.deploy import Outcome
-from edgeferry.publish.publisher import PublishReport
+from edgeferry.publish.report import PublishReport
 from edgeferry.trust.draft import Draft
 
 DEFAULT_KEYS = Path("~/.config/edgeferry/keys")
@@ -150,15 +150,38 @@ def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of pictures with .json truths. Default: those of the version before.",
 )
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    metavar="VERSION",
+    help="Make patches from this version; may be given again. Default: what devices run, else the last three.",
+)
+@click.option(
+    "--patch-budget",
+    type=click.IntRange(min=0),
+    metavar="BYTES",
+    help="What this version's patches may take together; 0 makes none. Default: four times the full download.",
+)
+@click.option(
+    "--hub",
+    default="",
+    envvar="EDGEFERRY_HUB",
+    help="Service connection string of the hub that knows what devices run, or a file that holds it.",
+)
+@click.option("--ca-file", type=_FILE, help="PEM certificates to trust, for a hub of one's own.")
 @_to_option
 @_keys_option
 @_json_option
 @ends_with_exit_code
 def publish(url: str, keys: Path, as_json: bool, **given: Any) -> None:
-    """Publishes a model version: packs, codes, signs and uploads it."""
+    """Publishes a model version: packs, codes, makes patches, signs and uploads it."""
     place = operator.Place(url, keys, os.environ)
-    with open_upload_progress() as progress:
-        report = operator.publish_files(PublishFiles(**given), place, say=_say, progress=progress)
+    given["hub"] = operator.read_hub_text(given["hub"]) if given["hub"] else ""
+    with open_publish_progress() as progress:
+        report = operator.publish_files(
+            PublishFiles(**given), place, say=_say, making=progress.making, progress=progress.uploading
+        )
     if as_json:
         _print_json(report)
     else:
@@ -171,12 +194,17 @@ def _print_publish_report(report: PublishReport) -> None:
     for file in report.files:
         tried = ", ".join(f"{codec} {size:,}" for codec, size in sorted(file.sizes_by_codec.items()))
         click.echo(f"  {file.path:<24} {file.size:>12,} bytes, travels as {file.coded_size:,} ({tried})")
+    for patch in report.patches:
+        how = f"{patch.way}, {patch.memory >> 20} MB to apply"
+        click.echo(f"  patch from {patch.base:<13} {patch.size:>12,} bytes for {patch.path} ({how})")
     origin = " of the version before" if report.golden_inherited else ""
     click.echo(
         f"  {report.golden} golden pictures{origin}, {report.golden_bytes:,} bytes; manifest {report.manifest_bytes:,}"
     )
     known = f", {report.update_bytes:,} with the version before" if report.update_bytes != report.download_bytes else ""
     click.echo(f"  a device downloads {report.download_bytes:,} bytes{known}")
+    for update in report.updates:
+        click.echo(f"  a device with {update.base:<10} {update.bytes:>12,} bytes in {update.downloads} downloads")
     click.echo(f"  {report.classic.path} {report.classic.size:,} bytes, ContentMD5 {report.classic.md5}")
     for note in report.notes:
         click.echo(f"  note: {note}")

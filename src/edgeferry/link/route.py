@@ -1,81 +1,107 @@
-"""The cheapest route from what a device has to a file it needs: nothing, or one source to download.
+"""The cheapest route from what a device has to a file it needs: nothing, a patch, patch over patch, or the full file.
 
 Fetching and decoding are the agent's; what bytes cost is `forecast`'s.
 
 Rules:
-- Cheapest means fewest payload bytes; among equals the one that needs the least memory to decode.
+- Cheapest means fewest payload bytes; among equals the one that needs the least memory, then the fewest steps.
+- A file's manifest entry lists the ways to come by this file alone. What leads over a file of another version is known
+  only from that version's entry.
 - Sources of a kind or codec that this release cannot decode are passed over, never an error while another is left.
-- A route is a list of steps, so that chains of patches fit in without a new shape.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import count
 
 from edgeferry.errors import ManifestInvalid
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import FileEntry, Source
-
-FULL_CODECS: AbstractSet[str] = frozenset({"none", "zstd", "planes-zstd"})
+from edgeferry.model.manifest import FULL_CODECS, PATCH_CODECS, FileEntry, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Download `source.blob`, and turn it (with `base`, for a patch) into the file of digest `target`."""
+    """Download `source.blob`, and turn it (with `base`, for a patch) into the file `target` of `size` bytes."""
 
     source: Source
     target: Digest
+    size: int
     base: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Steps in order; none when the file is here already."""
+    """Steps in order, each on what the one before made; none when the file is here already."""
 
     steps: tuple[Step, ...] = ()
 
     @property
+    def cost(self) -> tuple[int, int, int]:
+        """What is compared: payload bytes of all steps, memory of the step that takes most, steps."""
+        sources = [step.source for step in self.steps]
+        return sum(one.size for one in sources), max((one.memory for one in sources), default=0), len(sources)
+
+    @property
     def download_bytes(self) -> int:
         """Payload bytes of all steps."""
-        return sum(step.source.size for step in self.steps)
+        return self.cost[0]
 
 
 def pick_route(
     entry: FileEntry,
     have: AbstractSet[Digest],
     *,
+    also: Iterable[FileEntry] = (),
     full_codecs: AbstractSet[str] = FULL_CODECS,
-    patch_codecs: AbstractSet[str] = frozenset(),
+    patch_codecs: AbstractSet[str] = PATCH_CODECS,
 ) -> Route:
-    """The cheapest route to `entry`.
+    """The cheapest route to `entry` (Dijkstra's algorithm over digests).
 
     Args:
         entry: the file as the manifest describes it.
         have: digests of the files on this device.
+        also: entries of other versions, over whose files a route may lead.
         full_codecs: how full downloads may be coded.
         patch_codecs: patch codecs that can be applied here; none: full downloads only.
 
     Raises:
         ManifestInvalid: no source of this file can be used here.
     """
-    target = Digest.from_str(entry.sha256)
-    if target in have:
+    goal = Digest.from_str(entry.sha256)
+    if goal in have:
         return Route()
-    steps = [
-        _make_step(source, target)
-        for source in entry.sources
-        if source.codec in _get_codecs(source, full_codecs, patch_codecs)
-    ]
-    usable = [step for step in steps if step.base is None or step.base in have]
-    if not usable:
+    steps = [step for each in (entry, *also) for step in _list_steps(each, full_codecs, patch_codecs)]
+    route = _find_cheapest(steps, have, goal)
+    if route is None:
         raise ManifestInvalid(f"expected a source of {entry.path!r:.80} that this release can decode, found none")
-    return Route((min(usable, key=lambda step: (step.source.size, step.source.memory)),))
+    return route
 
 
-def _get_codecs(source: Source, full: AbstractSet[str], patch: AbstractSet[str]) -> AbstractSet[str]:
-    return patch if source.kind == "patch" else full
+def _find_cheapest(steps: Sequence[Step], have: AbstractSet[Digest], goal: Digest) -> Route | None:
+    places = count()  # among equals the first: routes themselves have no order
+    begun = [Route((step,)) for step in steps if step.base is None or step.base in have]
+    waiting = [(route.cost, next(places), route) for route in begun]
+    heapify(waiting)
+    reached: set[Digest] = set(have)
+    while waiting:
+        route = heappop(waiting)[-1]
+        here = route.steps[-1].target
+        if here == goal:
+            return route
+        if here not in reached:
+            reached.add(here)
+            longer = (Route((*route.steps, step)) for step in steps if step.base == here)
+            for each in longer:
+                heappush(waiting, (each.cost, next(places), each))
+    return None
 
 
-def _make_step(source: Source, target: Digest) -> Step:
-    return Step(source, target, Digest.from_str(source.base) if source.kind == "patch" else None)
+def _list_steps(entry: FileEntry, full: AbstractSet[str], patch: AbstractSet[str]) -> Iterator[Step]:
+    target = Digest.from_str(entry.sha256)
+    for source in entry.sources:
+        if source.codec in (patch if source.kind == "patch" else full):
+            base = Digest.from_str(source.base) if source.kind == "patch" else None
+            yield Step(source, target, entry.size, base)

@@ -23,12 +23,13 @@ SCHEMA = 1
 MANIFEST_MAX_BYTES = 1_000_000
 MEMORY_MAX_BYTES = 4 << 30
 
-Codec = Literal["none", "zstd", "planes-zstd"]
-"""How a source travels: as it is; one zstd frame; byte planes of float tensors, then zstd (docs/formats/coded.md)."""
+FULL_CODECS = frozenset({"none", "zstd", "efd1"})
+PATCH_CODECS = frozenset({"efd1"})
+"""How sources of this release travel (docs/formats/coded.md, patch.md). Others are read, and passed over by a route."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One way to come by a file: a blob to download, and what turns it into the file."""
+    """One way to come by a file: a blob to download, and what turns it, with `base` for a patch, into the file."""
 
     kind: Literal["full", "patch"]
     codec: str
@@ -147,6 +148,8 @@ def _check_file(entry: FileEntry) -> None:
             Digest.from_str(source.chunks)
         if source.kind == "patch":
             Digest.from_str(source.base)
+        elif source.base:
+            raise ManifestInvalid(f"expected no base for a full source of {entry.path}")
 
 
 def _check_golden(golden: Golden) -> None:

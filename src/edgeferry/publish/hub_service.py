@@ -1,4 +1,4 @@
-"""The service side of a hub, as deploying needs it: read a module twin, change its desired properties.
+"""The service side of a hub, as publishing and deploying need it: what devices run, what they are asked to run.
 
 Works alike with our hub and Azure IoT Hub: paths and etags are `wire/service_api.py`'s, tokens `wire/iothub_auth.py`'s.
 
@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,11 @@ import msgspec
 from edgeferry.errors import ConfigInvalid, Conflict, HubRefused, LinkBroken
 from edgeferry.transport.http import HttpAnswer, HttpClient, require_ok
 from edgeferry.wire.iothub_auth import ConnectionString, make_sas_token
-from edgeferry.wire.service_api import Identity, add_api_version, find_error_code, get_twin_path
+from edgeferry.wire.service_api import QUERY_PATH, Identity, add_api_version, find_error_code, get_twin_path
 
 TWIN_MAX_BYTES = 1 << 20
+PAGE_ROWS, PAGES_MAX = 100, 2000
+"""How a query is asked: rows of a page, and pages after which what was counted so far will do."""
 TOKEN_LIFE_S = 600
 TRIES = 5
 
@@ -58,27 +61,58 @@ class HubService:
 
     async def fetch_twin(self, identity: Identity) -> Json:
         """The whole twin as the service shows it."""
-        answer = _require_known(await self._send("GET", identity), identity)
+        answer = _require_known(await self._send("GET", get_twin_path(identity)), identity)
         try:
             return msgspec.json.decode(answer.body, type=Json)
         except msgspec.MsgspecError as error:
             raise LinkBroken(f"expected a twin of {identity} as JSON") from error
 
+    async def count_active(self, model: str) -> dict[str, int]:
+        """How many devices and modules report each version of `model` as their active one.
+
+        Raises:
+            HubRefused: the hub does not know us.
+            LinkError: no answer, or none that makes sense.
+        """
+        path = f"properties.reported.edgeferry.models.[[{model}]].active"
+        found: Counter[str] = Counter()
+        for source in ("devices", "devices.modules"):
+            text = f"SELECT {path} AS version FROM {source} WHERE is_string({path})"  # noqa: S608 - a checked name
+            token = ""
+            for _ in range(PAGES_MAX):
+                rows, token = await self._fetch_page(text, token)
+                found.update(version for row in rows if isinstance(version := row.get("version"), str))
+                if not token:
+                    break
+        return dict(found)
+
+    async def _fetch_page(self, text: str, token: str) -> tuple[list[Json], str]:
+        """Rows, and the token of the page behind them (empty: there is none)."""
+        headers = {"x-ms-max-item-count": str(PAGE_ROWS), **({"x-ms-continuation": token} if token else {})}
+        answer = await self._send("POST", QUERY_PATH, body=msgspec.json.encode({"query": text}), headers=headers)
+        if answer.status in (401, 403):
+            raise HubRefused("the hub refused a query over twins: check the policy and its key")
+        try:
+            rows = msgspec.json.decode(require_ok(answer).body, type=list[Json])
+        except msgspec.MsgspecError as error:
+            raise LinkBroken("expected the rows of a query as JSON") from error
+        return rows, answer.headers.get("x-ms-continuation", "")
+
     async def _patch(self, identity: Identity, patch: Mapping[str, Any], etag: str) -> bool:
         body = msgspec.json.encode({"properties": {"desired": patch}})
-        answer = await self._send("PATCH", identity, body=body, headers={"If-Match": f'"{etag}"'})
+        answer = await self._send("PATCH", get_twin_path(identity), body=body, headers={"If-Match": f'"{etag}"'})
         if answer.status == 412:
             return False
         _require_known(answer, identity)
         return True
 
     async def _send(
-        self, method: str, identity: Identity, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> HttpAnswer:
         key, policy = self.connection.shared_access_key, self.connection.shared_access_key_name
         token = make_sas_token(self.connection.host_name, key, int(self.clock()) + TOKEN_LIFE_S, policy)
         return await self.http.fetch(
-            f"https://{self.connection.host_name}{add_api_version(get_twin_path(identity))}",
+            f"https://{self.connection.host_name}{add_api_version(path)}",
             max_bytes=TWIN_MAX_BYTES,
             method=method,
             body=body,

@@ -1,33 +1,29 @@
-"""Publishing a model version: `publish()` packs, codes, signs and uploads, in that order.
+"""Publishing a model version: `publish()` packs, codes, makes patches, signs and uploads, in that order.
 
-Patches against earlier versions come with `delta/make.py`. What a version is stands in `model/`, how metadata is signed
-and written in `trust/signer.py`, where it goes in `storage/blob_store.py`.
+How a file is coded stands in `coding.py`, which patches are made in `patches.py`. What a version is stands in `model/`,
+how metadata is signed and written in `trust/signer.py`, where it goes in `storage/blob_store.py`.
 
 Rules:
 - Nothing is guessed: what inspection and the operator leave open is SpecIncomplete, which says what to add.
-- A coded file is decoded again and compared before anything is signed.
+- A coded file is decoded again and a patch applied again, and compared, before anything is signed.
 - Blobs and the classic ZIP first, metadata last: a reader sees the whole version or none of it.
 - The same version with the same content is nothing to do; with other content it is a Conflict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 import msgspec
 
-from edgeferry.delta.codecs import Coded, decode_full, encode_all, find_smallest, get_decode_memory
-from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken, MetadataUntrusted
-from edgeferry.link.route import pick_route
+from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
 from edgeferry.model.digest import Digest, Hasher
 from edgeferry.model.inspect import inspect_model, load_labels, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.manifest import (
-    MANIFEST_MAX_BYTES,
     FileEntry,
     Manifest,
     Source,
@@ -37,18 +33,29 @@ from edgeferry.model.manifest import (
 )
 from edgeferry.model.spec import ModelSpec, read_spec_toml
 from edgeferry.names import require_file_name
+from edgeferry.publish.coding import Coded, code_full, make_chunk_list
 from edgeferry.publish.golden import GoldenSet, check_labels, read_golden
+from edgeferry.publish.patches import (
+    DEFAULT_BUDGET,
+    Job,
+    Patches,
+    count_download,
+    count_updates,
+    list_digests,
+    make_patches,
+    pick_bases,
+    read_bundled,
+    read_manifest,
+)
+from edgeferry.publish.report import ClassicReport, FileReport, PublishReport
 from edgeferry.trust.draft import Draft, Listed, ObjectStore, open_draft
-from edgeferry.trust.signer import Desk, NewVersion, add_manifest, commit, require_publishable
-from edgeferry.trust.verifier import get_manifest_path
+from edgeferry.trust.signer import BUNDLE_MAX_MANIFESTS, Desk, NewVersion, add_manifest, commit, require_publishable
 from edgeferry.vision.answers.table import require_family
 
-CHUNK_BYTES = 64 << 10
-CHUNK_DIGEST_BYTES = 16
 Say = Callable[[str], None]
 """Told, in a few words, what is being done."""
 Progress = Callable[[int, int], None]
-"""Told how many bytes of how many are in the store: (0, all) first, (all, all) last."""
+"""Told how many bytes of how many are done: (all, all) last; of an upload (0, all) first."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,50 +71,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """TOML: what the model file does not tell."""
     golden_files: Mapping[str, bytes] | None = None
     """None: the golden truth of the version before is inherited."""
-
-
-class FileReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One file: its size, the codec it travels in, its coded size, and what the other codecs would have taken."""
-
-    path: str
-    size: int
-    codec: str
-    coded_size: int
-    blob: str
-    sizes_by_codec: dict[str, int]
-
-
-class ClassicReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The ZIP for devices that read only the three classic fields; `md5` is its ContentMD5."""
-
-    path: str
-    size: int
-    md5: str
-
-
-class PublishReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was published. Sizes in bytes; payload, without metadata.
-
-    Attributes:
-        download_bytes: what a device that has nothing yet fetches: coded files and golden pictures.
-        golden_bytes: the pictures' part of it.
-        update_bytes: what a device that has the version published before fetches.
-    """
-
-    model: str
-    version: str
-    manifest: str
-    unchanged: bool
-    download_bytes: int
-    golden_bytes: int
-    update_bytes: int
-    manifest_bytes: int
-    bundle_bytes: int
-    files: tuple[FileReport, ...]
-    classic: ClassicReport
-    golden: int
-    golden_inherited: bool
-    notes: tuple[str, ...] = ()
+    bases: tuple[str, ...] | None = None
+    """Versions to make patches from; None: what devices run."""
+    running: Mapping[str, int] | None = None
+    """Devices by the version they run, where a hub told."""
+    patch_budget: int | None = None
+    """What patches may take together, in bytes; None: a few times the full download."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +88,7 @@ class _Packed:
     golden: GoldenSet
     inherited: bool
     before: Manifest | None
+    bases: tuple[Manifest, ...]
     classic_zip: bytes
     classic_md5: str
     notes: tuple[str, ...]
@@ -137,8 +107,17 @@ def tell_nobody(_done: int, _total: int) -> None:
     """A Progress that nobody looks at."""
 
 
-def publish(request: Request, desk: Desk, *, say: Say, progress: Progress = tell_nobody) -> PublishReport:
+def publish(
+    request: Request, desk: Desk, *, say: Say, making: Progress = tell_nobody, progress: Progress = tell_nobody
+) -> PublishReport:
     """Publishes one version.
+
+    Args:
+        request: what to publish.
+        desk: where, and with which keys.
+        say: told what is being done.
+        making: told bytes of the file that is being coded or patched.
+        progress: told bytes uploaded.
 
     Raises:
         SpecIncomplete, ConfigInvalid, NameInvalid: what the operator must add or correct.
@@ -151,13 +130,20 @@ def publish(request: Request, desk: Desk, *, say: Say, progress: Progress = tell
     packed = _pack(request, draft, store=desk.store)
     listed = draft.find_version(request.model, request.version)
     if listed is not None:
-        return _report_unchanged(request, packed, _read_manifest(desk.store, listed))
-    coded = _code(packed, say)
-    manifest = _sign(request, packed, coded=coded, draft=draft, desk=desk)
-    _upload(request, packed, coded=coded, store=desk.store, progress=progress)
+        return _report_unchanged(
+            request, packed, read_manifest(desk.store, listed), known=_read_known(request, draft, store=desk.store)
+        )
+    coded = _code(packed, say, making)
+    patches = _patch(request, packed, coded=coded, draft=draft, desk=desk, say=say, making=making)
+    manifest = _sign(request, packed, entries=patches.entries, draft=draft, desk=desk)
+    _upload(request, packed, blobs=coded.blobs | patches.blobs, store=desk.store, progress=progress)
     say("signing")
     bundle_bytes = commit(draft, desk)[request.model]
-    return _make_report(request, packed, manifest=manifest, coded_files=coded.reports, bundle_bytes=bundle_bytes)
+    packed = replace(packed, notes=(*packed.notes, *patches.notes))
+    report = _make_report(
+        request, packed, manifest=manifest, files=coded.reports, known=_read_known(request, draft, store=desk.store)
+    )
+    return msgspec.structs.replace(report, unchanged=False, bundle_bytes=bundle_bytes, patches=tuple(patches.reports))
 
 
 # --- pack -------------------------------------------------------------------------------------------------------------
@@ -175,13 +161,25 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     spec = make_spec(inspection, labels=labels, labels_file=request.labels_file, overrides=overrides)
     for stage in spec.stages:
         require_family(stage)  # no device of this release could read its answers
-    before = _find_before(request, draft, store=store)
+    earlier = _list_earlier(request, draft)
+    before = read_manifest(store, earlier[-1]) if earlier else None
+    bases = pick_bases(earlier, asked=request.bases, running=request.running)
     golden, inherited = _find_golden(request, before)
     check_labels(golden.samples, _list_labels(spec, files))
     classic_zip = make_bundle_zip(_list_classic_files(request, files))
     hasher = Hasher()
     hasher.update(classic_zip)
-    return _Packed(spec, files, golden, inherited, before, classic_zip, hasher.get_md5_base64(), inspection.notes)
+    return _Packed(
+        spec=spec,
+        files=files,
+        golden=golden,
+        inherited=inherited,
+        before=before,
+        bases=tuple(read_manifest(store, one) for one in bases),
+        classic_zip=classic_zip,
+        classic_md5=hasher.get_md5_base64(),
+        notes=inspection.notes,
+    )
 
 
 def _list_classic_files(request: Request, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -197,10 +195,9 @@ def _list_labels(spec: ModelSpec, files: Mapping[str, bytes]) -> list[str]:
     ]
 
 
-def _find_before(request: Request, draft: Draft, *, store: ObjectStore) -> Manifest | None:
-    """The version that was published before this one."""
-    before = list(takewhile(lambda one: one.version != request.version, draft.list_versions(request.model)))
-    return _read_manifest(store, before[-1]) if before else None
+def _list_earlier(request: Request, draft: Draft) -> tuple[Listed, ...]:
+    """The versions that were published before this one."""
+    return tuple(takewhile(lambda one: one.version != request.version, draft.list_versions(request.model)))
 
 
 def _find_golden(request: Request, before: Manifest | None) -> tuple[GoldenSet, bool]:
@@ -210,17 +207,16 @@ def _find_golden(request: Request, before: Manifest | None) -> tuple[GoldenSet, 
     return GoldenSet(inherited), bool(inherited)
 
 
-def _read_manifest(store: ObjectStore, listed: Listed) -> Manifest:
-    found = store.find(get_manifest_path(listed.model, listed.version, listed.digest), MANIFEST_MAX_BYTES)
-    if found is None or Digest.of(found[0]) != listed.digest:
-        raise MetadataUntrusted(
-            f"the manifest of {listed.model} {listed.version} is missing or was changed in the store"
-        )
-    return read_manifest_bytes(found[0])
+def _read_known(request: Request, draft: Draft, *, store: ObjectStore) -> tuple[Manifest, ...]:
+    """The manifests of other versions that devices get along with this one's."""
+    listed = draft.list_versions(request.model)
+    return tuple(one for one in read_bundled(store, listed) if one.version != request.version)
 
 
 # --- already there? ---------------------------------------------------------------------------------------------------
-def _report_unchanged(request: Request, packed: _Packed, manifest: Manifest) -> PublishReport:
+def _report_unchanged(
+    request: Request, packed: _Packed, manifest: Manifest, *, known: Sequence[Manifest]
+) -> PublishReport:
     """Compares content, not bytes: codecs and the time of publishing may differ between two runs."""
     same_files = {entry.path: entry.sha256 for entry in manifest.files} == {
         path: str(Digest.of(data)) for path, data in packed.files.items()
@@ -230,30 +226,20 @@ def _report_unchanged(request: Request, packed: _Packed, manifest: Manifest) -> 
         raise Conflict(f"{request.model} {request.version} is published with other content; choose a new version")
     packed = replace(packed, golden=GoldenSet(manifest.golden), inherited=False)
     reports = [_make_file_report(entry) for entry in manifest.files]
-    return _make_report(request, packed, manifest=manifest, coded_files=reports, bundle_bytes=None)
+    return _make_report(request, packed, manifest=manifest, files=reports, known=known)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
-def _code(packed: _Packed, say: Say) -> _CodedFiles:
+def _code(packed: _Packed, say: Say, making: Progress) -> _CodedFiles:
     done = _CodedFiles()
     for path, data in packed.files.items():
         say(f"coding {path} ({len(data):,} bytes)")
-        candidates = encode_all(data)
-        best = find_smallest(candidates)
-        _check_decodes(best, data, path=path)
-        sizes: dict[str, int] = {coded.codec: len(coded.data) for coded in candidates}
-        _add_file(done, path, data=data, best=best, sizes=sizes)
+        _add_file(done, path, data=data, best=code_full(data, progress=making))
     done.blobs |= packed.golden.pictures or {}
     return done
 
 
-def _check_decodes(coded: Coded, data: bytes, *, path: str) -> None:
-    again = decode_full(coded.data, coded.codec, len(data))
-    if again != data or coded.memory_bytes != get_decode_memory(coded.codec, coded.data):
-        raise InvariantBroken(f"{path} does not come back from the codec {coded.codec}; nothing was published")
-
-
-def _add_file(done: _CodedFiles, path: str, *, data: bytes, best: Coded, sizes: dict[str, int]) -> None:
+def _add_file(done: _CodedFiles, path: str, *, data: bytes, best: Coded) -> None:
     hasher, blob = Hasher(), Digest.of(best.data)
     hasher.update(data)
     done.blobs[blob] = best.data
@@ -276,25 +262,34 @@ def _add_file(done: _CodedFiles, path: str, *, data: bytes, best: Coded, sizes: 
         sources=(source,),
     )
     done.entries.append(entry)
-    done.reports.append(_make_file_report(entry, sizes))
+    done.reports.append(_make_file_report(entry, best.sizes))
 
 
-def make_chunk_list(data: bytes) -> bytes:
-    """The first 16 bytes of the SHA-256 of each 64 KB piece; empty for data of one piece, whose digest says as much."""
-    if len(data) <= CHUNK_BYTES:
-        return b""
-    pieces = (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
-    return b"".join(bytes.fromhex(Digest.of(piece).hex)[:CHUNK_DIGEST_BYTES] for piece in pieces)
+# --- patch ------------------------------------------------------------------------------------------------------------
+def _patch(
+    request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft, desk: Desk, say: Say, making: Progress
+) -> Patches:
+    """Patches from earlier versions, as far as they are worth it and fit the budget."""
+    full_bytes = sum(report.coded_size for report in coded.reports)
+    known = _read_known(request, draft, store=desk.store)
+    job = Job(
+        files=packed.files,
+        models=frozenset(stage.file for stage in packed.spec.stages),
+        bases=packed.bases,
+        known=known[1 - BUNDLE_MAX_MANIFESTS :],  # the new manifest takes the oldest one's place in the bundle
+        budget_bytes=DEFAULT_BUDGET * full_bytes if request.patch_budget is None else request.patch_budget,
+    )
+    return make_patches(job, coded.entries, store=desk.store, say=say, progress=making)
 
 
 # --- sign and upload --------------------------------------------------------------------------------------------------
-def _sign(request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft, desk: Desk) -> Manifest:
+def _sign(request: Request, packed: _Packed, *, entries: Sequence[FileEntry], draft: Draft, desk: Desk) -> Manifest:
     """Makes the manifest and lists it in the draft."""
     manifest = Manifest(
         model=request.model,
         version=request.version,
         spec=packed.spec,
-        files=tuple(coded.entries),
+        files=tuple(entries),
         golden=packed.golden.samples,
         created=int(desk.now.timestamp()),
     )
@@ -305,9 +300,11 @@ def _sign(request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft
     return manifest
 
 
-def _upload(request: Request, packed: _Packed, *, coded: _CodedFiles, store: ObjectStore, progress: Progress) -> None:
+def _upload(
+    request: Request, packed: _Packed, *, blobs: Mapping[Digest, bytes], store: ObjectStore, progress: Progress
+) -> None:
     """Blobs and the ZIP. Nobody sees them before the metadata is written."""
-    total, done = sum(map(len, coded.blobs.values())) + len(packed.classic_zip), 0
+    total, done = sum(map(len, blobs.values())) + len(packed.classic_zip), 0
 
     def count(sent_bytes: int) -> None:
         nonlocal done
@@ -315,7 +312,7 @@ def _upload(request: Request, packed: _Packed, *, coded: _CodedFiles, store: Obj
         progress(done, total)
 
     count(0)
-    for digest, data in coded.blobs.items():
+    for digest, data in blobs.items():
         store.put_blob(digest.blob_path, data, count)
     store.put(_get_classic_path(request), packed.classic_zip, count)
 
@@ -337,40 +334,25 @@ def _make_file_report(entry: FileEntry, sizes: Mapping[str, int] | None = None) 
     )
 
 
-def count_download(manifest: Manifest, have: AbstractSet[Digest]) -> int:
-    """Payload bytes that a device fetches which has the contents `have`: files as they travel, golden pictures."""
-    here, total = set(have), 0
-    for entry in manifest.files:
-        total += pick_route(entry, here).download_bytes
-        here.add(Digest.from_str(entry.sha256))
-    return total + sum(sample.size for sample in manifest.golden if Digest.from_str(sample.input) not in here)
-
-
-def _list_digests(manifest: Manifest | None) -> set[Digest]:
-    if manifest is None:
-        return set()
-    names = [entry.sha256 for entry in manifest.files] + [sample.input for sample in manifest.golden]
-    return set(map(Digest.from_str, names))
-
-
 def _make_report(
-    request: Request, packed: _Packed, *, manifest: Manifest, coded_files: list[FileReport], bundle_bytes: int | None
+    request: Request, packed: _Packed, *, manifest: Manifest, files: Sequence[FileReport], known: Sequence[Manifest]
 ) -> PublishReport:
-    """`bundle_bytes` None says that nothing was written."""
+    """The report of a version that is published already; `known` is what devices get along with its manifest."""
     data, classic_size = make_manifest_bytes(manifest), len(packed.classic_zip)
     return PublishReport(
         model=request.model,
         version=request.version,
         manifest=str(Digest.of(data)),
-        unchanged=bundle_bytes is None,
-        download_bytes=count_download(manifest, set()),
+        unchanged=True,
+        download_bytes=count_download(manifest, frozenset())[0],
         golden_bytes=sum(sample.size for sample in manifest.golden),
-        update_bytes=count_download(manifest, _list_digests(packed.before)),
+        update_bytes=count_download(manifest, list_digests(packed.before), known)[0],
         manifest_bytes=len(data),
-        bundle_bytes=bundle_bytes or 0,
-        files=tuple(coded_files),
+        bundle_bytes=0,
+        files=tuple(files),
         classic=ClassicReport(path=_get_classic_path(request), size=classic_size, md5=packed.classic_md5),
         golden=len(packed.golden.samples),
         golden_inherited=packed.inherited,
+        updates=count_updates(manifest, packed.bases, known),
         notes=packed.notes,
     )

@@ -1,4 +1,4 @@
-"""The child process that turns a downloaded artifact into the file it stands for, and hashes what it writes.
+"""The child process that turns a downloaded artifact, with a base for a patch, into the file it stands for.
 
 Codecs are `delta/`'s; whether the digest is the right one is for the caller, who holds the manifest. This module is
 both sides: `decode_in_child` in the device's main process, and `main` for `python -m edgeferry.storage.patching`.
@@ -6,14 +6,18 @@ both sides: `decode_in_child` in the device's main process, and `main` for `pyth
 Rules:
 - The child is nice (10) and bounded: address space by RLIMIT_AS, processor time by RLIMIT_CPU. The main process never
   imports numpy for this.
+- Base, artifact and output are mapped: what stays in memory is what the patch states. Space for the output is reserved
+  before a byte of it is written, so that a full disk is an error and no signal.
 - The output appears under its name only whole and fsynced. Nothing is left behind by an error, a kill or a cancel.
-- Whatever the bytes make the child do (error, signal, too much memory or time) is DeltaDamaged; a full disk is NoSpace;
-  that a child cannot be started at all is ours: WorkerStartFailed.
+- A patch for another base is DeltaBaseMismatch. Whatever else the bytes make the child do (error, signal, too much
+  memory or time) is DeltaDamaged; a full disk is NoSpace; that a child cannot be started at all is ours:
+  WorkerStartFailed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import resource
@@ -24,7 +28,14 @@ from pathlib import Path
 
 import msgspec
 
-from edgeferry.errors import DeltaDamaged, EdgeferryError, NoSpace, StorageFailed, WorkerStartFailed
+from edgeferry.errors import (
+    DeltaBaseMismatch,
+    DeltaDamaged,
+    EdgeferryError,
+    NoSpace,
+    StorageFailed,
+    WorkerStartFailed,
+)
 from edgeferry.model.digest import Digest, Hasher
 from edgeferry.storage.files import TEMP_PREFIX, rename_durably, translate_disk_errors
 
@@ -33,15 +44,19 @@ CPU_BASE_S = 60
 CPU_BYTES_PER_S = 1_000_000
 """Far below what any supported device decodes and hashes: the limit stops endless work, not slow work."""
 ADDRESS_SLACK_BYTES = 64 << 20  # stacks, allocator arenas and mappings that hold no data of ours
+MEMORY_MAX_BYTES, MEMORY_FIXED_BYTES = 96_000_000, 32 << 20
+"""No more is granted than the greater of the first, and the second plus twice the file: docs/formats/coded.md."""
 _ANSWER_MAX_BYTES = 4096
-_RAISED_HERE = (DeltaDamaged, NoSpace, StorageFailed)
+_BLOCK_BYTES = 1 << 20
+_RAISED_HERE = (DeltaBaseMismatch, DeltaDamaged, NoSpace, StorageFailed)
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child shall do; sizes in bytes. It travels as one JSON argument."""
+    """What the child shall do; sizes in bytes; no base: a full file. It travels as one JSON argument."""
 
     source: str
     codec: str
+    base: str | None
     target: str
     temp: str
     size_bytes: int
@@ -68,19 +83,27 @@ class _Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def decode_in_child(
-    source_path: Path, codec: str, *, target_path: Path, size_bytes: int, memory_bytes: int
+    source_path: Path,
+    codec: str,
+    *,
+    target_path: Path,
+    size_bytes: int,
+    memory_bytes: int,
+    base_path: Path | None = None,
 ) -> Decoded:
-    """Decodes `source_path` into the new file `target_path` and tells its digests.
+    """Turns `source_path` into the new file `target_path` and tells its digests.
 
     Args:
-        source_path: the coded file, on the disk and already verified against its own digest.
+        source_path: the coded file or patch, on the disk and already verified against its own digest.
         codec: as in the manifest's source.
-        target_path: where the decoded file appears, whole; its folder exists.
-        size_bytes: size of the decoded file.
-        memory_bytes: what the manifest's source says decoding takes.
+        target_path: where the file appears, whole; its folder exists.
+        size_bytes: size of the file.
+        memory_bytes: what the manifest's source says it takes.
+        base_path: of a patch, the file that it changes; None for a coded full file.
 
     Raises:
-        DeltaDamaged: the coded file does not decode to `size_bytes` within `memory_bytes`.
+        DeltaBaseMismatch: the patch is for another base.
+        DeltaDamaged: what was downloaded does not give a file of `size_bytes` within `memory_bytes`.
         NoSpace, StorageFailed: the disk does not do as asked.
         WorkerStartFailed: the child could not be started.
     """
@@ -88,6 +111,7 @@ async def decode_in_child(
     task = Task(
         source=str(source_path),
         codec=codec,
+        base=str(base_path) if base_path is not None else None,
         target=str(target_path),
         temp=str(temp),
         size_bytes=size_bytes,
@@ -150,30 +174,69 @@ def main(argument: str) -> None:
 
 
 def _decode(task: Task) -> Decoded:
-    from edgeferry.delta.codecs import decode_blocks  # brings numpy and zstandard, which the main process never loads
+    from edgeferry.delta import apply  # brings numpy, zstandard and hdiffpatch, which the main process never loads
 
-    hasher = Hasher()
-    with _open_mapped(Path(task.source)) as coded:
-        _limit_process(task, len(coded))
-        blocks = decode_blocks(coded, task.codec, task.size_bytes, memory_bytes=task.memory_bytes)
-        with translate_disk_errors(Path(task.target)), Path(task.temp).open("xb") as file:
-            for block in blocks:
-                hasher.update(block)
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-    rename_durably(Path(task.temp), Path(task.target))
+    target, temp = Path(task.target), Path(task.temp)
+    with _open_mapped(task.source) as coded, _open_mapped(task.base) as base, translate_disk_errors(target):
+        _require_memory(task, apply.get_memory(coded, task.codec))
+        with temp.open("x+b") as file, _open_output(file.fileno(), task.size_bytes) as output:
+            _limit_process(task, len(coded) + len(base))
+            if task.base is None:
+                apply.decode_full(coded, task.codec, output)
+            else:
+                apply.apply_patch(base, coded, output)
+            hasher = _hash(output)
+        rename_durably(temp, target)
     return Decoded(sha256=str(hasher.get_digest()), md5=hasher.get_md5_base64(), size_bytes=hasher.size_bytes)
 
 
+def _require_memory(task: Task, needed_bytes: int) -> None:
+    granted = min(task.memory_bytes, max(MEMORY_MAX_BYTES, MEMORY_FIXED_BYTES + 2 * task.size_bytes))
+    if needed_bytes > granted:
+        raise DeltaDamaged(f"expected to need at most {granted} bytes of memory, found {needed_bytes}")
+
+
+def _hash(data: memoryview) -> Hasher:
+    hasher = Hasher()
+    for at in range(0, len(data), _BLOCK_BYTES):
+        hasher.update(data[at : at + _BLOCK_BYTES])
+    return hasher
+
+
 @contextmanager
-def _open_mapped(path: Path) -> Iterator[memoryview]:
-    with translate_disk_errors(path), path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            yield memoryview(b"")
-            return
-        # the map is left to the process's end: views of it may still stand when an error passes through here
-        yield memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def _open_mapped(path: str | None) -> Iterator[memoryview]:
+    if path is None:
+        yield memoryview(b"")
+        return
+    with translate_disk_errors(Path(path)), Path(path).open("rb") as file:
+        empty = os.fstat(file.fileno()).st_size == 0
+        # maps are left to the process's end: views of them may still stand when an error passes through here
+        mapped = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    yield memoryview(mapped)
+
+
+@contextmanager
+def _open_output(handle: int, size_bytes: int) -> Iterator[memoryview]:
+    """Zeros to write over, of the file behind `handle`; on the disk when the block ends well."""
+    if size_bytes == 0:
+        yield memoryview(bytearray())
+        os.fsync(handle)
+        return
+    _reserve(handle, size_bytes)
+    mapped = mmap.mmap(handle, size_bytes, access=mmap.ACCESS_WRITE)
+    yield memoryview(mapped)
+    mapped.flush()
+    os.fsync(handle)
+
+
+def _reserve(handle: int, size_bytes: int) -> None:
+    try:
+        os.posix_fallocate(handle, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        for at in range(0, size_bytes, _BLOCK_BYTES):  # a file system that cannot reserve: zeros do it
+            os.pwrite(handle, bytes(min(_BLOCK_BYTES, size_bytes - at)), at)
 
 
 def _limit_process(task: Task, mapped_bytes: int) -> None:

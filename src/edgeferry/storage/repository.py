@@ -147,6 +147,14 @@ class Repository:
         rename_durably(temp_path, path)
         return path
 
+    def remove_loose_blob(self, digest: Digest) -> None:
+        """Removes content that no version links to; other content stays."""
+        path = self.blob_path(digest)
+        with translate_disk_errors(path):
+            is_loose = path.is_file() and path.stat().st_nlink == 1
+        if is_loose:
+            remove_tree(path)
+
     # --- versions -----------------------------------------------------------------------------------------------------
     def store_version(self, manifest: Manifest, manifest_bytes: bytes, identity: str) -> StoredVersion:
         """Makes a version of blobs that are all here: its folder appears whole. Storing it again is fine.

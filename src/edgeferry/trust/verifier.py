@@ -19,7 +19,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
@@ -83,8 +83,11 @@ class Verifier:
         self._fetch = fetch
         self._now = now
 
-    def fetch_manifest(self, model: str, version: str, digest: Digest) -> bytes:
+    def fetch_manifests(self, model: str, version: str, digest: Digest) -> tuple[bytes, ...]:
         """The manifest of `model` `version`, signed, unexpired, and with the digest that the twin names.
+
+        Behind it stand those of other versions that the bundle object brought along, as far as they are signed and can
+        be read: what patches lead over. They cost no further fetch.
 
         Raises:
             MetadataUntrusted: signatures, versions or sizes do not hold.
@@ -100,15 +103,13 @@ class Verifier:
         root = self._read_root()
         bundle = self._fetch_bundle(model)
         try:
-            data = self._fetch_verified(root, bundle, get_target_path(model, version), digest)
+            data, *others = self._fetch_verified(root, bundle, model, version, digest)
         except (MetadataUntrusted, MetadataExpired, ObjectMissing, DigestMismatch):
             if not bundle:
                 raise
-            data = self._fetch_verified(root, {}, get_target_path(model, version), digest)
-        manifest = read_manifest_bytes(data)
-        if (manifest.model, manifest.version) != (model, version):
-            raise ManifestInvalid(f"expected {model} {version}, found {manifest.model} {manifest.version}")
-        return data
+            data, *others = self._fetch_verified(root, {}, model, version, digest)
+        _require_manifest(data, model, version)
+        return (data, *others)
 
     def _fetch_bundle(self, model: str) -> dict[str, bytes]:
         try:
@@ -116,7 +117,10 @@ class Verifier:
         except (ObjectMissing, AccessDenied, MetadataUntrusted):
             return {}  # a public S3 bucket denies what it does not have; who is denied everything hears it next
 
-    def _fetch_verified(self, root: bytes, bundle: Mapping[str, bytes], target_path: str, digest: Digest) -> bytes:
+    def _fetch_verified(
+        self, root: bytes, bundle: Mapping[str, bytes], model: str, version: str, digest: Digest
+    ) -> tuple[bytes, ...]:
+        target_path = get_target_path(model, version)
         fetcher = _BundleFirst(bundle, self._fetch)
         with _translate_tuf_errors(self._folder):
             updater = Updater(
@@ -132,10 +136,9 @@ class Verifier:
             if target is None:
                 raise ObjectMissing(f"the signed metadata does not list {target_path}")
             _require_same_digest(target, digest)
-            folder, _, name = target_path.rpartition("/")
-            data = fetcher.download_bytes(f"targets/{folder}/{digest.hex}.{name}", MANIFEST_MAX_BYTES)
+            data = fetcher.download_bytes(get_manifest_path(model, version, digest), MANIFEST_MAX_BYTES)
             target.verify_length_and_hashes(data)
-        return data
+            return (data, *_find_others(updater, bundle, model, version))
 
     def _set_reference_time(self, updater: Updater) -> None:
         """The one place where time enters: the later of the clock and the newest signed time this device has seen.
@@ -195,6 +198,25 @@ class _BundleFirst:
             if asks_next_root:
                 raise tuf_errors.DownloadHTTPError("no newer root", 404) from error
             raise
+
+
+def _find_others(updater: Updater, bundle: Mapping[str, bytes], model: str, version: str) -> Iterator[bytes]:
+    """What the bundle holds of the model's other versions; what is wrong with one of them is no verdict on ours."""
+    for path, data in bundle.items():
+        folder, _, other = path.rpartition("/")[0].rpartition("/")
+        if folder == f"targets/{model}" and other != version:
+            target = updater.get_targetinfo(get_target_path(model, other))
+            with suppress(tuf_errors.LengthOrHashMismatchError, ManifestInvalid):
+                if target is not None:
+                    target.verify_length_and_hashes(data)
+                    _require_manifest(data, model, other)
+                    yield data
+
+
+def _require_manifest(data: bytes, model: str, version: str) -> None:
+    manifest = read_manifest_bytes(data)
+    if (manifest.model, manifest.version) != (model, version):
+        raise ManifestInvalid(f"expected {model} {version}, found {manifest.model} {manifest.version}")
 
 
 def _require_same_digest(target: TargetFile, digest: Digest) -> None:

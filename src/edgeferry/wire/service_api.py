@@ -139,6 +139,9 @@ def get_identity_path(identity: Identity) -> str:
     return "/devices/" + _get_id_path(identity)
 
 
+QUERY_PATH = "/devices/query"
+
+
 def get_twin_path(identity: Identity) -> str:
     """`/twins/{d}[/modules/{m}]`, ids url-encoded."""
     return "/twins/" + _get_id_path(identity)
