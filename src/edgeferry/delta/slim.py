@@ -155,7 +155,7 @@ def _turn(numbers: F64, weights: Weights) -> F64:
 
 # --- grids ------------------------------------------------------------------------------------------------------------
 def make_grid(steps: F64, *, around_base: bool) -> Grid:
-    """The grid whose steps come nearest to `steps` [channels], all above 0; the least are raised to 1/255 of the greatest."""
+    """The grid whose steps come nearest to `steps` [channels], all above 0; none is below 1/255 of the greatest."""
     exponent = 8 - int(np.frexp(steps.max())[1])
     multipliers = np.clip(np.rint(np.ldexp(steps, exponent)), 1, MULTIPLIER_MAX).astype(np.int64)
     return Grid(exponent, multipliers, around_base)
