@@ -88,7 +88,7 @@ def measure_disagreement(ones: Sequence[Answer], others: Sequence[Answer], *, sc
             apart, total = apart + (_get_best(one) != _get_best(other)), total + 1
         elif isinstance(one, DetectionAnswer) and isinstance(other, DetectionAnswer):
             mine, theirs = _keep(one, score), _keep(other, score)
-            pairs = sum(partner is not None for _, partner in _pair(mine, theirs))
+            pairs = sum(None not in pair for pair in _pair(mine, theirs))
             apart, total = apart + len(mine) + len(theirs) - 2 * pairs, total + len(mine) + len(theirs)
     return 100.0 * apart / max(1, total)
 
