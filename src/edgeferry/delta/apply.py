@@ -21,7 +21,8 @@ from edgeferry.delta.container import Container, Piece, Streams, read_container,
 from edgeferry.delta.kinds import Buffer
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Decoder
-from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges, read_records
+from edgeferry.delta.record_bytes import read_records
+from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges
 from edgeferry.delta.tensor_codec import Source, make_model, read_tensor
 from edgeferry.errors import DeltaDamaged
 from edgeferry.model.digest import Digest
