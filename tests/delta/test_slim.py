@@ -129,9 +129,9 @@ def test_steps_are_few_bits_and_near_to_what_was_asked(wanted: list[float]) -> N
     steps = np.array(wanted)
     grid = make_grid(steps, around_base=True)
     assert 1 <= grid.multipliers.min() <= grid.multipliers.max() <= MULTIPLIER_MAX
-    assert grid.steps.max() == pytest.approx(steps.max(), rel=1 / 255)
-    fits = steps >= steps.max() / 255
-    assert np.abs(grid.steps[fits, 0] - steps[fits]).max() <= 2.0**-grid.exponent
+    fits = steps >= steps.max() / 16
+    assert grid.steps[fits, 0] == pytest.approx(steps[fits], rel=1 / 7)
+    assert (np.diff(grid.steps[np.argsort(steps), 0]) >= 0).all()
 
 
 def test_what_no_weights_are_stays() -> None:
@@ -205,8 +205,10 @@ def test_no_grid_is_finer_than_the_kind_of_number() -> None:
         model = open_slim_model(b"", make_model({"w": weights.astype(dtype)}))
         [each] = model.weights
         finest = float(np.spacing(np.abs(weights).max().astype(dtype)))
+        curve = draw_curve(model, each)
         assert each.kind.name == kind
-        assert all(point.grid.steps.min() >= 2 * finest for point in draw_curve(model, each))
+        assert curve[0].bits > 5 * weights.size
+        assert all(2.0**-point.grid.exponent >= 2 * finest for point in curve)
 
 
 def test_channels_may_have_steps_that_follow_their_size() -> None:

@@ -37,8 +37,10 @@ OPERATORS = frozenset(
 )
 """What they read is weights; what others read may be anchors, sizes or other numbers that must not move."""
 MULTIPLIER_MAX = 255
-QUARTERS = range(-36, 11)
-"""Quarter octaves of a step above the weights' own size that a curve looks at."""
+STEPS = tuple((4 + at % 4) / 4 * 2.0 ** (at // 4) for at in range(-36, 11))
+"""Steps that a curve looks at, in units of the weights' own size; like multipliers, of three bits each."""
+_ROOM = 16
+"""A grid's unit is at least so many distances between numbers of the weights' size, or it would not be found again."""
 SAMPLE_MAX = 1 << 17
 PRUNED_SHARE = 0.2
 """From this share of zeros on they are meant: around the base they would not stay zeros."""
@@ -155,10 +157,17 @@ def _turn(numbers: F64, weights: Weights) -> F64:
 
 # --- grids ------------------------------------------------------------------------------------------------------------
 def make_grid(steps: F64, *, around_base: bool) -> Grid:
-    """The grid whose steps come nearest to `steps` [channels], all above 0; none is below 1/255 of the greatest."""
-    exponent = 8 - int(np.frexp(steps.max())[1])
-    multipliers = np.clip(np.rint(np.ldexp(steps, exponent)), 1, MULTIPLIER_MAX).astype(np.int64)
-    return Grid(exponent, multipliers, around_base)
+    """The grid whose steps come nearest to `steps` [channels], all above 0; none is below 1/255 of the greatest.
+
+    Multipliers have three bits and are as small as can be: each is in the patch, and its bits cost.
+    """
+    sizes, exponents = np.frexp(steps)
+    short = np.ldexp(np.rint(sizes * 8), exponents - 3)
+    exponent = 8 - int(np.frexp(short.max())[1])
+    multipliers = np.clip(np.rint(np.ldexp(short, exponent)), 1, MULTIPLIER_MAX).astype(np.int64)
+    common = int(np.bitwise_or.reduce(multipliers))
+    shift = (common & -common).bit_length() - 1
+    return Grid(exponent - shift, multipliers >> shift, around_base)
 
 
 def put_on_grid(numbers: F64, expected: F64, grid: Grid, *, kind: Kind) -> tuple[I64, F64]:
@@ -196,8 +205,8 @@ def draw_curve(model: SlimModel, weights: Weights, *, spread: float = 0.0) -> tu
     ways = (False, True) if weights.record is not None else (False,)
     around = {way: read_expected(model, weights, around_base=way)[:, part] for way in ways}
     numbers, share = numbers[:, part], numbers.size / numbers[:, part].size
-    size = float(np.sqrt(np.square(numbers).mean()))
-    grids = (make_grid(size * 2.0 ** (at / 4) * relative, around_base=way) for at in QUARTERS for way in ways)
+    size = 2.0 ** int(np.frexp(np.sqrt(np.square(numbers).mean()))[1])
+    grids = (make_grid(size * step * relative, around_base=way) for step in STEPS for way in ways)
     points = (_measure(numbers, around[grid.around_base], grid, kind=weights.kind) for grid in grids)
     return tuple(Point(each.grid, each.bits * share, each.error * share) for each in points if each is not None)
 
@@ -214,8 +223,9 @@ def _get_relative_steps(numbers: F64, spread: float) -> F64:
 
 def _measure(numbers: F64, expected: F64, grid: Grid, *, kind: Kind) -> Point | None:
     """None where the grid is too fine for the kind to hold it."""
-    finest = 2.0 ** (int(np.frexp(max(np.abs(numbers).max(), np.abs(expected).max()))[1]) - 1 - kind.mantissa)
-    if grid.steps.min() < 2 * finest:
+    usual, most = (int(np.frexp(each)[1]) - 1 for each in (np.sqrt(np.square(numbers).mean()), np.abs(numbers).max()))
+    finest = max(_ROOM * 2.0**usual, 2 * 2.0**most) * 2.0**-kind.mantissa
+    if 2.0**-grid.exponent < finest:
         return None
     whole, placed = put_on_grid(numbers, expected, grid, kind=kind)
     if np.abs(whole).max() > _WHOLE_MAX:
@@ -243,8 +253,9 @@ def _count_bits(whole: I64) -> float:
 
 
 def _estimate_steps(grid: Grid) -> float:
-    different = len(np.unique(grid.multipliers))
-    return 24.0 + (float(np.log2(different)) * len(grid.multipliers) + 8 * different if different > 1 else 0.0)
+    sizes = np.frexp(grid.multipliers.astype(np.float64))[1]
+    different = len(np.unique(sizes))
+    return 24.0 + float((sizes - 1).sum()) + float(np.log2(different)) * len(sizes) + 4 * different
 
 
 def pick_point(curve: Sequence[Point], slope: float) -> Point | None:
