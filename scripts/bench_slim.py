@@ -1,4 +1,4 @@
-"""Measures slim versions: bytes against loss on our demo detector's full fine-tune, against disagreement on a public pair.
+"""Measures slim versions: bytes against loss on our demo detector's fine-tune, against disagreement on a public pair.
 
 `measure_slim()` is part of `make bench-delta`; alone it prints its section and exits non-zero naming each shortfall.
 
@@ -259,7 +259,9 @@ def _list_parts(found: SlimFindings) -> Iterator[str]:
     )
     for name, levels in found.levels.items():
         yield f"Levels of {name} (bytes with ~ are estimated):"
-        yield "\n".join(["| bytes | of lossless | bits per number | points |", "|---|---|---|---|", *_list_rows(levels)])
+        yield "\n".join(
+            ["| bytes | of lossless | bits per number | points |", "|---|---|---|---|", *_list_rows(levels)]
+        )
 
 
 def _list_rows(levels: Sequence[Level]) -> Iterator[str]:

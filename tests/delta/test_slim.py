@@ -39,7 +39,10 @@ Numbers = NDArray[np.float32] | NDArray[np.float16]
 
 def make_model(weights: Mapping[str, Numbers], *, operator: str = "MatMul") -> bytes:
     """A chain of operators, one for each tensor; no engine will run it."""
-    nodes = [helper.make_node(operator, ["x" if not at else f"y{at - 1}", name], [f"y{at}"]) for at, name in enumerate(weights)]
+    nodes = [
+        helper.make_node(operator, ["x" if not at else f"y{at - 1}", name], [f"y{at}"])
+        for at, name in enumerate(weights)
+    ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 8])]
     outputs = [helper.make_tensor_value_info(f"y{len(weights) - 1}", TensorProto.FLOAT, [1, 8])]
     stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
@@ -102,8 +105,7 @@ def check_on_grid(model: SlimModel, slim: bytes, weights: Weights, grid: Grid) -
 
 
 @given(
-    st.integers(1, 5),
-    st.integers(1, 40),
+    st.tuples(st.integers(1, 5), st.integers(1, 40)),
     st.sampled_from(["f4", "f2"]),
     st.floats(0.002, 4.0),
     st.booleans(),
@@ -111,13 +113,13 @@ def check_on_grid(model: SlimModel, slim: bytes, weights: Weights, grid: Grid) -
 )
 @settings(max_examples=150, deadline=None)
 def test_no_number_moves_by_more_than_half_a_step(
-    channels: int, each: int, kind: str, step: float, around: bool, seed: int
+    shape: tuple[int, int], kind: str, step: float, around: bool, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     dtype = KIND_BY_NAME[kind].dtype
-    numbers = rng.normal(size=(channels, each)).astype(dtype).astype(np.float64)
+    numbers = rng.normal(size=shape).astype(dtype).astype(np.float64)
     expected = (numbers + rng.normal(size=numbers.shape) * 0.1).astype(dtype).astype(np.float64) * around
-    grid = make_grid(step * rng.uniform(0.5, 2.0, channels), around_base=around)
+    grid = make_grid(step * rng.uniform(0.5, 2.0, shape[0]), around_base=around)
     whole, placed = put_on_grid(numbers, expected, grid, kind=KIND_BY_NAME[kind])
     rounding = np.spacing(np.abs(placed).astype(dtype)).astype(np.float64) / 2
     assert (np.abs(placed - numbers) <= grid.steps / 2 * (1 + 1e-9) + rounding).all()
@@ -161,7 +163,8 @@ def test_tensors_that_share_their_content_still_share_it() -> None:
     model = open_slim_model(make_model({"one": move(twin)}), new)
     slim = make_slim(model, choose(model, 2.0))
     one, two, three = (
-        read_numbers(slim[each.start : each.end], KIND_BY_NAME["f4"]) for each in sorted(find_tensors(slim), key=lambda each: each.start)
+        read_numbers(slim[each.start : each.end], KIND_BY_NAME["f4"])
+        for each in sorted(find_tensors(slim), key=lambda each: each.start)
     )
     assert np.array_equal(one, three)
     assert not np.array_equal(one, two)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from models.evaluate import Detections, mean_average_precision
 
 from edgeferry.model.manifest import TruthObject
 from edgeferry.vision.answer import Box, ClassificationAnswer, ClassScore, DetectionAnswer, FoundObject
 from edgeferry.vision.golden import get_iou
 from edgeferry.vision.measure import measure_difference, measure_disagreement, measure_precision, measure_top1
-from models.evaluate import Detections, mean_average_precision
 
 HERE: Box = (0.1, 0.1, 0.5, 0.5)
 NEAR: Box = (0.12, 0.1, 0.52, 0.5)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Protocol
 
 from edgeferry.delta.make import make_full, make_patch
@@ -29,7 +30,7 @@ BITS_FIRST, BITS_RATIO, BITS_LAST = 8.0, 0.75, 0.1
 """Bits per number of the levels: the first, from one to the next, and where they end."""
 HALVINGS = 3
 PROBE_BITS = (4.0, 1.5)
-SLOPE_RANGE, SLOPE_HALVINGS = (-60, 120), 40
+SLOPE_RANGE, SLOPE_HALVINGS = (-60, 120), 32
 LEAST_DIFFERENCE = 1e-9
 Say = Callable[[str], None]
 
@@ -82,10 +83,18 @@ class _Curves:
             found += [(weights, point)] if point else []
         return found
 
+    def count_bits(self, slope: float) -> float:
+        """About what they take."""
+        return sum(point.bits for _, point in self.pick(slope))
+
+    def make(self, slope: float) -> bytes:
+        """The file with these grids."""
+        return make_slim(self.model, [(weights, point.grid) for weights, point in self.pick(slope)])
+
 
 @dataclass(frozen=True, slots=True)
 class _Try:
-    data: bytes
+    slope: float
     bits: float
     loss: float
 
@@ -95,7 +104,8 @@ def count_needed(max_loss: float) -> int:
     """Fewest outcomes (objects, or pictures of a classifier) that can tell a loss of `max_loss` points.
 
     Of n outcomes, a loss of share p changes about n * p of them, give or take sqrt(n * p): the standard error is
-    sqrt(p / n). It must be at most the allowed loss P where half of that is lost: n >= 1 / (2 * P).
+    sqrt(p / n). It must be at most the allowed loss P where half of that is lost: n >= 1 / (2 * P). Below 1 / P one
+    outcome weighs more than P: then only levels that change none for the worse pass.
     """
     return math.ceil(50.0 / max_loss)
 
@@ -134,18 +144,23 @@ def search_slim(base: bytes, target: bytes, judge: Judge, *, max_loss: float, sa
     """
     original = Level(_get_size(base, target), 0.0, 0.0, exact=True)
     curves = _measure_sensitivities(open_slim_model(base, target), judge, say)
-    tries = sorted(_try_levels(curves, judge, max_loss, say), key=lambda each: -each.bits)
-    passing = [each for each in tries if each.loss <= max_loss]
-    failed_bits = max((each.bits for each in tries if each.loss > max_loss), default=0.0)
-    best = min((each for each in passing if each.bits > failed_bits), key=lambda each: each.bits, default=None)
+    tries = _try_levels(curves, judge, max_loss, say)
+    best = _find_best(tries, max_loss)
     if best is None:
         return SlimSearch(target, (original, *_make_levels(tries, curves, 0)), 0)
-    size_bytes = _get_size(base, best.data)
+    data = curves.make(best.slope)
+    size_bytes = _get_size(base, data)
     levels = list(_make_levels(tries, curves, size_bytes - round(best.bits / 8)))
     at = tries.index(best)
     levels[at] = replace(levels[at], size_bytes=size_bytes, exact=True)
     gained = size_bytes < original.size_bytes
-    return SlimSearch(best.data if gained else target, (original, *levels), at + 1 if gained else 0)
+    return SlimSearch(data if gained else target, (original, *levels), at + 1 if gained else 0)
+
+
+def _find_best(tries: Sequence[_Try], max_loss: float) -> _Try | None:
+    """The coarsest of which none that is finer loses too much; they stand from fine to coarse."""
+    within = list(takewhile(lambda each: each.loss <= max_loss, tries))
+    return within[-1] if within else None
 
 
 def _get_size(base: bytes, target: bytes) -> int:
@@ -192,36 +207,43 @@ def _find_probes(weights: Weights, curve: Sequence[Point]) -> Iterator[Point]:
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
-def _try_levels(curves: _Curves, judge: Judge, max_loss: float, say: Say) -> Iterator[_Try]:
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """Levels that were tried, by their bits: those that ask for nearly the same come to the same grids."""
+
+    curves: _Curves
+    judge: Judge
+    say: Say
+    tries: dict[float, _Try] = field(default_factory=dict)
+
+    def try_at(self, bits_per_number: float) -> _Try:
+        """Asks the judge, unless it was asked before."""
+        slope = _find_slope(self.curves, bits_per_number * _count_elements(self.curves))
+        bits = self.curves.count_bits(slope)
+        if bits not in self.tries:
+            loss = self.judge.measure_loss(self.curves.make(slope))
+            self.say(f"about {round(bits / 8):,} bytes lose {loss:.2f} points")
+            self.tries[bits] = _Try(slope, bits, loss)
+        return self.tries[bits]
+
+
+def _try_levels(curves: _Curves, judge: Judge, max_loss: float, say: Say) -> list[_Try]:
     """From fine to coarse until too much is lost, then between the last that does not and the first that does."""
-    elements = _count_elements(curves)
-    bits, good, bad = BITS_FIRST, 0.0, 0.0
-    while elements and bits >= BITS_LAST and not bad:
-        tried = _try(curves, bits * elements, judge, say)
-        yield tried
-        good, bad = (bits, 0.0) if tried.loss <= max_loss else (good, bits)
-        bits *= BITS_RATIO
+    levels = _Levels(curves, judge, say)
+    good, bits = 0.0, BITS_FIRST if _count_elements(curves) else 0.0
+    while bits >= BITS_LAST and levels.try_at(bits).loss <= max_loss:
+        good, bits = bits, bits * BITS_RATIO
+    bad = bits if bits >= BITS_LAST else 0.0
     for _ in range(HALVINGS if good and bad else 0):
         middle = math.sqrt(good * bad)
-        tried = _try(curves, middle * elements, judge, say)
-        yield tried
-        good, bad = (middle, bad) if tried.loss <= max_loss else (good, middle)
-
-
-def _try(curves: _Curves, bits: float, judge: Judge, say: Say) -> _Try:
-    chosen = curves.pick(_find_slope(curves, bits))
-    data = make_slim(curves.model, [(weights, point.grid) for weights, point in chosen])
-    total = sum(point.bits for _, point in chosen)
-    loss = judge.measure_loss(data)
-    say(f"about {round(total / 8):,} bytes lose {loss:.2f} points")
-    return _Try(data, total, loss)
+        good, bad = (middle, bad) if levels.try_at(middle).loss <= max_loss else (good, middle)
+    return sorted(levels.tries.values(), key=lambda each: -each.bits)
 
 
 def _find_slope(curves: _Curves, bits: float) -> float:
-    """The slope at which all tensors together take about `bits`."""
+    """The slope at which all tensors together take about `bits`, not more."""
     low, high = map(float, SLOPE_RANGE)
     for _ in range(SLOPE_HALVINGS):
         middle = (low + high) / 2
-        total = sum(point.bits for _, point in curves.pick(2.0**middle))
-        low, high = (low, middle) if total > bits else (middle, high)
+        low, high = (low, middle) if curves.count_bits(2.0**middle) > bits else (middle, high)
     return float(2.0**low)
