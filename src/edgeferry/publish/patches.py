@@ -94,9 +94,10 @@ def pick_bases(
             known = ", ".join(by_version) or "no version at all"
             raise ConfigInvalid(f"expected published versions as bases, found {missing[0]!r:.80}; published: {known}")
         return tuple(by_version[version] for version in dict.fromkeys(asked))
-    if running and running.keys() & by_version.keys():
-        used = [one for one in newest if running.get(one.version, 0) > 0]
-        return tuple(sorted(used, key=lambda one: -running[one.version]))  # among equals the newest stays first
+    counts = running or {}
+    used = [one for one in newest if counts.get(one.version, 0) > 0]
+    if used:
+        return tuple(sorted(used, key=lambda one: -counts[one.version]))  # among equals the newest stays first
     return newest[:DEFAULT_BASES]
 
 
