@@ -196,12 +196,12 @@ class DeltaError(EdgeferryError):
 
 class DeltaDamaged(DeltaError):
     code = "delta_damaged"
-    advice = "Nothing to do: the full file is fetched instead."
+    advice = "A device fetches the full file instead; by hand, fetch the patch again, or make a new one."
 
 
 class DeltaBaseMismatch(DeltaError):
     code = "delta_base_mismatch"
-    advice = "Nothing to do: the full file is fetched instead."
+    advice = "A device fetches the full file instead; by hand, give the file that the patch was made from."
 
 
 # --- StorageError: the person who looks after the device's disk -------------------------------------------------------

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from edgeferry.app.model_files import MODEL_MAX_BYTES, read_model_files
 from edgeferry.errors import ConfigInvalid, HubRefused, LinkError, ObjectMissing
 from edgeferry.model.digest import Digest
 from edgeferry.model.inspect import Inspection, inspect_model
@@ -47,9 +48,6 @@ from edgeferry.trust.signer import Desk, init_repository, refresh, rotate_key
 from edgeferry.wire.file_signatures import FILES_PREFIX, SERVICE_POLICY, make_file_query
 from edgeferry.wire.iothub_auth import ConnectionString, parse_connection_string
 
-MODEL_MAX_BYTES = 2 << 30
-LABELS_MAX_BYTES = 4 << 20
-SPEC_MAX_BYTES = 16 << 10
 PICTURE_MAX_BYTES = 32 << 20
 SECRET_MAX_BYTES = 8 << 10
 FIRST_ROOT = "metadata/1.root.json"
@@ -134,20 +132,37 @@ def publish_files(
     progress: Progress = tell_nobody,
 ) -> PublishReport:
     """`publish`: reads what the operator named and publishes it."""
-    request = Request(
+    return publish_request(read_request(files, say), place, say=say, making=making, progress=progress)
+
+
+def publish_request(
+    request: Request,
+    place: Place,
+    *,
+    say: Say,
+    making: Progress = tell_nobody,
+    progress: Progress = tell_nobody,
+) -> PublishReport:
+    """`publish`, of what was read."""
+    return publish(request, place.open_desk(), say=say, making=making, progress=progress)
+
+
+def read_request(files: PublishFiles, say: Say) -> Request:
+    """Reads what the operator named."""
+    found = read_model_files(files.model_file, files.labels, files.spec, say=say)
+    return Request(
         model=files.name,
         version=files.version,
-        model_file=files.model_file.name,
-        model_data=read_bounded(files.model_file, MODEL_MAX_BYTES),
-        labels_file=files.labels.name if files.labels else "",
-        labels_data=read_bounded(files.labels, LABELS_MAX_BYTES) if files.labels else b"",
-        spec_text=_read_text(files.spec) if files.spec else "",
+        model_file=found.model_file,
+        model_data=found.model_data,
+        labels_file=found.labels_file,
+        labels_data=found.labels_data,
+        spec_text=found.spec_text,
         golden_files=_read_folder(files.golden) if files.golden else None,
         bases=files.bases or None,
         running=_count_running(files, say) if files.hub and not files.bases else None,
         patch_budget=files.patch_budget,
     )
-    return publish(request, place.open_desk(), say=say, making=making, progress=progress)
 
 
 def _count_running(files: PublishFiles, say: Say) -> Mapping[str, int] | None:
@@ -286,13 +301,6 @@ class _HttpReader:
 def get_root_pin(root: bytes) -> str:
     """How a root is pinned on a device: `sha256:<hex>`."""
     return str(Digest.of(root))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_bounded(path, SPEC_MAX_BYTES).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigInvalid(f"expected UTF-8 in {path.name}") from error
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:

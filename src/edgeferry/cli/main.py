@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "repo": ("edgeferry.cli.operator_commands:repo", "operator"),
     "publish": ("edgeferry.cli.operator_commands:publish", "operator"),
     "inspect": ("edgeferry.cli.operator_commands:inspect", "operator"),
+    "patch": ("edgeferry.cli.patch_commands:patch_group", "operator"),
     "deploy": ("edgeferry.cli.operator_commands:deploy", "operator"),
     "deployment": ("edgeferry.cli.deployment_command:deployment", "operator"),
     "hub": ("edgeferry.cli.hub_commands:hub_group", "hub"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from edgeferry.publish.publisher import Progress as Tell
+from edgeferry.cli.byte_progress import Tell, make_tenths
 
 _PAUSE_S = 5.0
 
@@ -34,7 +34,7 @@ def open_publish_progress() -> Iterator[PublishProgress]:
     """Yields what is to be told; what else is said meanwhile stands above the bars."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield PublishProgress(_make_slow_lines(console, time.monotonic), _make_tenths(console))
+        yield PublishProgress(_make_slow_lines(console, time.monotonic), make_tenths(console, "uploaded"))
         return
     columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, console=console) as bars:
@@ -51,19 +51,6 @@ def _make_bar(bars: Progress, what: str) -> Tell:
             bars.reset(task, total=total)
         latest = done
         bars.update(task, completed=done, total=total, visible=True)
-
-    return tell
-
-
-def _make_tenths(console: Console) -> Tell:
-    told = -1
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        tenths = done * 10 // max(total, 1)
-        if tenths > told:
-            told = tenths
-            console.print(f"uploaded {done:,} of {total:,} bytes", soft_wrap=True)
 
     return tell
 

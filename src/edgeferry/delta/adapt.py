@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeferry.delta.rans import I64, PROBABILITY_BITS, TOTAL, U8, Decoder, Encoder, Tables
+from edgeferry.delta.rans import I64, PROBABILITY_BITS, TOTAL, U8, Encoder, SymbolReader, Tables
 
 PIECE_MIN, PIECE_MAX = 256, 8192
 STEP = 32
@@ -83,7 +83,7 @@ class Model:
         self._built[contexts] = True
 
 
-def take(decoder: Decoder, model: Model, contexts: I64) -> U8:
+def take(decoder: SymbolReader, model: Model, contexts: I64) -> U8:
     """The next symbols, one for each of `contexts` [n], and learns them."""
     found = [np.empty(0, np.uint8)]
     for start, end in model.cut(len(contexts)):

@@ -1,6 +1,6 @@
 """Turns a base and a patch, or a coded full file alone, into the target. Buffers in, a buffer filled.
 
-remainder -> copies and tensors in the map's order -> digest
+remainder -> copies and tensors in the map's order, or members, each unpacked, filled and packed again -> digest
 
 Who maps files and limits the process is `storage/patching.py`; formats stand in docs/formats/patch.md and coded.md.
 
@@ -17,13 +17,15 @@ from collections.abc import Iterable
 
 from edgeferry.delta import codecs
 from edgeferry.delta.bits import BitReader
-from edgeferry.delta.container import Container, Piece, Streams, read_container, read_header
+from edgeferry.delta.container import MEMORY_UNIT, Container, Piece, Streams, read_container, read_header, read_nested
 from edgeferry.delta.kinds import Buffer
+from edgeferry.delta.members import Member, list_base_files, list_ranges
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Decoder
 from edgeferry.delta.record_bytes import read_records
 from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges
 from edgeferry.delta.tensor_codec import Source, make_model, read_tensor
+from edgeferry.delta.zip_files import RATIO_MAX, pack, unpack
 from edgeferry.errors import DeltaDamaged
 from edgeferry.model.digest import Digest
 
@@ -48,13 +50,23 @@ def apply_patch(base: Buffer, patch: Buffer, target: memoryview) -> None:
     files = Files(memoryview(base), target)
     if header.has_base:
         header.require_base(Digest.of(files.base))
+    for member in container.members:
+        _fill_member(member, files, memory_bytes=header.memory_bytes)
+    _fill(container, files)
+    header.require_target(Digest.of(target))
+
+
+def _fill(container: Container, files: Files) -> None:
+    """Fills all but members; nobody looks at digests here."""
     records: tuple[AnyRecord, ...] = ()
     if container.streams:
-        records = read_map(container.streams, base_bytes=len(base), target_bytes=len(target))
-    _fill_remainder(container, records, files)
+        records = read_map(container.streams, base_bytes=len(files.base), target_bytes=len(files.target))
+    fill_remainder(container, records, files)
     if container.streams:
-        _fill_records(container.streams, records, files)
-    header.require_target(Digest.of(target))
+        source = open_source(container.streams)
+        for record in records:
+            fill_record(record, files, source)
+        source.require_end()
 
 
 def read_map(streams: Streams, *, base_bytes: int, target_bytes: int) -> tuple[AnyRecord, ...]:
@@ -64,10 +76,13 @@ def read_map(streams: Streams, *, base_bytes: int, target_bytes: int) -> tuple[A
 
 
 # --- remainder --------------------------------------------------------------------------------------------------------
-def _fill_remainder(container: Container, records: Iterable[AnyRecord], files: Files) -> None:
+def fill_remainder(container: Container, records: Iterable[AnyRecord], files: Files) -> None:
+    """Writes all bytes of the target that no record and no member stands for; raises DeltaDamaged."""
     records = tuple(records)
-    gaps = find_gaps(((record.start, record.end) for record in records), len(files.target))
-    rest = find_gaps(list_base_ranges(records), len(files.base)) if container.header.has_base else []
+    said = [*((record.start, record.end) for record in records), *list_ranges(container.members)]
+    used = [*list_base_ranges(records), *list_base_files(container.members)]
+    gaps = find_gaps(said, len(files.target))
+    rest = find_gaps(used, len(files.base)) if container.header.has_base else []
     left, base_bytes = _count(gaps), _count(rest)
     for piece in container.pieces:
         size_bytes = left if piece.size_bytes < 0 else piece.size_bytes
@@ -123,15 +138,18 @@ def _scatter(data: bytes, gaps: list[Range], target: memoryview) -> list[Range]:
 
 
 # --- copies and tensors -----------------------------------------------------------------------------------------------
-def _fill_records(streams: Streams, records: Iterable[AnyRecord], files: Files) -> None:
+def open_source(streams: Streams) -> Source:
+    """The streams from their beginning; raises DeltaDamaged."""
     decoder = Decoder(memoryview(streams.symbols), streams.lanes)
-    source = Source(decoder, BitReader(memoryview(streams.bits)), make_model())
-    for record in records:
-        if isinstance(record, Copy):
-            _copy(record, files)
-        else:
-            read_tensor(record, files, source)
-    source.require_end()
+    return Source(decoder, BitReader(memoryview(streams.bits)), make_model())
+
+
+def fill_record(record: AnyRecord, files: Files, source: Source) -> None:
+    """Copies or decodes one record; raises DeltaDamaged."""
+    if isinstance(record, Copy):
+        _copy(record, files)
+    else:
+        read_tensor(record, files, source)
 
 
 def _copy(record: Copy, files: Files) -> None:
@@ -140,6 +158,43 @@ def _copy(record: Copy, files: Files) -> None:
         length = min(COPY_BYTES, record.size_bytes - at)
         block = bytes(data[record.source + at : record.source + at + length])
         files.target[record.start + at : record.start + at + length] = block
+
+
+# --- members ----------------------------------------------------------------------------------------------------------
+def _fill_member(member: Member, files: Files, *, memory_bytes: int) -> None:
+    base, body, size_bytes = open_member(member, files.base, memory_bytes=memory_bytes)
+    target = files.target[member.start : member.end]
+    if body is None:
+        pack(base, member.level, target)
+        return
+    plain = memoryview(bytearray(size_bytes)) if member.level else target
+    _fill(body, Files(base, plain))
+    if member.level:
+        pack(plain, member.level, target)
+
+
+def open_member(member: Member, archive: memoryview, *, memory_bytes: int) -> tuple[memoryview, Container | None, int]:
+    """The base's file, the body (None: the file is its base), and the file's size unpacked.
+
+    Raises:
+        DeltaDamaged: they do not fit each other, or take more memory than the patch states.
+    """
+    body = read_nested(member.body, has_base=member.base is not None) if len(member.body) else None
+    size_bytes = body.header.target_bytes if body else member.base.size_bytes if member.base else 0
+    if size_bytes > RATIO_MAX * member.packed_bytes if member.level else size_bytes != member.packed_bytes:
+        raise DeltaDamaged(f"expected a file that fits {member.packed_bytes} bytes, found one of {size_bytes}")
+    unpacked_bytes = member.base_unpacked_bytes + size_bytes * bool(member.level and body)
+    if unpacked_bytes + (body.header.memory_bytes if body else 0) > memory_bytes:
+        raise DeltaDamaged(f"expected a member within the {memory_bytes} bytes of memory that the patch states")
+    return unpack(member.base, archive) if member.base else memoryview(b""), body, size_bytes
+
+
+def get_member_memory(member: Member) -> int:
+    """Anonymous memory in bytes that filling a member takes."""
+    if not len(member.body):
+        return member.base_unpacked_bytes + MEMORY_UNIT
+    header = read_nested(member.body, has_base=member.base is not None).header
+    return member.base_unpacked_bytes + header.target_bytes * bool(member.level) + header.memory_bytes + MEMORY_UNIT
 
 
 # --- full files, whatever their codec ---------------------------------------------------------------------------------

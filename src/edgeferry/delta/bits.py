@@ -6,6 +6,8 @@ Rules:
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,16 @@ from edgeferry.errors import DeltaDamaged
 MAX_FIELD_BITS = 32
 _PIECE = 1 << 16
 _SIX, _SEVEN, _ALL = np.uint64(64), np.uint64(7), np.uint64(1)
+
+
+class FieldReader(Protocol):
+    """Where fields come from: a `BitReader`, or one that is watched (`explain.py`)."""
+
+    def take(self, widths: I64) -> U64:
+        """The next fields, as wide in bits as `widths` says."""
+
+    def require_end(self) -> None:
+        """Raises DeltaDamaged unless all bytes are used."""
 
 
 class BitReader:

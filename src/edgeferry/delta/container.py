@@ -1,5 +1,7 @@
 """The patch container: a header, a map, two streams of a tensor codec, and the remainder in one piece or several.
 
+Instead of map and streams it may hold members, each with a nested container (docs/formats/patch-zip.md).
+
 This file knows where things lie in a patch; docs/formats/patch.md is the norm. What they mean is read elsewhere.
 
 Rules:
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 
 from edgeferry.delta import codecs
 from edgeferry.delta.kinds import Buffer
+from edgeferry.delta.members import Member, make_members, read_members
 from edgeferry.delta.varint import make_varint, read_varint
 from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged
 from edgeferry.model.digest import Digest
@@ -23,7 +26,8 @@ PREFIX_BYTES, DIGEST_BYTES = 12, 32
 MEMORY_UNIT = 1 << 20
 MAX_BYTES = 1 << 40
 MAX_PIECES = 1 << 16
-_PIECES, _METHOD_MASK, _MAP, _BASE, _FULL_DIGESTS = 15, 15, 16, 32, 64
+_PIECES, _METHOD_MASK, _MAP, _BASE, _FULL_DIGESTS, _MEMBERS = 15, 15, 16, 32, 64, 128
+_NESTED_AT = len(MAGIC) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +88,23 @@ class Container:
     header: Header
     streams: Streams | None
     pieces: tuple[Piece, ...] = field(default=())
+    members: tuple[Member, ...] = field(default=())
 
 
 def make_container(container: Container) -> bytes:
     """The patch's bytes."""
     header, streams, pieces = container.header, container.streams, container.pieces
     way = pieces[0].method if len(pieces) == 1 else _PIECES
-    way |= _MAP * (streams is not None) | _BASE * header.has_base | _FULL_DIGESTS * (len(header.target) == DIGEST_BYTES)
+    way |= _MAP * (streams is not None) | _BASE * header.has_base | _MEMBERS * bool(container.members)
+    way |= _FULL_DIGESTS * (len(header.target) == DIGEST_BYTES)
     out = [MAGIC, bytes([VERSION, way]), header.base, header.target]
     out += [make_varint(header.target_bytes), make_varint(header.memory_bytes // MEMORY_UNIT)]
     if streams:
         out += [bytes([streams.map_method]), *map(make_varint, (streams.map_bytes, len(streams.map_data)))]
         out += [*map(make_varint, (streams.lanes, len(streams.symbols), len(streams.bits)))]
         out += [bytes(streams.map_data), bytes(streams.symbols), bytes(streams.bits)]
+    if container.members:
+        out.append(make_members(container.members))
     if len(pieces) != 1:
         out.append(make_varint(len(pieces)))
         for piece in pieces:
@@ -104,6 +112,11 @@ def make_container(container: Container) -> bytes:
             base = (piece.base_start, piece.base_bytes) if piece.method in codecs.WITH_BASE else ()
             out += map(make_varint, (piece.size_bytes, len(piece.data), *base))
     return b"".join([*out, *(bytes(piece.data) for piece in pieces)])
+
+
+def make_nested(data: bytes) -> bytes:
+    """A member's body from a container without digests: what the outer one says is left out."""
+    return data[_NESTED_AT:]
 
 
 def read_header(data: Buffer) -> Header:
@@ -117,10 +130,15 @@ def _read_header(view: memoryview) -> tuple[Header, int, int]:
         raise DeltaDamaged("expected a patch to begin with EFD")
     if view[3] != VERSION:
         raise DeltaDamaged(f"expected a patch of version {VERSION}, found {view[3]}: update this device first")
-    way, at = view[4], 5
-    if way & 128:
+    way = view[_NESTED_AT]
+    if way & _MAP and way & _MEMBERS:
         raise DeltaDamaged(f"expected a known way, found {way}")
-    length, has_base = DIGEST_BYTES if way & _FULL_DIGESTS else PREFIX_BYTES, bool(way & _BASE)
+    length = DIGEST_BYTES if way & _FULL_DIGESTS else PREFIX_BYTES
+    header, at = _read_sizes(view, _NESTED_AT + 1, has_base=bool(way & _BASE), length=length)
+    return header, way, at
+
+
+def _read_sizes(view: memoryview, at: int, *, has_base: bool, length: int) -> tuple[Header, int]:
     base = bytes(view[at : at + length * has_base])
     at += len(base)
     target = bytes(view[at : at + length])
@@ -129,7 +147,7 @@ def _read_header(view: memoryview) -> tuple[Header, int, int]:
     memory, at = read_varint(view, at)
     if target_bytes > MAX_BYTES or memory * MEMORY_UNIT > MAX_BYTES or len(target) != length:
         raise DeltaDamaged("expected a sane size and memory in the patch's header")
-    return Header(has_base, base, target, target_bytes, memory * MEMORY_UNIT), way, at
+    return Header(has_base, base, target, target_bytes, memory * MEMORY_UNIT), at
 
 
 def read_container(data: Buffer, *, base_bytes: int) -> Container:
@@ -138,14 +156,31 @@ def read_container(data: Buffer, *, base_bytes: int) -> Container:
     header, way, at = _read_header(view)
     if not header.has_base and base_bytes:
         raise DeltaBaseMismatch("expected no base: this is a coded full file")
+    members: tuple[Member, ...] = ()
+    if way & _MEMBERS:
+        members, at = read_members(view, at, has_base=header.has_base, target_bytes=header.target_bytes)
+    return _read_rest(view, at, header, way=way, members=members)
+
+
+def read_nested(data: Buffer, *, has_base: bool) -> Container:
+    """A member's body; raises DeltaDamaged, also where it holds members of its own."""
+    view = memoryview(data)
+    way = view[0] if view else 255
+    if way & (_MEMBERS | _FULL_DIGESTS) or bool(way & _BASE) != has_base:
+        raise DeltaDamaged(f"expected a known way in a member, found {way}")
+    header, at = _read_sizes(view, 1, has_base=has_base, length=0)
+    return _read_rest(view, at, header, way=way, members=())
+
+
+def _read_rest(view: memoryview, at: int, header: Header, *, way: int, members: tuple[Member, ...]) -> Container:
     streams = None
     if way & _MAP:
         streams, at = _read_streams(view, at)
     method = way & _METHOD_MASK
     if method != _PIECES:
         _require_method(method, has_base=header.has_base)
-        return Container(header, streams, (Piece(method, -1, view[at:], 0, -1),))
-    return Container(header, streams, _read_pieces(view, at, header))
+        return Container(header, streams, (Piece(method, -1, view[at:], 0, -1),), members)
+    return Container(header, streams, _read_pieces(view, at, header), members)
 
 
 def _read_streams(view: memoryview, at: int) -> tuple[Streams, int]:

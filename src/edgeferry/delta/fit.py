@@ -27,6 +27,7 @@ from edgeferry.delta.tensor_codec import WHOLE, find_multiples
 SAMPLE_PIECES = 2
 LEARNING_BITS = 3.0
 """About what each symbol of a context costs until the context has learned it."""
+LEFT_MAX = 1e30  # no products of numbers whose squares are hard to say
 LATTICE_LOOK, MAX_STEP = 512, (1 << 20) - 1
 PRUNED_MIN = 4  # fewer zeros are not worth a look
 FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
@@ -276,7 +277,10 @@ def _try_products(best: Fit, files: Files) -> Iterator[Fit]:
         return
     if max(record.rows, record.columns) > 8192 or record.elements > 1 << 23:
         return
-    rows, sizes, columns = np.linalg.svd(_get_left(record, best.side, files), full_matrices=False)
+    left = _get_left(record, best.side, files)
+    if float(np.abs(left).max()) > LEFT_MAX:
+        return
+    rows, sizes, columns = np.linalg.svd(left, full_matrices=False)
     rank, unit = _find_rank(sizes, record)
     if not rank:
         return
@@ -297,7 +301,8 @@ def _get_left(record: Record, side: Side, files: Files) -> F64:
     for start, end in _cut(record):
         expected = expect(record, side, files, start=start, end=end).numbers
         numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
-        left = numbers - expected
+        with np.errstate(all="ignore"):
+            left = numbers - expected
         left[~np.isfinite(left) | ((numbers == 0) & (record.threshold is not None))] = 0.0
         real[start:end] = left
     return real.reshape(record.rows, record.columns)

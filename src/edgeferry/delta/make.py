@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeferry.delta import codecs
-from edgeferry.delta.apply import CODEC, apply_patch, cut_ranges, gather
+from edgeferry.delta.apply import CODEC, apply_patch, cut_ranges, gather, get_member_memory
 from edgeferry.delta.bits import BitWriter
 from edgeferry.delta.container import (
     DIGEST_BYTES,
@@ -27,9 +27,12 @@ from edgeferry.delta.container import (
     Piece,
     Streams,
     make_container,
+    make_nested,
 )
 from edgeferry.delta.fit import Fit, fit_tensor
+from edgeferry.delta.make_members import make_zip_members
 from edgeferry.delta.match import match_tensors
+from edgeferry.delta.members import Member, list_base_files, list_ranges
 from edgeferry.delta.order import put_in_order
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Encoder
@@ -45,6 +48,10 @@ MIN_ELEMENTS = 16
 MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES = 96_000_000, 32 << 20
 """What applying may take: the greater of the first, and the second plus twice the largest tensor."""
 TENSOR_WORK_BYTES = 32 << 20
+MEMBER_WORK_BYTES = 2 << 20
+"""What packing and unpacking take beside a member's own bytes."""
+MEMBER_MAX_BYTES = 1 << 30
+"""Files in an archive that unpack to more are not looked into."""
 WHOLE_BYTES, PIECE_BYTES = 12 << 20, 8 << 20
 """Files above the first are patched in pieces of at most the second, so that memory stays bounded."""
 HOPELESS, HOPELESS_BYTES = 1.25, 1 << 16
@@ -96,9 +103,8 @@ def make_full(target: bytes, *, progress: Progress = tell_nobody) -> Patch:
 
 def _pick(base: bytes, target: bytes, *, has_base: bool, digest_bytes: int, progress: Progress) -> Patch:
     plan = _Plan(base, target, has_base, digest_bytes)
-    tensors = find_tensors(target, min_elements=MIN_ELEMENTS)
-    bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * max((each.size_bytes for each in tensors), default=0))
-    found = [each for each in _list_ways(plan, tensors, progress) if each.memory_bytes <= bound]
+    found = list(_make_by_members(plan, progress))
+    found += _list_fitting(plan, progress)
     best = min(found, key=lambda each: len(each.data))
     again = memoryview(bytearray(len(target)))
     apply_patch(base, best.data, again)
@@ -114,6 +120,14 @@ class _Plan:
     target: bytes
     has_base: bool
     digest_bytes: int
+
+
+def _list_fitting(plan: _Plan, progress: Progress, *, beside_bytes: int = 0) -> list[Patch]:
+    """All ways that fit the memory bound, with `beside_bytes` that are taken already."""
+    tensors = find_tensors(plan.target, min_elements=MIN_ELEMENTS)
+    largest = max((each.size_bytes for each in tensors), default=0)
+    bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * largest) - beside_bytes
+    return [each for each in _list_ways(plan, tensors, progress) if each.memory_bytes <= bound]
 
 
 def _list_ways(plan: _Plan, tensors: Sequence[Tensor], progress: Progress) -> Iterator[Patch]:
@@ -222,12 +236,32 @@ def _choose_lanes(elements: int, size_bytes: float) -> int:
     return 1 << max(3, min(10, max(fast, cheap).bit_length()))
 
 
+# --- members of archives ----------------------------------------------------------------------------------------------
+def _make_by_members(plan: _Plan, progress: Progress) -> Iterator[Patch]:
+    def make_body(base: bytes | None, target: bytes, beside_bytes: int) -> bytes | None:
+        nested = _Plan(base or b"", target, base is not None, 0)
+        found = _list_fitting(nested, tell_nobody, beside_bytes=beside_bytes + MEMBER_WORK_BYTES)
+        progress(min(len(target), len(plan.target)), 2 * len(plan.target))
+        best = min(found, key=lambda each: len(each.data), default=None)
+        return make_nested(best.data) if best else None
+
+    base = plan.base if plan.has_base else None
+    members = make_zip_members(base, plan.target, max_bytes=MEMBER_MAX_BYTES, make_body=make_body)
+    if members:
+        target_ranges = find_gaps(list_ranges(members), len(plan.target))
+        base_ranges = find_gaps(list_base_files(members), len(plan.base))
+        yield _wrap(plan, None, _make_pieces(plan, base_ranges, target_ranges), way="members", members=members)
+
+
 # --- wrapping ---------------------------------------------------------------------------------------------------------
-def _wrap(plan: _Plan, streams: Streams | None, pieces: tuple[Piece, ...], *, way: str) -> Patch:
-    memory = max(codecs.get_memory(each.method, each.base_bytes, each.data, each.size_bytes) for each in pieces)
+def _wrap(
+    plan: _Plan, streams: Streams | None, pieces: tuple[Piece, ...], *, way: str, members: tuple[Member, ...] = ()
+) -> Patch:
+    needed = [codecs.get_memory(each.method, each.base_bytes, each.data, each.size_bytes) for each in pieces]
+    memory = max(needed + [get_member_memory(each) for each in members])
     if streams:
         memory = max(memory, TENSOR_WORK_BYTES)
     memory = -(-memory // MEMORY_UNIT) * MEMORY_UNIT
     digests = [bytes.fromhex(Digest.of(data).hex)[: plan.digest_bytes] for data in (plan.base, plan.target)]
     header = Header(plan.has_base, digests[0] if plan.has_base else b"", digests[1], len(plan.target), memory)
-    return Patch(make_container(Container(header, streams, pieces)), CODEC, way, memory)
+    return Patch(make_container(Container(header, streams, pieces, members)), CODEC, way, memory)

@@ -20,7 +20,7 @@ import numpy as np
 from edgeferry.delta.kinds import KIND_BY_NAME, Kind, read_bits, read_numbers
 from edgeferry.delta.predict import Files
 from edgeferry.delta.records import Copy, Origin, Record
-from edgeferry.delta.scales import Places, get_matrix
+from edgeferry.delta.scales import NO_PLACES, Places, get_matrix
 from edgeferry.delta.tensors import Tensor
 from edgeferry.model.digest import Digest
 
@@ -41,7 +41,7 @@ class _Index:
 
 
 def match_tensors(
-    base: Sequence[Tensor], target: Sequence[Tensor], files: Files, *, places: Places
+    base: Sequence[Tensor], target: Sequence[Tensor], files: Files, *, places: Places = NO_PLACES
 ) -> Iterator[tuple[Tensor, Copy | tuple[Record, ...]]]:
     """Each tensor of the target with its copy, or the records worth trying: at least one, without an origin."""
     index = _make_index(base, files)

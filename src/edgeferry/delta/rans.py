@@ -13,7 +13,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,16 @@ class Tables(NamedTuple):
     starts: U64
     counts: U64
     alphabet: int
+
+
+class SymbolReader(Protocol):
+    """Where symbols come from: a `Decoder`, or one that is watched (`explain.py`)."""
+
+    def take(self, contexts: I64, tables: Tables) -> U8:
+        """The next symbols, one for each of `contexts`."""
+
+    def require_end(self) -> None:
+        """Raises DeltaDamaged when something is left over."""
 
 
 class Decoder:

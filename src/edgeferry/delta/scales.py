@@ -37,6 +37,9 @@ class Places:
     target: Mapping[int, Place]
 
 
+NO_PLACES = Places({}, {})
+
+
 def get_matrix(tensor: Tensor) -> tuple[int, int]:
     """Rows and columns, so that output channels are one or the other."""
     shape = tensor.shape or (1,)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeferry.delta import adapt, cells
-from edgeferry.delta.bits import BitReader, BitWriter
+from edgeferry.delta.bits import BitWriter, FieldReader
 from edgeferry.delta.kinds import F64, KIND_BY_NAME, read_bits, read_numbers, write_numbers
 from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Expected, Files, Side, expect, find_prune_contexts
-from edgeferry.delta.rans import I64, U8, U64, Decoder, Encoder
+from edgeferry.delta.rans import I64, U8, U64, Encoder, SymbolReader
 from edgeferry.delta.records import Record
 from edgeferry.errors import DeltaDamaged
 
@@ -65,8 +65,8 @@ def _cut(record: Record) -> Iterator[tuple[int, int]]:
 class Source:
     """Where symbols and bits come from, and the model that both sides share."""
 
-    decoder: Decoder
-    bits: BitReader
+    decoder: SymbolReader
+    bits: FieldReader
     model: adapt.Model
 
     def take(self, contexts: I64) -> U8:

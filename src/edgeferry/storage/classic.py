@@ -15,7 +15,8 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgeferry.errors import BundleUnreadable, NameInvalid
@@ -85,6 +86,17 @@ def unpack_classic(storage_root: Path, zip_path: Path, stem: str, *, limits: Bun
     return target
 
 
+def read_bundle(zip_path: Path, *, limits: BundleLimits) -> dict[str, bytes]:
+    """The files of a bundle by name, in memory; refused is what `unpack_classic` refuses.
+
+    Raises:
+        BundleUnsafe, BundleTooLarge, BundleUnreadable: the ZIP's fault.
+        StorageFailed: it cannot be read.
+    """
+    with _open_members(zip_path, limits) as (archive, members):
+        return {require_file_name(each.name): archive.read(each.info) for each in members}
+
+
 def publish_folder(storage_root: Path, stem: str, files: Mapping[str, Path]) -> Path:
     """Makes `<storage>/<stem>` of copies of `files` (name -> path), whole at once; returns that path.
 
@@ -113,11 +125,17 @@ def _require_shared_name(name: str) -> str:
 
 
 def _unpack(zip_path: Path, folder: Path, limits: BundleLimits) -> None:
+    with _open_members(zip_path, limits) as (archive, members):
+        for member in members:
+            _write_member(archive, member, folder)
+
+
+@contextmanager
+def _open_members(zip_path: Path, limits: BundleLimits) -> Iterator[tuple[zipfile.ZipFile, tuple[Member, ...]]]:
     with translate_disk_errors(zip_path):
         try:
             with zipfile.ZipFile(zip_path) as archive:
-                for member in check_members(archive.infolist(), limits):
-                    _write_member(archive, member, folder)
+                yield archive, check_members(archive.infolist(), limits)
         except _ZIP_ERRORS as error:
             raise BundleUnreadable(f"expected a whole, plain ZIP, found: {error!s:.120}") from error
 
