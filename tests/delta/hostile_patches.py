@@ -7,7 +7,9 @@ Rules:
 
 from __future__ import annotations
 
+import io
 import random
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,6 +19,7 @@ import numpy as np
 from delta.model_pairs import PAIRS, get_full, get_pair, get_patch
 from edgeferry.delta import codecs
 from edgeferry.delta.container import MEMORY_UNIT, Container, Header, Piece, make_container, read_container
+from edgeferry.delta.make import make_patch
 from edgeferry.delta.varint import make_varint, read_varint
 from edgeferry.model.digest import Digest
 
@@ -68,6 +71,22 @@ def _make_in_pieces() -> Sample:
     return Sample(base, target, wrap(base, target, tuple(pieces)), MEMORY_BYTES)
 
 
+def make_zip(model: bytes, method: int) -> bytes:
+    """A classic bundle: a model, and labels that are stored."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr(zipfile.ZipInfo("model.onnx"), model, method)
+        archive.writestr(zipfile.ZipInfo("labels.txt"), b"a label\n" * 20, zipfile.ZIP_STORED)
+    return stream.getvalue()
+
+
+def _make_archives(method: int) -> Sample:
+    pair = get_pair("fine-tuned")
+    base, target = (make_zip(model, method) for model in (pair.base, pair.target))
+    patch = make_patch(base, target)
+    return Sample(base, target, patch.data, patch.memory_bytes)
+
+
 @cache
 def make_samples() -> dict[str, Sample]:
     """All of them, by name."""
@@ -83,6 +102,8 @@ def make_samples() -> dict[str, Sample]:
         if method not in codecs.WITH_BASE:
             found[f"full, {words}"] = _make_by_method(method, has_base=False)
     found["in pieces"] = _make_in_pieces()
+    found["archives that are packed"] = _make_archives(zipfile.ZIP_DEFLATED)
+    found["archives that are stored"] = _make_archives(zipfile.ZIP_STORED)
     return found
 
 
@@ -126,6 +147,14 @@ def splice(patch: bytes, dice: random.Random) -> bytes:
     other = dice.choice(list(make_samples().values())).patch
     at = dice.randrange(min(len(patch), len(other)))
     return patch[:at] + other[at + dice.choice((0, 0, 1, -1)) :]
+
+
+def damage(data: bytes, dice: random.Random) -> bytes:
+    """One of these; nothing becomes something."""
+    return dice.choice(BLIND)(data, dice) if data else dice.randbytes(3)
+
+
+BLIND: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip_bits, set_bytes, truncate, take_out, put_in)
 
 
 # --- damage that knows the layout -------------------------------------------------------------------------------------
@@ -179,10 +208,10 @@ def change_streams(container: Container, dice: random.Random) -> Container:
     if kind == 1:
         return replace(container, streams=replace(streams, symbols=dice.randbytes(len(symbols))))
     if kind == 2 and bits:
-        return replace(container, streams=replace(streams, bits=dice.choice(BLIND)(bits, dice)))
+        return replace(container, streams=replace(streams, bits=damage(bits, dice)))
     if kind == 3:
         return replace(container, streams=replace(streams, symbols=bits, bits=symbols))
-    damaged = dice.choice(BLIND)(symbols, dice)
+    damaged = damage(symbols, dice)
     return replace(container, streams=replace(streams, symbols=damaged[: len(damaged) // 2 * 2]))
 
 
@@ -195,7 +224,7 @@ def change_pieces(container: Container, dice: random.Random) -> Container:
     data = bytes(pieces[at].data)
     kind = dice.randrange(8)
     if kind <= 2 and data:
-        pieces[at] = replace(pieces[at], data=dice.choice(BLIND)(data, dice))
+        pieces[at] = replace(pieces[at], data=damage(data, dice))
         if len(container.pieces) == 1:
             return replace(container, pieces=tuple(pieces))
     elif kind == 3:
@@ -209,6 +238,34 @@ def change_pieces(container: Container, dice: random.Random) -> Container:
         name = dice.choice(("size_bytes", "base_start", "base_bytes"))
         pieces[at] = replace(pieces[at], **{name: pick_number(dice, getattr(pieces[at], name))})
     return replace(container, pieces=tuple(pieces))
+
+
+def change_members(container: Container, dice: random.Random) -> Container:
+    """A file of an archive lies elsewhere, has another size or level, or another body."""
+    members = list(container.members)
+    if not members:
+        return change_hdiff_numbers(container, dice)
+    at = dice.randrange(len(members))
+    member, base = members[at], members[at].base
+    kind = dice.randrange(6)
+    if kind == 0:
+        member = replace(member, level=dice.randrange(11))
+    elif kind == 1:
+        member = replace(member, packed_bytes=pick_number(dice, member.packed_bytes))
+    elif kind == 2:
+        member = replace(member, start=member.start + pick_number(dice, 0))
+    elif kind == 3 and base:
+        name = dice.choice(("start", "packed_bytes", "size_bytes"))
+        member = replace(member, base=base._replace(**{name: pick_number(dice, getattr(base, name))}))
+    elif kind == 4 and base:
+        member = replace(member, base=base._replace(is_deflated=not base.is_deflated) if dice.random() < 0.5 else None)
+    elif member.body:
+        member = replace(member, body=damage(bytes(member.body), dice))
+    members[at], end = member, 0
+    for index, each in enumerate(members):  # a gap is never below zero
+        members[index] = replace(each, start=max(each.start, end))
+        end = members[index].end
+    return replace(container, members=tuple(members))
 
 
 def change_hdiff_numbers(container: Container, dice: random.Random) -> Container:
@@ -225,8 +282,10 @@ def change_hdiff_numbers(container: Container, dice: random.Random) -> Container
     return replace(container, pieces=tuple(pieces))
 
 
-BLIND: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip_bits, set_bytes, truncate, take_out, put_in)
-KNOWING = (change_header, change_map, change_map, change_streams, change_streams, change_pieces, change_hdiff_numbers)
+KNOWING = (
+    *(change_header, change_map, change_map, change_streams, change_streams),
+    *(change_pieces, change_hdiff_numbers, change_members),
+)
 
 
 def mutate(sample: Sample, dice: random.Random) -> bytes:
@@ -235,7 +294,9 @@ def mutate(sample: Sample, dice: random.Random) -> bytes:
         return dice.choice((*BLIND, splice))(sample.patch, dice)
     container = read_container(sample.patch, base_bytes=len(sample.base))
     for _ in range(dice.choice((1, 1, 1, 2))):
-        container = dice.choice(KNOWING)(container, dice)
+        container = (change_members if container.members and dice.random() < 0.7 else dice.choice(KNOWING))(
+            container, dice
+        )
     return make_container(container)
 
 

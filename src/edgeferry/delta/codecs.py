@@ -232,6 +232,8 @@ def _compress_from_at(base: bytes, target: bytes, level: int, *, long: bool) -> 
 
 def _decompress_from(base: Buffer, data: memoryview, size_bytes: int) -> bytes:
     _check_frame(data, size_bytes)
+    if get_window(data) > 1 << (MAX_WINDOW_LOG + 1):
+        raise DeltaDamaged(f"expected a window of at most {1 << (MAX_WINDOW_LOG + 1)} bytes")
     dictionary = zstandard.ZstdCompressionDict(bytes(base), dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     decoder = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << (MAX_WINDOW_LOG + 1))
     try:
