@@ -8,7 +8,7 @@ WORKERS ?= 2
 PEERS := azurite azure-sdk node-sdk moto schemathesis postgres
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench bench-hub docs models models-check clean azurite azure-sdk node-sdk moto schemathesis atheris postgres
+.PHONY: help setup demo up test soak soak-full check format bench bench-hub bench-delta docs models models-check clean azurite azure-sdk node-sdk moto schemathesis atheris postgres delta-peers xdelta3
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -46,6 +46,15 @@ schemathesis: setup ## make the environment with schemathesis, which tests the h
 
 atheris: setup ## make the environment with atheris, a coverage-guided fuzzer, for the soak tests
 	@$(BIN)/python scripts/make_sdk_env.py atheris || echo 'atheris is not here: the tests that need it will say that they are skipped'
+
+delta-peers: setup ## make the environment with a differ that patches are measured against
+	@$(BIN)/python scripts/make_sdk_env.py delta-peers
+
+xdelta3: ## install the differ xdelta3 for bench-delta, when it is missing and we may (root and apt)
+	@if command -v xdelta3 >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends xdelta3 >/dev/null; \
+	else echo 'xdelta3 is not here: install its package; bench-delta will say that this peer is missing'; fi
 
 postgres: ## install PostgreSQL for the tests, when it is missing and we may (root and apt)
 	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then :; \
@@ -86,6 +95,10 @@ bench: setup ## measure full downloads and metadata; writes its section of docs/
 bench-hub: setup ## put fleets of 5,000 and 10,000 on the hub; writes its section of docs/benchmarks.md (ARGS="--json FILE")
 	$(BIN)/python scripts/bench_hub.py --write docs/benchmarks.md $(ARGS)
 
+bench-delta: setup delta-peers xdelta3 .venv-models/.setup-done ## measure patches beside every peer; writes its section of docs/benchmarks.md (ARGS="--json FILE --fresh")
+	.venv-models/bin/python -m scripts.delta_corpus
+	$(BIN)/python scripts/bench_delta.py --write docs/benchmarks.md $(ARGS)
+
 docs: setup ## write docs/cli.md and the state diagram from the code
 	$(BIN)/python scripts/make_cli_docs.py
 
@@ -101,4 +114,4 @@ models-check: setup ## measure the committed demo models, without torch
 	$(BIN)/python -m models.build --check
 
 clean: ## remove environments and what was made
-	rm -rf .venv .venv-* node_modules tests/hub/node/node_modules out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .cache node_modules tests/hub/node/node_modules out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

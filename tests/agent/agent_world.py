@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import random
 import zipfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from aiohttp import web
 
 from edgeferry.agent.agent import Agent, Parts
@@ -22,10 +24,20 @@ from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.agent.tools import AgentSettings
-from edgeferry.delta.codecs import encode_full
+from edgeferry.delta.apply import get_memory
+from edgeferry.delta.codecs import compress_zstd
+from edgeferry.delta.make import make_full, make_patch
 from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import FileEntry, Golden, Manifest, Source, TruthObject, make_manifest_bytes
+from edgeferry.model.manifest import (
+    FileEntry,
+    Golden,
+    Manifest,
+    Source,
+    TruthObject,
+    make_manifest_bytes,
+    read_manifest_bytes,
+)
 from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, Stage
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal, open_journal
@@ -110,13 +122,16 @@ class FakeManifests:
     failures: deque[Exception] = field(default_factory=deque)
     calls: list[str] = field(default_factory=list)
 
-    async def fetch_manifest(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> bytes:
+    async def fetch_manifests(
+        self, model: str, version: str, digest: Digest, *, repo: str, sas: str
+    ) -> tuple[bytes, ...]:
         self.calls.append(sas)
         if self.failures:
             raise self.failures.popleft()
         if (model, version) not in self.known:
             raise ObjectMissing(f"no {model} {version}")
-        return self.known[model, version]
+        others = (data for (name, other), data in self.known.items() if name == model and other != version)
+        return (self.known[model, version], *others)
 
 
 @dataclass
@@ -308,10 +323,23 @@ class World:
                     raise error
 
     # --- publishing ---------------------------------------------------------------------------------------------------
-    def publish(self, version: str, *, model: str = "detector", codec: str = "none", size: int = 20_000) -> Manifest:
-        """A version with a model file, labels and one golden picture; returns its manifest."""
-        files = {"model.onnx": (f"{model} {version} ".encode() * size)[:size], "labels.txt": b"worker\nfire\n"}
+    def publish(
+        self,
+        version: str,
+        *,
+        model: str = "detector",
+        codec: str = "none",
+        size: int = 20_000,
+        bases: tuple[str, ...] = (),
+    ) -> Manifest:
+        """A version with a model file, labels and one golden picture; returns its manifest.
+
+        The model file has patches from the versions `bases`.
+        """
+        files = {"model.onnx": make_model_file(model, version, size), "labels.txt": b"worker\nfire\n"}
         entries = tuple(self._publish_file(name, data, codec) for name, data in files.items())
+        patches = tuple(self._publish_patch(model, base, files["model.onnx"]) for base in bases)
+        entries = (msgspec.structs.replace(entries[0], sources=(*entries[0].sources, *patches)), *entries[1:])
         self.put_blob(PICTURE)
         golden = (Golden(input=str(Digest.of(PICTURE)), size=len(PICTURE), truth=(TruthObject(label="worker"),)),)
         manifest = Manifest(model=model, version=version, spec=SPEC, files=entries, golden=golden)
@@ -319,12 +347,28 @@ class World:
         return manifest
 
     def _publish_file(self, name: str, data: bytes, codec: str) -> FileEntry:
-        coded = encode_full(data, codec)  # type: ignore[arg-type]
+        coded = {"none": lambda: data, "zstd": lambda: compress_zstd(data), "efd1": lambda: make_full(data).data}[
+            codec
+        ]()
         source = Source(
-            kind="full", codec=codec, blob=self.put_blob(coded.data), size=len(coded.data), memory=coded.memory_bytes
+            kind="full", codec=codec, blob=self.put_blob(coded), size=len(coded), memory=get_memory(coded, codec)
         )
         md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
         return FileEntry(path=name, sha256=str(Digest.of(data)), md5=md5, size=len(data), sources=(source,))
+
+    def _publish_patch(self, model: str, base: str, data: bytes) -> Source:
+        entry = read_manifest_bytes(self.manifests.known[model, base]).files[0]
+        old = make_model_file(model, base, entry.size)
+        assert Digest.of(old) == Digest.from_str(entry.sha256)
+        made = make_patch(old, data)
+        return Source(
+            kind="patch",
+            codec=made.codec,
+            blob=self.put_blob(made.data),
+            size=len(made.data),
+            memory=made.memory_bytes,
+            base=entry.sha256,
+        )
 
     def put_blob(self, data: bytes) -> str:
         digest = Digest.of(data)
@@ -373,6 +417,14 @@ class World:
         shared = [path.name for path in self.root.iterdir() if path.name != "edgeferry"]
         temp = [str(path) for path in self.root.rglob(".tmp-*")]
         return [*partial, *shared, *temp]
+
+
+def make_model_file(model: str, version: str, size: int) -> bytes:
+    """Noise that all versions share, and the version's name here and there in it."""
+    shared = bytearray(random.Random(model).randbytes(size))
+    for at in range(0, size, max(size // 4, 1)):
+        shared[at : at + len(version)] = version.encode()
+    return bytes(shared[:size])
 
 
 def is_crash(error: BaseException) -> bool:

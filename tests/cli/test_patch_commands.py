@@ -17,7 +17,7 @@ from edgeferry.cli.main import cli
 from edgeferry.cli.patch_commands import clean_name
 from edgeferry.delta.container import MAGIC, VERSION
 from edgeferry.delta.make import make_full
-from edgeferry.delta.records import make_varint
+from edgeferry.delta.varint import make_varint
 from edgeferry.model.digest import Digest
 
 Run = Callable[..., Result]

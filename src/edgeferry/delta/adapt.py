@@ -28,7 +28,7 @@ class Model:
     """Tables of all contexts, and the counts behind them."""
 
     def __init__(self, guess: NDArray[np.int64], allowed: NDArray[np.bool_]) -> None:
-        """Begins from `guess` (int64 [contexts, alphabet]); symbols not `allowed` in a context cannot be coded there."""
+        """Begins from `guess` (int64 [contexts, alphabet]); in a context only what is `allowed` can be coded."""
         contexts, alphabet = guess.shape
         self._counts, self._allowed = guess * allowed, allowed
         self._coded = 0

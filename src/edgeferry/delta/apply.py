@@ -22,7 +22,8 @@ from edgeferry.delta.kinds import Buffer
 from edgeferry.delta.members import Member, list_base_files, list_ranges
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Decoder
-from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges, read_records
+from edgeferry.delta.record_bytes import read_records
+from edgeferry.delta.records import AnyRecord, Copy, Range, find_gaps, list_base_ranges
 from edgeferry.delta.tensor_codec import Source, make_model, read_tensor
 from edgeferry.delta.zip_files import RATIO_MAX, pack, unpack
 from edgeferry.errors import DeltaDamaged

@@ -37,7 +37,7 @@ class BitReader:
         self._at = 0  # in bits
 
     def take(self, widths: I64) -> U64:
-        """The next fields, as wide in bits as `widths` (int64 [n], each 0 to 32) says: uint64 [n]; raises DeltaDamaged."""
+        """The next fields, uint64 [n], as wide as `widths` says (int64 [n], 0 to 32 bits); raises DeltaDamaged."""
         ends = np.cumsum(widths)
         total = int(ends[-1]) if len(ends) else 0
         first, last = self._at // 8, (self._at + total + 7) // 8

@@ -203,7 +203,7 @@ def find_tiny(cells: I64, symbols: U8, kind: Kind) -> NDArray[np.intp]:
 
 
 def _is_tiny(cells: I64) -> NDArray[np.bool_]:
-    return (cells == 0) | (cells == -1)
+    return np.asarray((cells == 0) | (cells == -1), np.bool_)
 
 
 def get_low_widths(
@@ -223,11 +223,11 @@ def _get_low_widths(cells: I64, tiny_at: NDArray[np.intp], tiny: U8, *, grid: Gr
     tops = exponents + get_exponents(sizes.astype(np.float64))
     widths = exponents - (np.maximum(tops, kind.exponent_min) - mantissa)
     widths[tiny_at[tiny >= TINY_ESCAPE]] = 0
-    return np.clip(widths, 0, 32)
+    return np.asarray(np.clip(widths, 0, 32), np.int64)
 
 
 def _get_tiny_exponents(exponents: I64, tiny: U8) -> I64:
-    return exponents - 1 - np.minimum(tiny, TINY_ESCAPE)
+    return np.asarray(exponents - 1 - np.minimum(tiny, TINY_ESCAPE), np.int64)
 
 
 def join(
@@ -243,7 +243,7 @@ def join(
     whole = (sizes << low_widths) | low_values.astype(np.int64)
     with np.errstate(all="ignore"):
         found = np.ldexp(whole.astype(np.float64), exponents - low_widths)
-    return np.where(cells < 0, -found, found)
+    return np.asarray(np.where(cells < 0, -found, found), np.float64)
 
 
 # --- first tables -----------------------------------------------------------------------------------------------------

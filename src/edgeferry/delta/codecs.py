@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import hdiffpatch
@@ -45,26 +45,33 @@ METHODS = {
 }
 WITH_BASE = frozenset({HDIFF, HDIFF_LZMA, HDIFF_BZ2, FROM})
 _LZMA_DICTIONARIES = (1 << 16, 1 << 20, 1 << 23, 1 << 25)
+LZMA_ALL_BYTES = 1 << 20
+"""Below this, several settings of LZMA are tried."""
 _HDIFF_MAGIC = b"HDIFF13&"
 _HDIFF_HEAD_MAX = 128
 
 
 def encode(method: int, base: bytes, target: bytes) -> bytes:
     """Says `target` in one method; `decode` of the result gives it again."""
-    if method == RAW:
-        return target
-    if method == ZSTD:
-        return compress_zstd(target)
-    if method == LZMA:
-        return _compress_lzma(target)
-    if method == BZ2:
-        return bz2.compress(target, 9)
-    if method == FROM:
-        return _compress_from(base, target)
+    return dict(encode_each((method,), base, target))[method]
+
+
+def encode_each(methods: Iterable[int], base: bytes, target: bytes) -> Iterator[tuple[int, bytes]]:
+    """Says `target` in each method. hdiffpatch looks for what is alike only once."""
+    plain = b""
+    for method in methods:
+        if method in (HDIFF, HDIFF_LZMA, HDIFF_BZ2):
+            plain = plain or bytes(hdiffpatch.diff(base, target, hdiffpatch.COMPRESSION_NONE, validate=False))
+            yield method, _pack_hdiff(method, plain)
+        else:
+            yield method, _ENCODERS[method](base, target)
+
+
+def _pack_hdiff(method: int, plain: bytes) -> bytes:
     if method == HDIFF:
-        return bytes(hdiffpatch.diff(base, target, hdiffpatch.Lzma2Config(level=9, window=23)))
-    plain = bytes(hdiffpatch.diff(base, target, hdiffpatch.COMPRESSION_NONE))[len(_HDIFF_MAGIC) + 1 :]
-    return _compress_lzma(plain) if method == HDIFF_LZMA else bz2.compress(plain, 9)
+        return bytes(hdiffpatch.recompress(plain, hdiffpatch.Lzma2Config(level=9, window=23)))
+    rest = plain[len(_HDIFF_MAGIC) + 1 :]
+    return _compress_lzma(rest) if method == HDIFF_LZMA else bz2.compress(rest, 9)
 
 
 def decode(method: int, base: Buffer, data: Buffer, size_bytes: int) -> bytes:
@@ -119,10 +126,9 @@ def get_memory(method: int, base_bytes: int, data: Buffer, size_bytes: int) -> i
 
 # --- LZMA: a byte for the dictionary's size, then a raw LZMA2 stream --------------------------------------------------
 def _compress_lzma(data: bytes) -> bytes:
-    found = [_compress_lzma_with(data, 3, 0)]
-    if len(data) < LARGE_BYTES:
-        found += [_compress_lzma_with(data, lc, pb) for lc, pb in ((3, 2), (0, 0), (0, 2), (4, 0))]
-    return min(found, key=len)
+    settings = ((3, 0), (3, 2), (0, 0), (0, 2), (4, 0))
+    tried = settings if len(data) < LZMA_ALL_BYTES else settings[:1]
+    return min((_compress_lzma_with(data, lc, pb) for lc, pb in tried), key=len)
 
 
 def _compress_lzma_with(data: bytes, lc: int, pb: int) -> bytes:
@@ -206,22 +212,22 @@ def _read_hdiff_number(head: bytes, at: int) -> tuple[int, int]:
 
 # --- zstd with the base as its dictionary -----------------------------------------------------------------------------
 def _compress_from(base: bytes, target: bytes) -> bytes:
-    window = min(MAX_WINDOW_LOG + 1, max(10, (len(base) + len(target)).bit_length()))
     level = 19 if len(target) < LARGE_BYTES else 12
-    found = []
-    for long in (True, False):
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            level,
-            source_size=len(base) + len(target),
-            window_log=window,
-            enable_ldm=long,
-            write_content_size=True,
-            write_dict_id=False,
-        )
-        dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        compressor = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
-        found.append(compressor.compress(target))
-    return min(found, key=len)
+    return min((_compress_from_at(base, target, level, long=long) for long in (True, False)), key=len)
+
+
+def _compress_from_at(base: bytes, target: bytes, level: int, *, long: bool) -> bytes:
+    total = len(base) + len(target)
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=total,
+        window_log=min(MAX_WINDOW_LOG + 1, max(10, total.bit_length())),
+        enable_ldm=long,
+        write_content_size=True,
+        write_dict_id=False,
+    )
+    dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters).compress(target)
 
 
 def _decompress_from(base: Buffer, data: memoryview, size_bytes: int) -> bytes:
@@ -232,6 +238,11 @@ def _decompress_from(base: Buffer, data: memoryview, size_bytes: int) -> bytes:
         return decoder.decompress(data, max_output_size=size_bytes)
     except (zstandard.ZstdError, MemoryError) as error:
         raise DeltaDamaged(f"the zstd frame is damaged: {error}") from error
+
+
+def probe(base: bytes, target: bytes) -> int:
+    """About how many bytes a plain differ needs, in little time."""
+    return len(_compress_from_at(base, target, 3, long=True))
 
 
 # --- zstd: one frame, its content size stated, its window bounded -----------------------------------------------------
@@ -304,3 +315,12 @@ def _check_frame(view: memoryview, size_bytes: int) -> None:
             raise DeltaDamaged("the zstd frame is cut or damaged")
     if at + 4 * parameters.has_checksum != len(view):
         raise DeltaDamaged("expected nothing behind the zstd frame")
+
+
+_ENCODERS: dict[int, Callable[[bytes, bytes], bytes]] = {
+    RAW: lambda _base, target: target,
+    ZSTD: lambda _base, target: compress_zstd(target),
+    LZMA: lambda _base, target: _compress_lzma(target),
+    BZ2: lambda _base, target: bz2.compress(target, 9),
+    FROM: _compress_from,
+}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from edgeferry.delta import codecs
 from edgeferry.delta.kinds import Buffer
 from edgeferry.delta.members import Member, make_members, read_members
-from edgeferry.delta.records import make_varint, read_varint
+from edgeferry.delta.varint import make_varint, read_varint
 from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged
 from edgeferry.model.digest import Digest
 
@@ -60,7 +60,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the remainder, `size_bytes` long, said in `method`, from bytes of the base's remainder if it needs any."""
+    """A part of the remainder, `size_bytes` long, said in `method`, from a part of the base's remainder if need be."""
 
     method: int
     size_bytes: int
@@ -109,9 +109,8 @@ def make_container(container: Container) -> bytes:
         out.append(make_varint(len(pieces)))
         for piece in pieces:
             out.append(bytes([piece.method]))
-            numbers = [piece.size_bytes, len(piece.data)]
-            numbers += [piece.base_start, piece.base_bytes] * (piece.method in codecs.WITH_BASE)
-            out += map(make_varint, numbers)
+            base = (piece.base_start, piece.base_bytes) if piece.method in codecs.WITH_BASE else ()
+            out += map(make_varint, (piece.size_bytes, len(piece.data), *base))
     return b"".join([*out, *(bytes(piece.data) for piece in pieces)])
 
 
@@ -152,7 +151,7 @@ def _read_sizes(view: memoryview, at: int, *, has_base: bool, length: int) -> tu
 
 
 def read_container(data: Buffer, *, base_bytes: int) -> Container:
-    """Where everything lies; raises DeltaDamaged. Pieces of a single-piece patch have sizes -1: all of the remainders."""
+    """Where everything lies; raises DeltaDamaged. The sizes of a single piece are -1: all of both remainders."""
     view = memoryview(data)
     header, way, at = _read_header(view)
     if not header.has_base and base_bytes:

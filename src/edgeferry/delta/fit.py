@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,17 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeferry.delta import cells
-from edgeferry.delta.kinds import F64, read_bits, read_numbers
+from edgeferry.delta.kinds import F64, read_bits, read_numbers, write_numbers
 from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Files, Side, expect, find_prune_contexts
 from edgeferry.delta.rans import I64
-from edgeferry.delta.records import MAX_SIDE, Record
+from edgeferry.delta.records import MAX_RANK, MAX_SIDE, Record
+from edgeferry.delta.tensor_codec import WHOLE, find_multiples
 
 SAMPLE_PIECES = 2
 LEARNING_BITS = 3.0
 """About what each symbol of a context costs until the context has learned it."""
+LATTICE_LOOK, MAX_STEP = 512, (1 << 20) - 1
+PRUNED_MIN = 4  # fewer zeros are not worth a look
 FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
 NOTHING: I64 = np.zeros(0, np.int64)
-NO_SIDE = Side(NOTHING, NOTHING, NOTHING, NOTHING.reshape(0, 1), NOTHING.reshape(0, 1))
+NO_SIDE = Side(NOTHING, NOTHING, NOTHING, NOTHING, NOTHING.reshape(0, 1), NOTHING.reshape(0, 1), NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,14 @@ class Fit:
 
 def fit_tensor(candidates: Iterable[Record], files: Files) -> Fit:
     """The best of several records of one tensor, with all that earns its keep; at least one must be given."""
-    first = min((fit_scales(each, NO_SIDE, files) for each in candidates), key=lambda fit: fit.bits)
-    best = first
-    for attempt in (_try_pruning, _try_multipliers, _try_products):
+    firsts = [fit_scales(each, NO_SIDE, files) for each in candidates]
+    on_lattice = [fit for each in firsts for fit in _try_lattice(each, files)]
+    if on_lattice:
+        return min([*firsts, *on_lattice], key=lambda fit: fit.bits)
+    best = min(
+        [*firsts, *(pruned for each in firsts for pruned in _try_pruning(each, files))], key=lambda fit: fit.bits
+    )
+    for attempt in (_try_multipliers, _try_products):
         best = min([best, *attempt(best, files)], key=lambda fit: fit.bits)
     return best
 
@@ -81,8 +90,8 @@ def _mean(sizes: F64, axis: int) -> F64:
 
 
 def _shrink(means: F64, count: int) -> F64:
-    """Draws means of few numbers towards zero, by how much of their spread is chance (log2 of an error spreads by 1.4)."""
-    chance = 2.0 / count
+    """Draws means of few numbers towards zero, by how much of their spread is chance."""
+    chance = 2.0 / count  # the variance of log2 of an error's size
     spread = max(float(means.var()) - chance, 0.0)
     return means * (spread / (spread + chance))
 
@@ -98,8 +107,11 @@ def _measure_errors(record: Record, side: Side, files: Files) -> F64:
         expected = expect(record, side, files, start=start, end=end)
         numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
         numbers[~np.isfinite(numbers)] = 0.0
-        finest = _find_finest(expected.numbers, record)
-        errors = np.maximum(np.abs(numbers - expected.numbers), np.exp2(finest - FLOOR_STEPS))
+        if record.lattice:
+            errors = np.maximum(np.abs(find_multiples(expected, numbers)), 2.0**-FLOOR_STEPS)
+        else:
+            finest = _find_finest(expected.numbers, record)
+            errors = np.maximum(np.abs(numbers - expected.numbers), np.exp2(finest - FLOOR_STEPS))
         # the mean of log2 lies this much below log2 of the scale
         found[start:end] = np.log2(errors) + 0.75
         if record.threshold is not None:
@@ -135,12 +147,69 @@ def _try_pruning(best: Fit, files: Files) -> Iterator[Fit]:
         kept.append(expected.sizes[~zero])
         cut.append(expected.sizes[zero & (expected.sizes > 0)])
     sizes, gone = np.concatenate(kept), np.concatenate(cut)
-    if len(gone) < 0.02 * record.elements or not len(sizes):
+    if len(gone) < PRUNED_MIN or not len(sizes):
         return
     for border in {float(sizes.min()), float(np.quantile(gone, 0.98))}:
         threshold = int(np.array([border], "<f4").view("<u4")[0])
         if border > 0:
             yield fit_scales(replace(record, threshold=threshold), best.side, files)
+
+
+# --- lattice ----------------------------------------------------------------------------------------------------------
+def _try_lattice(first: Fit, files: Files) -> Iterator[Fit]:
+    """Numbers that were put on a lattice of few steps (`slim.py`): found by their greatest common divisors."""
+    record = first.record
+    if not record.kind.is_float or record.peak or record.scales:
+        return
+    plain = replace(record, row_scales=False, column_scales=False)
+    expected, wanted = _get_pairs(plain, NO_SIDE, files)
+    bits = _find_lattice_bits(expected.ravel(), wanted.ravel(), record)
+    if bits is None:
+        return
+    whole = np.rint((wanted - expected) * 2.0**bits).astype(np.int64)
+    for axis in (1, 2):
+        steps = np.maximum(np.gcd.reduce(whole, axis=2 - axis), 1)
+        if len(steps) > MAX_SIDE or int(steps.max()) > MAX_STEP:
+            continue
+        changed = replace(plain, lattice=axis, lattice_bits=bits)
+        side = replace(NO_SIDE, steps=steps)
+        if _is_exact(changed, side, files):
+            yield fit_scales(changed, side, files)
+
+
+def _find_lattice_bits(expected: F64, wanted: F64, record: Record) -> int | None:
+    """The coarsest unit 2^-bits of which all differences are whole multiples, but for the rounding of the numbers."""
+    left = wanted - expected
+    largest = float(np.abs(left).max())
+    if largest == 0:
+        return None
+    noise = np.exp2(_find_finest(wanted, replace(record, mantissa=record.kind.mantissa)) - 1)
+    first = -math.ceil(math.log2(largest))
+    for bits in range(first, first + 24):
+        scaled = left[:LATTICE_LOOK] * 2.0**bits
+        room = noise[:LATTICE_LOOK] * 2.0**bits + 1e-9
+        if float(np.median(room)) > 0.05:
+            return None
+        if (np.abs(scaled - np.rint(scaled)) <= room).all():
+            return (
+                bits
+                if (np.abs(left * 2.0**bits - np.rint(left * 2.0**bits)) <= noise * 2.0**bits + 1e-9).all()
+                else None
+            )
+    return None
+
+
+def _is_exact(record: Record, side: Side, files: Files) -> bool:
+    for start, end in _cut(record):
+        expected = expect(record, side, files, start=start, end=end)
+        data = _get_bytes(record, files, start, end)
+        multiples = find_multiples(expected, read_numbers(data, record.kind))
+        if (
+            expected.steps is None
+            or write_numbers(expected.numbers + multiples * expected.steps, record.kind).tobytes() != data
+        ):
+            return False
+    return True
 
 
 # --- multipliers ------------------------------------------------------------------------------------------------------
@@ -163,7 +232,7 @@ def _try_multipliers(best: Fit, files: Files) -> Iterator[Fit]:
 
 
 def _get_pairs(record: Record, side: Side, files: Files) -> tuple[F64, F64]:
-    """What is expected and what is there, in the target's units without its zero, [rows, columns]; pruned numbers as 0."""
+    """What is expected and what is there, in the target's units without its zero; what is pruned as 0."""
     plain = replace(record, multiplied=0, rank=0)
     expected, wanted = np.empty(record.elements), np.empty(record.elements)
     for start, end in _cut(record):
@@ -201,24 +270,23 @@ def _find_multiplier_bits(real: F64, wanted: F64, multipliers: F64, axis: int) -
 def _try_products(best: Fit, files: Files) -> Iterator[Fit]:
     """A sum of few products of a number per row and one per column: what few steps of training change."""
     record = best.record
-    if record.origin is None or record.peak or record.scales or min(record.rows, record.columns) < 8:
+    if record.origin is None or record.peak or min(record.rows, record.columns) < 8:
         return
     if max(record.rows, record.columns) > 8192 or record.elements > 1 << 23:
         return
-    left = _get_left(record, best.side, files)
-    rows, sizes, columns = np.linalg.svd(left, full_matrices=False)
-    rank = _find_rank(sizes, record)
+    rows, sizes, columns = np.linalg.svd(_get_left(record, best.side, files), full_matrices=False)
+    rank, unit = _find_rank(sizes, record)
     if not rank:
         return
-    root = np.sqrt(sizes[:rank])
-    row_factors, column_factors = rows[:, :rank] * root, (columns[:rank] * root[:, None]).T
-    unit = max(float(np.abs(row_factors).max()), float(np.abs(column_factors).max())) / 63
     step = int(np.clip(np.floor(-np.log2(unit)), -90, 90))
-    side = replace(
-        best.side,
-        row_factors=np.rint(row_factors * 2.0**step).astype(np.int64),
-        column_factors=np.rint(column_factors * 2.0**step).astype(np.int64),
-    )
+    # both factors get numbers of the same size
+    middle = (record.rows / record.columns) ** 0.25
+    root = np.sqrt(sizes[:rank, None]) * 2.0**step
+    row_factors = np.rint(rows.T[:rank] * root * middle).astype(np.int64)
+    column_factors = np.rint(columns[:rank] * root / middle).astype(np.int64)
+    typical = sizes[:rank] / math.sqrt(record.elements) * 4.0**step
+    scales = np.clip(np.rint(2 * np.log2(np.maximum(typical, 0.1))) + 1, 0, 64).astype(np.int64)
+    side = replace(best.side, factor_scales=scales, row_factors=row_factors, column_factors=column_factors)
     yield fit_scales(replace(record, rank=rank, step=2 * step), side, files)
 
 
@@ -233,16 +301,27 @@ def _get_left(record: Record, side: Side, files: Files) -> F64:
     return real.reshape(record.rows, record.columns)
 
 
-def _find_rank(sizes: F64, record: Record) -> int:
-    """The rank whose gain, half a bit per number for each halving of the energy left, most exceeds its numbers' cost."""
-    energy = np.cumsum(sizes**2)
+def _find_rank(sizes: F64, record: Record) -> tuple[int, float]:
+    """The rank and the unit of its factors whose gain most exceeds their cost; rank 0 when none does.
+
+    Half a bit per number is gained for each halving of the energy left. The unit d adds an error of its own; where
+    both together are cheapest, that error is K / (N - K) of the one left, with K factors for N numbers.
+    """
+    energy, numbers, both = np.cumsum(sizes**2), record.elements, record.rows + record.columns
     if energy[-1] <= 0:
-        return 0
-    ranks = np.arange(1, min(33, len(sizes)))
-    left = np.maximum(1 - energy[ranks - 1] / energy[-1], 1e-6)
-    gains = -0.5 * np.log2(left) * record.elements - 5.5 * ranks * (record.rows + record.columns)
-    best = int(gains.argmax())
-    return int(ranks[best]) if gains[best] > 0.003 * record.elements else 0
+        return 0, 1.0
+    best, found = 0.005 * numbers, (0, 1.0)
+    for rank in range(1, min(MAX_RANK + 1, len(sizes))):
+        left = max(float(energy[-1] - energy[rank - 1]), float(energy[-1]) * 1e-9) / numbers
+        share = min(rank * both / numbers, 0.45)
+        added = share / (1 - share)
+        typical = sizes[:rank] / math.sqrt(numbers)  # mean square of a factor
+        square = added * left * 6 / float(typical.sum())
+        bits = np.maximum(0.5 * np.log2(2 * math.pi * math.e * np.maximum(typical, 1e-300) / square), 0.4)
+        gain = numbers / 2 * math.log2(float(energy[-1]) / numbers / (left * (1 + added))) - both * float(bits.sum())
+        if gain > best:
+            best, found = gain, (rank, math.sqrt(square))
+    return found
 
 
 # --- estimates --------------------------------------------------------------------------------------------------------
@@ -252,8 +331,9 @@ def estimate(record: Record, side: Side, files: Files) -> float:
     chosen = pieces[:: max(1, len(pieces) // SAMPLE_PIECES)][:SAMPLE_PIECES]
     bits = sum(_estimate_piece(record, side, files, start=start, end=end) for start, end in chosen)
     seen = sum(end - start for start, end in chosen)
-    beside = (side.row_scales, side.column_scales, side.multipliers, side.row_factors, side.column_factors)
-    return bits * record.elements / seen + sum(map(_estimate_integers, beside)) + 64
+    beside = sum(map(_estimate_integers, (side.row_scales, side.column_scales, side.multipliers)))
+    beside += sum(map(_estimate_integers, [*side.row_factors, *side.column_factors]))
+    return bits * record.elements / seen + beside + 64
 
 
 def _estimate_piece(record: Record, side: Side, files: Files, *, start: int, end: int) -> float:
@@ -264,9 +344,14 @@ def _estimate_piece(record: Record, side: Side, files: Files, *, start: int, end
     if record.threshold is not None:
         contexts, zero = find_prune_contexts(expected.sizes, record.threshold), numbers == 0
         bits += _count_bits(zero.astype(np.int64), contexts, PRUNE_CONTEXTS, 2)
-        numbers, own, wanted, scales = numbers[~zero], own[~zero], wanted[~zero], scales[~zero]
-    grid = cells.make_grid(wanted, scales, kind=record.kind, mantissa=record.mantissa)
-    said = cells.split(numbers, own, grid=grid, kind=record.kind, mantissa=record.mantissa)
+        expected = expected.pick(np.flatnonzero(~zero))
+        numbers, own, wanted, scales = numbers[~zero], own[~zero], expected.numbers, expected.scales
+    kind, mantissa = record.kind, record.mantissa
+    if expected.steps is not None:
+        kind, mantissa, numbers = WHOLE.kind, 0, find_multiples(expected, numbers).astype(np.float64)
+        wanted = np.zeros(len(numbers))
+    grid = cells.make_grid(wanted, scales, kind=kind, mantissa=mantissa)
+    said = cells.split(numbers, own, grid=grid, kind=kind, mantissa=mantissa)
     bits += _count_bits(said.symbols.astype(np.int64), grid.contexts, cells.CONTEXTS, cells.ALPHABET)
     return bits + float(said.tail_widths.sum() + said.low_widths.sum()) + 2.5 * len(said.tiny)
 

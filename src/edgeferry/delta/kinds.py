@@ -75,7 +75,7 @@ def read_bits(data: Buffer, kind: Kind) -> NDArray[np.uint64]:
 
 
 def write_numbers(values: F64, kind: Kind) -> NDArray[np.unsignedinteger]:
-    """The numbers' bits, as unsigned integers of their width; values that fit no number of the kind give some number."""
+    """The numbers' bits, as unsigned integers of their width; values that are none of the kind give some number."""
     with np.errstate(all="ignore"):
         if kind.name == "bf2":
             return (values.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype("<u2")

@@ -37,7 +37,8 @@ from edgeferry.delta.match import follow_scales, match_tensors
 from edgeferry.delta.members import Member, list_base_files, list_ranges
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Encoder
-from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges, make_records
+from edgeferry.delta.record_bytes import make_records
+from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges
 from edgeferry.delta.tensor_codec import Sink, make_model, write_tensor
 from edgeferry.delta.tensors import Tensor, find_tensors
 from edgeferry.errors import InvariantBroken
@@ -51,8 +52,10 @@ MEMBER_WORK_BYTES = 2 << 20
 """What packing and unpacking take beside a member's own bytes."""
 MEMBER_MAX_BYTES = 1 << 30
 """Files in an archive that unpack to more are not looked into."""
-PIECE_BYTES = 8 << 20
-"""Remainders and opaque files above this are patched in pieces, so that memory stays bounded."""
+WHOLE_BYTES, PIECE_BYTES = 12 << 20, 8 << 20
+"""Files above the first are patched in pieces of at most the second, so that memory stays bounded."""
+HOPELESS, HOPELESS_BYTES = 1.25, 1 << 16
+"""Where a quick differ needs so many times and so many more bytes than the best way known, slow ones are not tried."""
 RECORD_BYTES = 9
 """About what a record costs in the map."""
 Progress = Callable[[int, int], None]
@@ -83,7 +86,8 @@ def make_patch(base: bytes, target: bytes, *, full_digests: bool = False, progre
     """The shortest patch from `base` to `target`.
 
     Args:
-        base, target: whole files, of any content.
+        base: a whole file, of any content.
+        target: another one.
         full_digests: carry whole digests, for use without a manifest.
         progress: told bytes of the target that are done, and all.
     """
@@ -100,7 +104,7 @@ def make_full(target: bytes, *, progress: Progress = tell_nobody) -> Patch:
 def _pick(base: bytes, target: bytes, *, has_base: bool, digest_bytes: int, progress: Progress) -> Patch:
     plan = _Plan(base, target, has_base, digest_bytes)
     found = list(_make_by_members(plan, progress))
-    found += _list_fitting(plan, progress, skip_slow=bool(found))
+    found += _list_fitting(plan, progress, known=found)
     best = min(found, key=lambda each: len(each.data))
     again = memoryview(bytearray(len(target)))
     apply_patch(base, best.data, again)
@@ -118,36 +122,45 @@ class _Plan:
     digest_bytes: int
 
 
-def _list_fitting(plan: _Plan, progress: Progress, *, beside_bytes: int = 0, skip_slow: bool = False) -> list[Patch]:
+def _list_fitting(
+    plan: _Plan, progress: Progress, *, beside_bytes: int = 0, known: Sequence[Patch] = ()
+) -> list[Patch]:
     """All ways that fit the memory bound, with `beside_bytes` that are taken already."""
     tensors = find_tensors(plan.target, min_elements=MIN_ELEMENTS)
     largest = max((each.size_bytes for each in tensors), default=0)
     bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * largest) - beside_bytes
-    ways = _list_ways(plan, tensors, progress, skip_slow=skip_slow or bool(tensors))
+    ways = _list_ways(plan, tensors, progress, known=known)
     return [each for each in ways if each.memory_bytes <= bound]
 
 
-def _list_ways(plan: _Plan, tensors: Sequence[Tensor], progress: Progress, *, skip_slow: bool) -> Iterator[Patch]:
-    if tensors:
-        yield from _make_by_tensors(plan, tensors, progress)
-    yield from _make_whole(plan, skip_slow=skip_slow)
-
-
-# --- without tensors --------------------------------------------------------------------------------------------------
-def _make_whole(plan: _Plan, *, skip_slow: bool) -> Iterator[Patch]:
-    base_ranges, target_ranges = [(0, len(plan.base))], [(0, len(plan.target))]
-    if len(plan.target) > PIECE_BYTES or len(plan.base) > PIECE_BYTES:
-        pieces = _make_pieces(plan, base_ranges, target_ranges)
-        yield _wrap(plan, None, pieces, way="in pieces")
+def _list_ways(
+    plan: _Plan, tensors: Sequence[Tensor], progress: Progress, *, known: Sequence[Patch]
+) -> Iterator[Patch]:
+    """Ways beside those that are `known`."""
+    by_tensors = list(_make_by_tensors(plan, tensors, progress)) if tensors else []
+    yield from by_tensors
+    known = [*known, *by_tensors]
+    size_bytes = min((len(each.data) for each in known), default=len(plan.target))
+    large = max(len(plan.target), len(plan.base)) > WHOLE_BYTES
+    if large:
+        if size_bytes > 0.5 * len(plan.target) or not known:
+            ranges = ([(0, len(plan.base))], [(0, len(plan.target))])
+            yield _wrap(plan, None, _make_pieces(plan, *ranges), way="in pieces")
         return
-    for method in _list_methods(plan.has_base, slow=not skip_slow):
-        piece = Piece(method, len(plan.target), codecs.encode(method, plan.base, plan.target), 0, len(plan.base))
+    quick = codecs.probe(plan.base, plan.target) if known else 0
+    hopeless = quick > max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES)
+    methods = _list_methods(plan.has_base, slow=not hopeless)
+    for method, data in codecs.encode_each(methods, plan.base, plan.target):
+        piece = Piece(method, len(plan.target), data, 0, len(plan.base))
         yield _wrap(plan, None, (piece,), way=codecs.METHODS[method])
 
 
 def _list_methods(has_base: bool, *, slow: bool) -> tuple[int, ...]:
+    """All methods, or those that are quick."""
+    if not slow:
+        return (codecs.HDIFF, codecs.RAW) if has_base else (codecs.RAW,)
     with_base = (codecs.HDIFF, codecs.HDIFF_LZMA, codecs.HDIFF_BZ2, codecs.FROM) if has_base else ()
-    return (*with_base, codecs.ZSTD, *((codecs.LZMA, codecs.BZ2) if slow or not has_base else ()), codecs.RAW)
+    return (*with_base, codecs.ZSTD, codecs.LZMA, codecs.BZ2, codecs.RAW)
 
 
 def _make_pieces(plan: _Plan, base_ranges: list[Range], target_ranges: list[Range]) -> tuple[Piece, ...]:
@@ -163,7 +176,7 @@ def _make_pieces(plan: _Plan, base_ranges: list[Range], target_ranges: list[Rang
         part = gather(memoryview(plan.target), cut_ranges(target_ranges, start, end))
         base = gather(memoryview(plan.base), cut_ranges(base_ranges, first, last))
         best = min(
-            ((method, codecs.encode(method, base, part)) for method in _list_methods(plan.has_base, slow=True)),
+            codecs.encode_each(_list_methods(plan.has_base, slow=True), base, part),
             key=lambda each: (len(each[1]), each[0]),
         )
         pieces.append(Piece(best[0], end - start, best[1], first, last - first))
@@ -186,13 +199,25 @@ def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress)
             copies.append(match)
         else:
             fits.append(fit_tensor(match, files))
-    fits = [fit for fit in fits if fit.bits / 8 + RECORD_BYTES < 0.97 * fit.record.size_bytes]
-    scales = [fit_tensor(each, files) for each in follow_scales([fit.record for fit in fits], files)]
+    yield _code(plan, files, copies, _order(fits, files))
+
+
+def _order(fits: list[Fit], files: Files) -> list[Fit]:
+    """Those that earn their keep; vectors of scales before what is quantised with them."""
+    used = [fit.record for fit in fits]
+    places = [(each.scales.start, each.scales.start + 4 * each.scales.length) for each in used if each.scales]
+    peaks = {fit.record.start: fit for fit in (fit_tensor(each, files) for each in follow_scales(used, files))}
+    first: list[Fit] = []
+    last: list[Fit] = []
+    for fit in fits:
+        peak = peaks.pop(fit.record.start, None)
+        better = peak if peak and peak.record.end == fit.record.end and peak.bits < fit.bits else fit
+        if better.bits / 8 + RECORD_BYTES < 0.97 * better.record.size_bytes:
+            needed = any(better.record.start < end and start < better.record.end for start, end in places)
+            (first if needed else last).append(better)
     taken = [(fit.record.start, fit.record.end) for fit in fits]
-    scales = [
-        fit for fit in scales if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes and _is_free(fit.record, taken)
-    ]
-    yield _code(plan, files, copies, [*scales, *fits])
+    alone = [fit for fit in peaks.values() if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes]
+    return [*(fit for fit in alone if _is_free(fit.record, taken)), *first, *last]
 
 
 def _is_free(record: Record, taken: Iterable[Range]) -> bool:
@@ -207,8 +232,7 @@ def _code(plan: _Plan, files: Files, copies: list[Copy], fits: list[Fit]) -> Pat
     lanes = _choose_lanes(sum(fit.record.elements for fit in fits), sink.encoder.get_size_bytes())
     plain = make_records(records)
     method, data = min(
-        ((method, codecs.encode(method, b"", plain)) for method in (codecs.RAW, codecs.LZMA, codecs.ZSTD)),
-        key=lambda each: len(each[1]),
+        codecs.encode_each((codecs.RAW, codecs.LZMA, codecs.ZSTD), b"", plain), key=lambda each: len(each[1])
     )
     streams = Streams(method, len(plain), data, lanes, sink.encoder.finish(lanes), sink.bits.finish())
     target_ranges = find_gaps(((record.start, record.end) for record in records), len(plan.target))
@@ -217,7 +241,7 @@ def _code(plan: _Plan, files: Files, copies: list[Copy], fits: list[Fit]) -> Pat
 
 
 def _choose_lanes(elements: int, size_bytes: float) -> int:
-    """Many lanes decode fast, each costs about three bytes: at least what speed asks for, more where it does not show."""
+    """Many lanes decode fast, each costs three bytes: at least what speed asks for, more where it does not show."""
     fast = elements >> 14
     cheap = min(elements >> 12, int(size_bytes) >> 9)
     return 1 << max(3, min(10, max(fast, cheap).bit_length()))

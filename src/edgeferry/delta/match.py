@@ -205,16 +205,16 @@ def find_bytes(data: memoryview, wanted: bytes, near: int) -> int | None:
 
 # --- scales -----------------------------------------------------------------------------------------------------------
 def follow_scales(records: Sequence[AnyRecord], files: Files) -> Iterator[tuple[Record, ...]]:
-    """Records worth trying for the vectors of scales that quantised tensors use, from the peaks of what they quantise."""
+    """Records worth trying for vectors of scales that quantised tensors use: the peaks of what they quantise."""
     seen: set[int] = set()
     for record in records:
         if not isinstance(record, Record) or record.scales is None or record.origin is None:
             continue
         place, origin = record.scales, record.origin
-        if place.in_base or place.start in seen or place.count not in (origin.rows, origin.columns):
+        if place.in_base or place.start in seen or place.length not in (origin.rows, origin.columns):
             continue
         seen.add(place.start)
-        peak = 1 if place.count == origin.rows else 2
-        plain = Record(place.start, KIND_BY_NAME["f4"], 1, place.count, mantissa=KIND_BY_NAME["f4"].mantissa)
+        peak = 1 if place.length == origin.rows else 2
+        plain = Record(place.start, KIND_BY_NAME["f4"], 1, place.length, mantissa=KIND_BY_NAME["f4"].mantissa)
         peaks = tuple(replace(plain, origin=origin, peak=peak, divisor=divisor) for divisor in DIVISORS)
         yield (plain, *peaks) if origin.scales is None else (plain,)

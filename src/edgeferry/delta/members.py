@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeferry.delta.kinds import Buffer
-from edgeferry.delta.records import Range, make_varint, read_varint
+from edgeferry.delta.records import Range
+from edgeferry.delta.varint import make_varint, read_varint
 from edgeferry.delta.zip_files import MAX_MEMBERS, Packed
 from edgeferry.errors import DeltaDamaged
 

@@ -1,9 +1,9 @@
 """What a tensor's numbers are expected to be, from another tensor and a few numbers beside it.
 
-origin -> real numbers -> times a multiplier per row or column -> plus a sum of products -> the target's own units
+origin -> real numbers -> times a multiplier per row or column -> the target's own units -> plus a sum of products
 
 Rules:
-- Single IEEE operations in float64 and integer sums only: no BLAS, no transcendental function; the same on every machine.
+- Single IEEE operations in float64 and integer sums only: no BLAS, no transcendental function; the same everywhere.
 - Piece by piece: never more than PIECE numbers at once, whatever the tensor's size.
 - The target's decoded part may be an origin too; it is read as it stands.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeferry.delta.kinds import F64, KIND_BY_NAME, read_numbers
 from edgeferry.delta.rans import I64
@@ -43,21 +44,39 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The numbers beside a tensor, int64: [rows], [columns], [rows or columns], [rows, rank], [columns, rank]."""
+    """The numbers beside a tensor, int64; empty where a record has none.
+
+    Scales are [rows] and [columns], multipliers and steps [rows or columns], factors [rank, rows] and [rank, columns].
+    """
 
     row_scales: I64
     column_scales: I64
     multipliers: I64
+    factor_scales: I64
     row_factors: I64
     column_factors: I64
+    steps: I64
 
 
 class Expected(NamedTuple):
-    """For one piece of a tensor: the expected numbers, the scales of their errors, and the sizes that pruning looks at."""
+    """For one piece of a tensor, all [n].
+
+    Attributes:
+        numbers: what is expected; of any size, finite or not.
+        scales: of the errors, in quarters of an octave; on a lattice, of the multiples.
+        sizes: what pruning looks at.
+        steps: of the lattice; None without one.
+    """
 
     numbers: F64
     scales: I64
     sizes: F64
+    steps: F64 | None = None
+
+    def pick(self, index: NDArray[np.intp]) -> Expected:
+        """The part at `index`."""
+        steps = None if self.steps is None else self.steps[index]
+        return Expected(self.numbers[index], self.scales[index], self.sizes[index], steps)
 
 
 def expect(record: Record, side: Side, files: Files, *, start: int, end: int) -> Expected:
@@ -69,17 +88,21 @@ def expect(record: Record, side: Side, files: Files, *, start: int, end: int) ->
     if record.multiplied:
         along = rows if record.multiplied == 1 else columns
         numbers *= 1.0 + np.ldexp(side.multipliers.astype(np.float64), -record.multiplier_bits).take(along)
-    if record.rank:
-        numbers += _add_products(record, side, rows=rows, start=start, end=end)
     sizes = np.abs(numbers)
     numbers = _quantise(numbers, record, files, rows=rows, columns=columns)
+    if record.rank:
+        numbers = numbers + _add_products(record, side, rows=rows, start=start, end=end)
     scales = np.full(len(index), record.scale, np.int64)
     if record.row_scales:
         scales += 2 * side.row_scales.take(rows)
     if record.column_scales:
         scales += 2 * side.column_scales.take(columns)
-    most = 1200 if record.kind.is_float else 4 * 24
-    return Expected(numbers, np.clip(scales, -most, most), sizes)
+    most = 1200 if record.kind.is_float and not record.lattice else 4 * 24
+    steps = None
+    if record.lattice:
+        along = rows if record.lattice == 1 else columns
+        steps = np.ldexp(side.steps.astype(np.float64), -record.lattice_bits).take(along)
+    return Expected(numbers, np.clip(scales, -most, most), sizes, steps)
 
 
 # --- the origin -------------------------------------------------------------------------------------------------------
@@ -120,12 +143,12 @@ def _scale_origin(numbers: F64, origin: Origin, files: Files, *, rows: I64, colu
 
 def _read_scales(place: Place, files: Files, *, rows: int, columns: int, along: tuple[I64, I64]) -> F64:
     """The scale of each number: one for all, or that of its row or column, whichever there are as many of."""
-    data = files.get(in_base=place.in_base)[place.start : place.start + 4 * place.count]
+    data = files.get(in_base=place.in_base)[place.start : place.start + 4 * place.length]
     scales = read_numbers(data, KIND_BY_NAME["f4"])
     scales[~np.isfinite(scales)] = 0.0
-    if place.count == rows:
+    if place.length == rows:
         return scales.take(along[0], mode="clip")
-    if place.count == columns:
+    if place.length == columns:
         return scales.take(along[1], mode="clip")
     return scales[:1]
 
@@ -143,10 +166,13 @@ def _find_peaks(record: Record, origin: Origin, files: Files) -> F64:
 
 # --- products, and the target's own units -----------------------------------------------------------------------------
 def _add_products(record: Record, side: Side, *, rows: I64, start: int, end: int) -> F64:
+    """Sums of products of whole numbers, in 32 bits: they may wrap, on every machine in the same way."""
     first, last = int(rows[0]), int(rows[-1]) + 1
-    total = np.zeros((last - first, record.columns), np.int64)
+    row_factors = side.row_factors[:, first:last].astype(np.int32)
+    column_factors = side.column_factors.astype(np.int32)
+    total = np.zeros((last - first, record.columns), np.int32)
     for at in range(record.rank):
-        total += side.row_factors[first:last, at, None] * side.column_factors[None, :, at]
+        total += row_factors[at, :, None] * column_factors[at]
     part = total.reshape(-1)[start - first * record.columns : end - first * record.columns]
     return np.ldexp(part.astype(np.float64), -record.step)
 
@@ -167,7 +193,7 @@ def _quantise(numbers: F64, record: Record, files: Files, *, rows: I64, columns:
 
 
 def find_prune_contexts(sizes: F64, threshold: int) -> I64:
-    """How far each size is from the threshold (float32 bits): 0 to PRUNE_CONTEXTS - 1, PRUNE_STEPS + 1 and up at or above."""
+    """How far each size is from the threshold (float32 bits): above PRUNE_STEPS it is not below it."""
     border = float(np.array([threshold], "<u4").view("<f4").astype(np.float64)[0])
     borders = np.array([border * factor for factor in _QUARTERS], np.float64)
     return np.searchsorted(borders, sizes, side="right").astype(np.int64)

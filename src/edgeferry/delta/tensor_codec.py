@@ -18,19 +18,21 @@ from numpy.typing import NDArray
 
 from edgeferry.delta import adapt, cells
 from edgeferry.delta.bits import BitWriter, FieldReader
-from edgeferry.delta.kinds import F64, read_bits, read_numbers, write_numbers
+from edgeferry.delta.kinds import F64, KIND_BY_NAME, read_bits, read_numbers, write_numbers
 from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Expected, Files, Side, expect, find_prune_contexts
 from edgeferry.delta.rans import I64, U8, U64, Encoder, SymbolReader
 from edgeferry.delta.records import Record
 from edgeferry.errors import DeltaDamaged
 
-SETS = 3
-"""Contexts are apart for numbers with an origin, without one, and integers."""
+SETS = 4
+"""Contexts are apart for numbers with an origin, without one, for integers, and for factors and multiples of steps."""
 _TINY_AT = SETS * cells.CONTEXTS
 _PRUNE_AT = _TINY_AT + SETS
 _SIDE_AT = _PRUNE_AT + PRUNE_CONTEXTS
-_SCALES, _MULTIPLIERS, _FACTORS = range(3)
-_CONTEXTS = _SIDE_AT + 3
+_SCALES, _MULTIPLIERS = range(2)
+_CONTEXTS = _SIDE_AT + 2
+WHOLE = Record(0, KIND_BY_NAME["i4"], 1, 1)
+"""Factors of products and multiples of a lattice's steps are coded like integers that are expected to be zero."""
 _KEPT, _PRUNED_SAME, _PRUNED_OTHER = 0, 1, 2
 """A number is not pruned; it is zero with the sign of what was expected; zero with the other sign."""
 
@@ -47,6 +49,8 @@ def make_model() -> adapt.Model:
 
 
 def _find_set(record: Record) -> int:
+    if record is WHOLE:
+        return 3
     if not record.kind.is_float:
         return 2
     return 0 if record.origin else 1
@@ -87,14 +91,21 @@ def read_tensor(record: Record, files: Files, source: Source) -> None:
 
 def _read_piece(record: Record, expected: Expected, source: Source) -> NDArray[np.unsignedinteger]:
     if record.threshold is None:
-        return _read_cells(record, expected.numbers, expected.scales, source=source)
+        return _read_kept(record, expected, source)
     contexts = _PRUNE_AT + find_prune_contexts(expected.sizes, record.threshold)
     pruned = source.take(contexts)
     kept = np.flatnonzero(pruned == _KEPT)
     negative = np.signbit(expected.numbers) ^ (pruned == _PRUNED_OTHER)
     found = write_numbers(np.where(negative, -0.0, 0.0), record.kind)
-    found[kept] = _read_cells(record, expected.numbers[kept], expected.scales[kept], source=source)
+    found[kept] = _read_kept(record, expected.pick(kept), source)
     return found
+
+
+def _read_kept(record: Record, expected: Expected, source: Source) -> NDArray[np.unsignedinteger]:
+    if expected.steps is None:
+        return _read_cells(record, expected.numbers, expected.scales, source=source)
+    multiples = _read_cells(WHOLE, np.zeros(len(expected.scales)), expected.scales, source=source).view(np.int32)
+    return write_numbers(expected.numbers + multiples * expected.steps, record.kind)
 
 
 def _read_cells(record: Record, numbers: F64, scales: I64, *, source: Source) -> NDArray[np.unsignedinteger]:
@@ -115,14 +126,34 @@ def _read_cells(record: Record, numbers: F64, scales: I64, *, source: Source) ->
 
 
 def _read_side(record: Record, source: Source) -> Side:
-    along = {0: 0, 1: record.rows, 2: record.columns}[record.multiplied]
+    row_scales = _read_integers(record.rows * record.row_scales, _SCALES, source)
+    column_scales = _read_integers(record.columns * record.column_scales, _SCALES, source)
+    multipliers = _read_integers(_count_along(record, record.multiplied), _MULTIPLIERS, source)
+    factor_scales = _read_integers(record.rank, _SCALES, source)
+    rows = _read_factors(factor_scales, record.rows, source)
     return Side(
-        row_scales=_read_integers(record.rows * record.row_scales, _SCALES, source),
-        column_scales=_read_integers(record.columns * record.column_scales, _SCALES, source),
-        multipliers=_read_integers(along, _MULTIPLIERS, source),
-        row_factors=_read_integers(record.rows * record.rank, _FACTORS, source).reshape(-1, record.rank or 1),
-        column_factors=_read_integers(record.columns * record.rank, _FACTORS, source).reshape(-1, record.rank or 1),
+        row_scales,
+        column_scales,
+        multipliers,
+        factor_scales,
+        rows,
+        _read_factors(factor_scales, record.columns, source),
+        _read_integers(_count_along(record, record.lattice), _MULTIPLIERS, source),
     )
+
+
+def _count_along(record: Record, axis: int) -> int:
+    """How many numbers stand beside rows (1), columns (2) or nothing (0)."""
+    return (0, record.rows, record.columns)[axis]
+
+
+def _read_factors(scales: I64, count: int, source: Source) -> I64:
+    """int64 [rank, count]: integers whose size the scale of their rank tells."""
+    found = np.zeros((len(scales), count), np.int64)
+    for at, scale in enumerate(scales):
+        expected, wanted = np.zeros(count), np.full(count, np.clip(scale, 0, 64), np.int64)
+        found[at] = _read_cells(WHOLE, expected, wanted, source=source).view(np.int32)
+    return found
 
 
 def _read_integers(count: int, context: int, source: Source) -> I64:
@@ -162,15 +193,34 @@ def write_tensor(record: Record, side: Side, files: Files, *, sink: Sink) -> Non
 def _write_piece(record: Record, expected: Expected, data: bytes, *, sink: Sink) -> None:
     numbers, bits = read_numbers(data, record.kind), read_bits(data, record.kind)
     if record.threshold is None:
-        _write_cells(record, expected, numbers=numbers, bits=bits, sink=sink)
+        _write_kept(record, expected, numbers=numbers, bits=bits, sink=sink)
         return
     contexts = _PRUNE_AT + find_prune_contexts(expected.sizes, record.threshold)
     same = (np.signbit(numbers) == np.signbit(expected.numbers)) | (not record.kind.is_float)
     pruned = np.where(numbers == 0, np.where(same, _PRUNED_SAME, _PRUNED_OTHER), _KEPT).astype(np.uint8)
     sink.put(pruned, contexts)
     kept = np.flatnonzero(pruned == _KEPT)
-    left = Expected(expected.numbers[kept], expected.scales[kept], expected.sizes[kept])
-    _write_cells(record, left, numbers=numbers[kept], bits=bits[kept], sink=sink)
+    _write_kept(record, expected.pick(kept), numbers=numbers[kept], bits=bits[kept], sink=sink)
+
+
+def _write_kept(record: Record, expected: Expected, *, numbers: F64, bits: U64, sink: Sink) -> None:
+    if expected.steps is None:
+        _write_cells(record, expected, numbers=numbers, bits=bits, sink=sink)
+    else:
+        _write_whole(find_multiples(expected, numbers), expected.scales, sink)
+
+
+def find_multiples(expected: Expected, numbers: F64) -> I64:
+    """How many steps of the lattice each number is away from what is expected."""
+    if expected.steps is None:
+        return np.zeros(len(numbers), np.int64)
+    return np.rint((numbers - expected.numbers) / expected.steps).astype(np.int64)
+
+
+def _write_whole(numbers: I64, scales: I64, sink: Sink) -> None:
+    bits = numbers.astype(np.int32).view(np.uint32).astype(np.uint64)
+    expected = Expected(np.zeros(len(numbers)), scales, np.zeros(len(numbers)))
+    _write_cells(WHOLE, expected, numbers=numbers.astype(np.float64), bits=bits, sink=sink)
 
 
 def _write_cells(record: Record, expected: Expected, *, numbers: F64, bits: U64, sink: Sink) -> None:
@@ -191,8 +241,16 @@ def _write_side(record: Record, side: Side, sink: Sink) -> None:
     if record.multiplied:
         _write_integers(side.multipliers, _MULTIPLIERS, sink)
     if record.rank:
-        _write_integers(side.row_factors.reshape(-1), _FACTORS, sink)
-        _write_integers(side.column_factors.reshape(-1), _FACTORS, sink)
+        _write_integers(side.factor_scales, _SCALES, sink)
+        _write_factors(side.factor_scales, side.row_factors, sink)
+        _write_factors(side.factor_scales, side.column_factors, sink)
+    if record.lattice:
+        _write_integers(side.steps, _MULTIPLIERS, sink)
+
+
+def _write_factors(scales: I64, factors: I64, sink: Sink) -> None:
+    for scale, row in zip(scales, factors, strict=True):
+        _write_whole(row, np.full(len(row), np.clip(scale, 0, 64), np.int64), sink)
 
 
 def _write_integers(numbers: I64, context: int, sink: Sink) -> None:

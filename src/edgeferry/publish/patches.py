@@ -35,8 +35,8 @@ DEFAULT_BASES = 3
 """So many of the last versions are bases when nobody says what devices run."""
 DEFAULT_BUDGET = 4
 """Patches of a version may take so many times what its files take as full downloads."""
-SOURCE_BYTES = 160
-"""About what one more source costs in the bundle object, which every device fetches: two digests do not compress."""
+SOURCE_BYTES = 100
+"""About what one more source costs in the bundle object, which every device fetches: digests do not compress."""
 Say = Callable[[str], None]
 
 

@@ -178,9 +178,9 @@ def _decode(task: Task) -> Decoded:
 
     target, temp = Path(task.target), Path(task.temp)
     with _open_mapped(task.source) as coded, _open_mapped(task.base) as base, translate_disk_errors(target):
-        _require_memory(task, apply.get_memory(coded, task.codec))
+        granted_bytes = _grant_memory(task, apply.get_memory(coded, task.codec))
         with temp.open("x+b") as file, _open_output(file.fileno(), task.size_bytes) as output:
-            _limit_process(task, len(coded) + len(base))
+            _limit_process(granted_bytes, work_bytes=task.size_bytes + len(coded) + len(base))
             if task.base is None:
                 apply.decode_full(coded, task.codec, output)
             else:
@@ -190,10 +190,11 @@ def _decode(task: Task) -> Decoded:
     return Decoded(sha256=str(hasher.get_digest()), md5=hasher.get_md5_base64(), size_bytes=hasher.size_bytes)
 
 
-def _require_memory(task: Task, needed_bytes: int) -> None:
+def _grant_memory(task: Task, needed_bytes: int) -> int:
     granted = min(task.memory_bytes, max(MEMORY_MAX_BYTES, MEMORY_FIXED_BYTES + 2 * task.size_bytes))
     if needed_bytes > granted:
         raise DeltaDamaged(f"expected to need at most {granted} bytes of memory, found {needed_bytes}")
+    return granted
 
 
 def _hash(data: memoryview) -> Hasher:
@@ -239,11 +240,11 @@ def _reserve(handle: int, size_bytes: int) -> None:
             os.pwrite(handle, bytes(min(_BLOCK_BYTES, size_bytes - at)), at)
 
 
-def _limit_process(task: Task, mapped_bytes: int) -> None:
+def _limit_process(memory_bytes: int, *, work_bytes: int) -> None:
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-    address = pages * resource.getpagesize() + task.memory_bytes + ADDRESS_SLACK_BYTES
+    address = pages * resource.getpagesize() + memory_bytes + ADDRESS_SLACK_BYTES
     _lower_limit(resource.RLIMIT_AS, address)
-    _lower_limit(resource.RLIMIT_CPU, CPU_BASE_S + (task.size_bytes + mapped_bytes) // CPU_BYTES_PER_S)
+    _lower_limit(resource.RLIMIT_CPU, CPU_BASE_S + work_bytes // CPU_BYTES_PER_S)
     _lower_limit(resource.RLIMIT_CORE, 0)
 
 

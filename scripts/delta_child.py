@@ -1,0 +1,115 @@
+"""Ours at work in a process of its own, so that its CPU time and its memory are its own: make, full, apply.
+
+Usage: python scripts/delta_child.py make BASE TARGET OUT | full TARGET OUT | apply BASE PATCH OUT SIZE
+
+Says `ready` once its imports are done, waits for a line, works, and answers with one line of JSON. delta_ours.py starts
+it and reads its memory meanwhile.
+
+Rules:
+- `open_ours` is the one place that knows how edgeferry.delta is called.
+- What lazy imports cost is paid before `ready`: the figures are the work's alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import lzma
+import mmap
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hdiffpatch
+import numpy as np
+import zstandard
+
+IMPORTED = (hdiffpatch, lzma, np, zstandard)
+"""What coders load when first used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """What the bench asks of edgeferry; a patch has `data`, `way` and `memory_bytes`."""
+
+    make_patch: Callable[[bytes, bytes], Any]
+    make_full: Callable[[bytes], Any]
+    apply: Callable[[Any, Any, memoryview], None]
+    tensor_ways: frozenset[str]
+    """The ways that code tensors as such; every other patch is remainder only."""
+
+
+def open_ours() -> Ours:
+    """The contract with edgeferry.delta."""
+    from edgeferry.delta.apply import apply_patch
+    from edgeferry.delta.make import make_full, make_patch
+
+    return Ours(make_patch, make_full, apply_patch, tensor_ways=frozenset({"tensors"}))
+
+
+def do_make(ours: Ours, base: str, target: str, out: str) -> dict[str, Any]:
+    """Writes the patch from `base` to `target`."""
+    return _keep(ours, ours.make_patch(Path(base).read_bytes(), Path(target).read_bytes()), out)
+
+
+def do_full(ours: Ours, target: str, out: str) -> dict[str, Any]:
+    """Writes the coded file that needs no base."""
+    return _keep(ours, ours.make_full(Path(target).read_bytes()), out)
+
+
+def do_apply(ours: Ours, base: str, patch: str, out: str, size_bytes: str) -> dict[str, Any]:
+    """Fills a mapped file with what base and patch give, as a device does."""
+    with Path(out).open("w+b") as file:
+        file.truncate(int(size_bytes))
+        with mmap.mmap(file.fileno(), 0) as target, memoryview(target) as view:
+            ours.apply(_map(base), _map(patch), view)
+    return {}
+
+
+def read_anonymous(pid: str) -> int:
+    """Anonymous resident memory of a process in bytes; 0 when it is gone (proc(5), RssAnon)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return 0
+    _, _, rest = status.partition(b"RssAnon:")
+    return int(rest.split(None, 1)[0]) * 1024 if rest else 0
+
+
+def _keep(ours: Ours, patch: Any, out: str) -> dict[str, Any]:
+    Path(out).write_bytes(patch.data)
+    way = str(patch.way)
+    return {"way": way, "memory_bytes": patch.memory_bytes, "remainder_only": way not in ours.tensor_ways}
+
+
+def _map(name: str) -> Any:
+    """The file as a memory map; an empty one cannot be mapped."""
+    with Path(name).open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if Path(name).stat().st_size else b""
+
+
+def _read_cpu_s() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+STEPS: dict[str, Callable[..., dict[str, Any]]] = {"make": do_make, "full": do_full, "apply": do_apply}
+
+
+def main() -> None:
+    """Waits for the word, works, answers."""
+    do, *words = sys.argv[1:]
+    ours = open_ours()
+    gc.collect()
+    print(json.dumps({"ready": read_anonymous("self")}), flush=True)
+    sys.stdin.readline()
+    began = _read_cpu_s()
+    answer = STEPS[do](ours, *words)
+    print(json.dumps({**answer, "cpu_s": _read_cpu_s() - began}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What ours makes of a pair, and what that costs: bytes, CPU time and memory, each step in a child (delta_child.py).
+
+Rules:
+- Every patch is applied and every byte compared with the target before its size counts.
+- CPU time is the child's own, above its imports; of several runs of a short step the least counts: the rest is noise.
+- Memory is RssAnon above what the child had after its imports, read from outside all the while: where native code
+  holds the interpreter no thread of the child would see it. While applying it is read without a pause, as a small patch
+  takes a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from delta_child import read_anonymous
+from delta_judge import Cost, Made
+
+HERE = Path(__file__).resolve().parent
+REPEAT_BELOW_S, REPEATS = 1.5, 3
+_SAMPLE_EVERY_S = {"make": 0.005, "full": 0.005, "apply": 0.0}
+_BLOCK_BYTES = 1 << 20
+
+
+def make_patch(base: Path, target: Path, out: Path) -> Made:
+    """Makes the patch as `out`."""
+    return _make(out, "make", base, target, out)
+
+
+def make_full(target: Path, out: Path) -> Made:
+    """Makes the coded file as `out`."""
+    return _make(out, "full", target, out)
+
+
+def _make(out: Path, *words: str | Path) -> Made:
+    answer, cost = run_child(*words)
+    return Made(out.stat().st_size, answer["way"], answer["memory_bytes"], cost, answer["remainder_only"])
+
+
+def apply_patch(base: Path | None, patch: Path, target: Path) -> Cost:
+    """Applies a patch and compares; without a base, a coded file.
+
+    Raises:
+        SystemExit: the result is not the target.
+    """
+    with tempfile.TemporaryDirectory(dir=patch.parent) as name:
+        empty, out = Path(name) / "empty", Path(name) / "out"
+        empty.touch()
+        words = ("apply", base or empty, patch, out, str(target.stat().st_size))
+        costs = [run_child(*words)[1]]
+        require_same(out, target)
+        while len(costs) < REPEATS and costs[0].cpu_s < REPEAT_BELOW_S:
+            costs.append(run_child(*words)[1])
+    return Cost(min(cost.cpu_s for cost in costs), max(cost.memory_bytes for cost in costs))
+
+
+def require_same(found: Path, wanted: Path) -> None:
+    """Compares two files; raises SystemExit when a byte differs."""
+    with found.open("rb") as one, wanted.open("rb") as two:
+        while True:
+            left, right = one.read(_BLOCK_BYTES), two.read(_BLOCK_BYTES)
+            if left != right:
+                raise SystemExit(f"FALLS SHORT: the patch for {wanted} does not give the target")
+            if not left:
+                return
+
+
+def run_child(*words: str | Path) -> tuple[dict[str, Any], Cost]:
+    """Runs one step in a child; what it answered, and what it cost."""
+    command: list[str | Path] = [sys.executable, HERE / "delta_child.py", *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        if child.stdin is None or child.stdout is None:
+            raise SystemExit("the child has no pipes")
+        before = _read_line(child.stdout.readline(), words)["ready"]
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        peak = _watch(child.pid, child.stdout.fileno(), every_s=_SAMPLE_EVERY_S[str(words[0])])
+        answer = _read_line(child.stdout.readline(), words)
+    return answer, Cost(answer["cpu_s"], max(0, peak - before))
+
+
+def _watch(pid: int, answers: int, *, every_s: float) -> int:
+    """The highest RssAnon until the child answers or ends."""
+    peak = 0
+    while not select.select([answers], [], [], every_s)[0]:
+        peak = max(peak, read_anonymous(str(pid)))
+    return peak
+
+
+def _read_line(line: str, words: tuple[str | Path, ...]) -> dict[str, Any]:
+    if not line:
+        raise SystemExit(f"the child ended early: {' '.join(map(str, words))}")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
