@@ -23,8 +23,8 @@ from edgeferry.delta.container import Container, Header, Piece, make_container, 
 from edgeferry.delta.explain import explain
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.delta.members import Member
-from edgeferry.delta.zip_files import Packed, find_files, find_level, pack, unpack
 from edgeferry.delta.varint import make_varint
+from edgeferry.delta.zip_files import Packed, find_files, find_level, pack, unpack
 from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged, DeltaError
 from edgeferry.model.digest import Digest
 
