@@ -1,4 +1,4 @@
-"""`edgeferry publish BUNDLE.zip`: the files of a bundle become the version's files, so devices fetch patches of them."""
+"""`edgeferry publish BUNDLE.zip`: what is in the bundle becomes the version, so devices fetch patches of its files."""
 
 from __future__ import annotations
 
