@@ -125,6 +125,29 @@ async def test_without_the_manifests_between_the_full_file_is_fetched(chain: Wor
         assert list_fetched(chain) == [get_path(get_source(chain, "1.2.0", "full"))]
 
 
+async def test_a_file_between_two_patches_stays_when_the_new_version_holds_it_too(chain: World) -> None:
+    manifest, between = get_manifest(chain, "1.2.0"), get_manifest(chain, "1.1.0").files[0]
+    kept = msgspec.structs.replace(between, path="older.onnx")
+    files = (*manifest.files, kept)
+    chain.manifests.known["detector", "1.2.0"] = make_manifest_bytes(msgspec.structs.replace(manifest, files=files))
+    async with chain.run():
+        await begin(chain)
+        chain.deploy("1.2.0")
+        await chain.wait_state(State.ACTIVE, version="1.2.0")
+        assert list_fetched(chain) == [get_path(get_source(chain, version, "patch")) for version in ("1.1.0", "1.2.0")]
+        stored = chain.activator.serving["detector"]
+        assert Digest.of((stored.folder / "older.onnx").read_bytes()) == Digest.from_str(between.sha256)
+
+
+async def test_an_active_version_lets_go_of_what_it_was_made_from(chain: World) -> None:
+    async with chain.run():
+        await begin(chain)
+        for version in ("1.1.0", "1.2.0"):
+            chain.deploy(version)
+            await chain.wait_state(State.ACTIVE, version=version)
+        await poll(lambda: is_true([has_model_of(chain, one) for one in VERSIONS] == [False, True, True, False]))
+
+
 # --- a patch that fails -----------------------------------------------------------------------------------------------
 def lie(world: World, version: str, data: bytes) -> Source:
     """Puts `data` in the place of the version's patch, under a digest that is right."""

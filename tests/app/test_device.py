@@ -199,8 +199,8 @@ def test_init_pins_only_a_root_and_keeps_secrets_to_this_user(tmp_path: Path) ->
 def test_the_main_process_loads_neither_numpy_nor_an_engine() -> None:
     code = (
         "import sys, edgeferry.app.device, edgeferry.cli.device_commands;"
-        "print([name for name in ('numpy', 'onnxruntime', 'ai_edge_litert', 'PIL', 'simplejpeg', 'obstore')"
-        " if name in sys.modules])"
+        "print([name for name in ('numpy', 'onnxruntime', 'ai_edge_litert', 'PIL', 'simplejpeg', 'obstore',"
+        " 'hdiffpatch') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

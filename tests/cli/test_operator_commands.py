@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from tests.publish.desk import LABELS, SPEC, make_model, make_picture
 
+from edgeferry.cli import publish_progress
 from edgeferry.cli.main import cli
 from edgeferry.cli.operator_commands import parse_life
 from edgeferry.errors import ConfigInvalid
@@ -106,6 +109,45 @@ def read_terminal(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # Linux says EIO when the other end is closed
         return b""
+
+
+def test_patches_are_told_with_the_bytes_that_devices_fetch(run: Run, model: Path) -> None:
+    run("repo", "init")
+    publish(run, model)
+    for number, version in enumerate(("1.1.0", "1.2.0"), start=1):
+        model.write_bytes(make_model(changed=200 * number))
+        result = publish(run, model, version=version)
+        assert result.exit_code == 0, result.output
+    assert re.search(r"patch from 1\.1\.0 +[\d,]+ bytes for gauge\.onnx \(.+, \d+ MB to apply\)", result.stdout)
+    assert re.search(r"a device with 1\.0\.0 +[\d,]+ bytes in [12] downloads", result.stdout)
+    assert "making a patch of gauge.onnx from 1.1.0" in result.stderr
+    report = read_json(publish(run, model, "--json", version="1.2.0"))
+    assert {update["base"] for update in report["updates"]} == {"1.0.0", "1.1.0"}
+
+
+def test_bases_and_a_budget_are_taken_and_an_unknown_base_is_usage(run: Run, model: Path) -> None:
+    run("repo", "init")
+    publish(run, model)
+    model.write_bytes(make_model(changed=100))
+    wrong = publish(run, model, "--base", "0.9", version="1.1.0")
+    assert wrong.exit_code == 2
+    assert "1.0.0" in wrong.stderr
+    assert read_json(publish(run, model, "--patch-budget", "0", "--json", version="1.1.0"))["patches"] == []
+    model.write_bytes(make_model(changed=200))
+    words = ["--base", "1.0.0", "--base", "1.1.0", "--json"]
+    report = read_json(publish(run, model, *words, version="1.2.0"))
+    assert [patch["base"] for patch in report["patches"]][:1] == ["1.0.0"]
+    assert set(report["patches"][0]) == {"base", "path", "size", "way", "memory"}
+
+
+def test_long_work_is_told_every_few_seconds_where_nobody_looks_at_a_terminal() -> None:
+    console, clock = Console(file=io.StringIO(), force_terminal=False), iter(range(0, 1000, 2))
+    tell = publish_progress._make_slow_lines(console, lambda: float(next(clock)))
+    for done in range(10):
+        tell(done, 10)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert 1 < len(lines) < 6
+    assert lines[0].startswith("made ")
 
 
 def test_golden_folders_are_read(run: Run, model: Path, tmp_path: Path) -> None:

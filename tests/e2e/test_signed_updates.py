@@ -176,7 +176,7 @@ async def shop(world: World, demo_models: Path) -> AsyncIterator[Shop]:
         await deploy(shop, "1.1.0")
         await shop.wait_active("1.1.0")
         assert "leak" in {found["Class"] for found in await device.score(scene)}
-        await publisher.publish("1.2.0")
+        await publisher.publish("1.2.0", "--patch-budget", "0")  # taken whole: what is tampered with is the full file
         await publisher.publish("1.3.0-bad")
         shop.tree, shop.children = read_stored(device), len(list_children(device.process.pid))
         async with open_asker(device, scene, pause_s=0.05) as shop.asker:

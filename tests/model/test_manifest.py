@@ -116,6 +116,7 @@ BAD = {
     "a source of negative size": ("files.0.sources.0.size", -4),
     "a source that wants all memory": ("files.0.sources.0.memory", 1 << 40),
     "a patch without base": ("files.0.sources.0.kind", "patch"),
+    "a full source with a base": ("files.0.sources.0.base", D),
     "a chunk list that is no digest": ("files.0.sources.0.chunks", "x"),
     "a golden input that is no digest": ("golden.0.input", "cat.jpg"),
     "a golden input of negative size": ("golden.0.size", -1),

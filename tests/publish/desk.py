@@ -30,9 +30,10 @@ family = "classification"
 """
 
 
-def make_model(seed: int = 1, classes: int = 3) -> bytes:
-    """A little classifier: one dense layer over a 32 x 32 picture."""
+def make_model(seed: int = 1, classes: int = 3, *, changed: int = 0) -> bytes:
+    """A little classifier: one dense layer over a 32 x 32 picture; its first `changed` rows were trained further."""
     weights = np.random.default_rng(seed).normal(size=(3 * 32 * 32, classes)).astype(np.float32)
+    weights[:changed] += np.random.default_rng(changed).normal(size=(changed, classes)).astype(np.float32) / 16
     shape = numpy_helper.from_array(np.array([1, -1], np.int64), "shape")
     nodes = [
         helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 import time
 import urllib.error
 import urllib.request
@@ -14,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.publish.desk import make_desk, make_model, make_request, say_nothing
+from tests.publish.desk import LABELS, SPEC, make_desk, make_model, make_request, say_nothing
 
 from edgeferry.app import operator
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
 from edgeferry.app.operator import DeployTerms
 from edgeferry.errors import ConfigInvalid, Conflict, HubRefused, NameInvalid, ObjectMissing
 from edgeferry.model.digest import Digest
+from edgeferry.publish import hub_service
 from edgeferry.publish.deploy import Order, deploy, make_deploy_patch, make_renewal_patch, parse_device
 from edgeferry.publish.hub_service import HubService, is_part_of
-from edgeferry.publish.publisher import PublishReport, publish
+from edgeferry.publish.publisher import publish
+from edgeferry.publish.report import PublishReport
 from edgeferry.storage.blob_sas import make_container_sas
 from edgeferry.transport.http import HttpSettings, open_http
 from edgeferry.twin.contract import read_desired
@@ -195,6 +198,76 @@ async def test_a_version_that_is_not_published_is_not_deployed(town: Town) -> No
     with pytest.raises(ObjectMissing, match=r"1\.0\.0"):
         await operator.deploy_version(town.make_terms(version="9.9.9"))
     assert "edgeferry" not in await town.read_desired()
+
+
+# --- what devices run -------------------------------------------------------------------------------------------------
+async def report_active(town: Town, identity: Identity, models: dict[str, str]) -> None:
+    patch = {"edgeferry": {"models": {name: {"active": version} for name, version in models.items()}}}
+    await town.hub.rooms.twins.report(identity, patch)
+
+
+async def test_the_hub_counts_what_devices_and_modules_run_over_many_pages(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_service, "PAGE_ROWS", 2)
+    for number in range(5):
+        await town.hub.add_module(f"d{number}", "m")
+        await report_active(town, Identity(f"d{number}", "m"), {"gauge": "1.0.0" if number else "0.9", "my-model": "7"})
+    await report_active(town, Identity("d"), {"gauge": "1.0.0"})
+    await report_active(town, Identity("d", "m"), {"other": "3"})
+    async with open_http(HttpSettings(ca_pem=town.hub.ca_pem_path.read_bytes())) as http:
+        service = HubService(http, parse_connection_string(town.hub.service_connection_string), time.time)
+        assert await service.count_active("gauge") == {"1.0.0": 5, "0.9": 1}
+        assert await service.count_active("my-model") == {"7": 5}
+        assert await service.count_active("nobody-has-it") == {}
+
+
+async def publish_with_hub(town: Town, version: str, model: bytes, **changes: Any) -> tuple[PublishReport, list[str]]:
+    """`publish` as the command does it."""
+    folder = town.folder / version
+    folder.mkdir()
+    for name, data in (("gauge.onnx", model), ("labels.txt", LABELS), ("spec.toml", SPEC.encode())):
+        (folder / name).write_bytes(data)
+    terms: dict[str, Any] = {"hub": town.hub.service_connection_string, "ca_file": town.hub.ca_pem_path} | changes
+    files = operator.PublishFiles(
+        folder / "gauge.onnx",
+        "gauge",
+        version,
+        labels=folder / "labels.txt",
+        spec=folder / "spec.toml",
+        **terms,
+    )
+    said: list[str] = []
+    place = operator.Place(str(town.folder / "repo"), town.folder / "keys", {})
+    return await asyncio.to_thread(operator.publish_files, files, place, say=said.append), said
+
+
+async def test_patches_are_made_from_what_the_hub_says_that_devices_run(town: Town) -> None:
+    first, _ = await publish_with_hub(town, "1.1.0", make_model(changed=40))
+    assert [patch.base for patch in first.patches] == ["1.0.0"], "nobody reports anything: the last versions"
+    await report_active(town, Identity("d", "m"), {"gauge": "1.0.0"})
+    report, said = await publish_with_hub(town, "1.2.0", make_model(changed=400))
+    assert [patch.base for patch in report.patches] == ["1.0.0"]
+    assert not any("hub" in line for line in said)
+    named, _ = await publish_with_hub(town, "1.3.0", make_model(changed=500), bases=("1.2.0",))
+    assert [patch.base for patch in named.patches] == ["1.2.0"]
+
+
+async def test_a_hub_that_does_not_answer_stops_no_publishing_and_is_said(town: Town) -> None:
+    key = base64.b64encode(bytes(32)).decode()
+    nobody = "HostName=127.0.0.1:1;SharedAccessKeyName=service;SharedAccessKey=" + key
+    wrong = re.sub("SharedAccessKey=.*", f"SharedAccessKey={key}", town.hub.service_connection_string)
+    for number, hub in enumerate((nobody, wrong)):
+        report, said = await publish_with_hub(town, f"1.{number + 1}.0", make_model(changed=90 + number), hub=hub)
+        assert report.patches
+        assert any("the hub does not tell" in line for line in said)
+        assert not any(key in line for line in said)
+
+
+async def test_a_devices_connection_string_is_refused_before_anything_is_published(town: Town) -> None:
+    connection = await town.hub.add_module("d7", "m")
+    with pytest.raises(ConfigInvalid, match="service policy"):
+        await publish_with_hub(town, "1.1.0", make_model(changed=9), hub=connection)
 
 
 async def test_a_wrong_key_is_refused_and_not_shown(town: Town) -> None:

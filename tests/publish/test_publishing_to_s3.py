@@ -19,7 +19,7 @@ from edgeferry.app import operator
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.operator import DeployTerms
-from edgeferry.delta.codecs import decode_full
+from edgeferry.delta.apply import decode_full
 from edgeferry.errors import AccessDenied, Conflict
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
@@ -65,10 +65,12 @@ class Bucket:
     async def fetch_file(self, manifest: Manifest, path: str) -> bytes:
         """A file of the version, decoded."""
         entry = next(entry for entry in manifest.files if entry.path == path)
-        [source] = entry.sources
+        source = next(source for source in entry.sources if source.kind == "full")
         async with open_http() as http:
             answer = await http.fetch(f"{self.url}/{Digest.from_str(source.blob).blob_path}", max_bytes=10 << 20)
-        return decode_full(answer.body, source.codec, entry.size)
+        decoded = bytearray(entry.size)
+        decode_full(answer.body, source.codec, memoryview(decoded))
+        return bytes(decoded)
 
 
 def make_bucket(s3: S3, folder: Path, *, public: bool) -> Bucket:

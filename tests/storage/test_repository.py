@@ -216,6 +216,15 @@ def test_gc_keeps_active_previous_and_target_and_all_they_need(repository: Repos
     assert repository.gc().versions == ("detector@1.4.0",)
 
 
+def test_loose_content_is_removed_and_what_a_version_links_to_stays(repository: Repository) -> None:
+    stored = add_version(repository, "1.0.0", {"model.onnx": b"weights"})
+    linked, loose = Digest.of(b"weights"), add_blob(repository, b"between two patches")
+    for digest in (linked, loose, Digest.of(b"never here")):
+        repository.remove_loose_blob(digest)
+    assert repository.list_blobs() == {linked}
+    assert repository.find_version("detector", "1.0.0", stored.identity) == stored
+
+
 def test_sweep_removes_what_a_crash_left_and_nothing_else(repository: Repository) -> None:
     stored = add_version(repository, "1.0.0", MODEL)
     (repository.partial_folder / "ab12").write_bytes(b"half")

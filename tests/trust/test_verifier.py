@@ -57,6 +57,47 @@ def test_without_the_bundle_the_files_themselves_serve(world: World) -> None:
     assert len(world.fetched) == 7  # bundle, next root, timestamp, snapshot, targets, role, manifest
 
 
+# --- other versions, which come along in the bundle -------------------------------------------------------------------
+def fetch_all(world: World, version: str) -> tuple[bytes, ...]:
+    return world.open_verifier().fetch_manifests("detector", version, Digest.of(make_manifest(version=version)))
+
+
+def test_manifests_of_other_versions_come_along_and_cost_no_fetch(world: World) -> None:
+    for version in ("1.1.0", "1.2.0"):
+        world.publish(version=version)
+    world.publish("classifier")
+    for version, others in {"1.2.0": ("1.1.0", "1.0.0"), "1.1.0": ("1.2.0", "1.0.0")}.items():
+        world.fetched.clear()
+        wanted = tuple(make_manifest(version=one) for one in (version, *others))
+        assert fetch_all(world, version) == wanted
+        assert world.fetched == [BUNDLE]
+
+
+def test_without_a_bundle_nothing_comes_along(world: World) -> None:
+    world.publish(version="1.1.0")
+    world.replaced[BUNDLE] = None
+    assert fetch_all(world, "1.1.0") == (make_manifest(version="1.1.0"),)
+
+
+@pytest.mark.parametrize("change", ["other bytes", "not listed", "another model's", "a name that leads nowhere"])
+def test_another_version_that_is_not_signed_is_left_out_and_is_no_verdict_on_the_wanted_one(
+    world: World, change: str
+) -> None:
+    world.publish(version="1.1.0")
+    world.publish("classifier")
+    files = read_bundle_object(world.read(BUNDLE) or b"")
+    [old] = [path for path in files if path.startswith("targets/detector/1.0.0/")]
+    data = files.pop(old)
+    place, put = {
+        "other bytes": (old, data.replace(b"worker", b"walker")),
+        "not listed": (old.replace("1.0.0", "0.9.0"), make_manifest(version="0.9.0")),
+        "another model's": (old.replace("detector", "classifier"), make_manifest("classifier")),
+        "a name that leads nowhere": ("targets/detector/../1.0.0/x.manifest.json", data),
+    }[change]
+    world.replaced[BUNDLE] = make_bundle_object({**files, place: put})
+    assert fetch_all(world, "1.1.0") == (make_manifest(version="1.1.0"),)
+
+
 @pytest.mark.parametrize("bundle", [b"", b"not zstd", make_bundle_object({"metadata/timestamp.json": b"{}"})])
 def test_a_damaged_bundle_costs_gets_and_nothing_else(world: World, bundle: bytes) -> None:
     world.replaced[BUNDLE] = bundle

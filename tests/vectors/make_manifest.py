@@ -31,7 +31,7 @@ def make_full() -> Json:
     plain = make_minimal()
     patch = {
         "kind": "patch",
-        "codec": "tensor",
+        "codec": "efd1",
         "blob": DIGEST,
         "size": 3,
         "memory": 5,
@@ -81,6 +81,7 @@ BAD: dict[str, Callable[[Json], None]] = {
     "negative-size": set_path("files", 0, "size", value=-1),
     "memory-without-bound": set_path("files", 0, "sources", 0, "memory", value=1 << 40),
     "patch-without-base": set_path("files", 0, "sources", 1, "base", value=None),
+    "full-with-a-base": set_path("files", 0, "sources", 0, "base", value=DIGEST),
     "unknown-kind-of-source": set_path("files", 0, "sources", 0, "kind", value="script"),
     "stage-of-a-missing-file": set_path("spec", "stages", 0, "file", value="other.onnx"),
     "labels-of-a-missing-file": set_path("spec", "stages", 0, "labels", "file", value="other.txt"),
@@ -100,6 +101,9 @@ def main() -> None:
     """Good vectors, and one bad one for each rule."""
     FOLDER.mkdir(exist_ok=True)
     vectors = {"good-minimal": to_bytes(make_minimal()), "good-full": to_bytes(make_full())}
+    later = copy.deepcopy(make_full())
+    set_path("files", 0, "sources", 1, "codec", value="of-a-later-release")(later)
+    vectors["good-codec-of-a-later-release"] = to_bytes(later)
     for name, change in BAD.items():
         plain = copy.deepcopy(make_full())
         change(plain)

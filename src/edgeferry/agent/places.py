@@ -16,11 +16,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
+from edgeferry.agent.plan import list_digests
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
 from edgeferry.errors import DeltaBaseMismatch, StorageFailed
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import MANIFEST_MAX_BYTES
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
@@ -85,12 +86,14 @@ def require_base(repository: Repository, artifact: Artifact) -> Path | None:
 def remove_base(repository: Repository, record: UpdateRecord) -> None:
     """Lets go of the file between two patches once the second is applied; `gc` takes what a crash leaves.
 
-    What some version of a model links to stays, and so does what this update needs again.
+    What some version of a model links to stays, and so does what this update needs again, or its version holds.
     """
     base, later = record.artifact.base, record.artifacts[record.index + 1 :]
-    between = {one.target for one in record.artifacts[: record.index]}
-    if base in between and all(one.base != base for one in later):
-        repository.remove_loose_blob(Digest.from_str(base))
+    if base not in {one.target for one in record.artifacts[: record.index]} or any(one.base == base for one in later):
+        return
+    digest = Digest.from_str(base)
+    if digest not in list_digests(read_manifest_bytes(read_kept_manifest(repository, record))):
+        repository.remove_loose_blob(digest)
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------

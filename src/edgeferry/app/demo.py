@@ -37,9 +37,14 @@ Progress = Callable[[float, str], None]
 
 
 class DemoFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo measured. Bytes are above TCP; times in seconds; `claims` names what had to hold."""
+    """What the demo measured. Bytes are above TCP; times in seconds; `claims` names what had to hold.
+
+    `patch_bytes` is what the new model file took as a patch, `full_bytes` what it would have taken whole, coded.
+    """
 
     guide_zip_bytes: int
+    full_bytes: int
+    patch_bytes: int
     update_wire_bytes: int
     update_payload_bytes: int
     link_bps: int
@@ -106,6 +111,8 @@ class _Update:
 
     link_bps: int
     guide_zip_bytes: int
+    full_bytes: int
+    patch_bytes: int
     wire_bytes: int
     payload_bytes: int
     seconds: float
@@ -134,6 +141,8 @@ async def _update(site: Site, loop: Loop, *, link_bps: int, say: Say, progress: 
     return _Update(
         link_bps=link_bps,
         guide_zip_bytes=int(report["classic"]["size"]),
+        full_bytes=sum(int(file["coded_size"]) for file in report["files"]),
+        patch_bytes=sum(int(patch["size"]) for patch in report["patches"]),
         wire_bytes=site.link.passed_bytes - before,
         payload_bytes=int(report["update_bytes"]),
         seconds=seconds,
@@ -275,11 +284,14 @@ def _make_figures(update: _Update, loop: Loop, *, refused: str, sees_leak: bool,
         "both versions answered": {"1.0.0", "1.1.0"} <= set(loop.answered),
         f"1.1.0 sees '{NEW_CLASS}'": sees_leak,
         "the update cost fewer bytes than the guide's ZIP": update.wire_bytes < update.guide_zip_bytes,
+        "all of it took a quarter of the coded full file at most": 4 * update.wire_bytes <= update.full_bytes,
         f"{BAD_VERSION} was refused on its golden truth": refused == "golden_mismatch",
         f"{BAD_VERSION} never answered": BAD_VERSION not in loop.answered,
     }
     return DemoFigures(
         guide_zip_bytes=update.guide_zip_bytes,
+        full_bytes=update.full_bytes,
+        patch_bytes=update.patch_bytes,
         update_wire_bytes=update.wire_bytes,
         update_payload_bytes=update.payload_bytes,
         link_bps=update.link_bps,

@@ -65,12 +65,16 @@ class Site:
         self.device = await self.processes.start("device", words, EDGEFERRY_CONNECTION_STRING=self.identity)
 
     async def publish(self, version: str, file_name: str, golden: str | None) -> dict[str, Any]:
-        """Publishes `models/detector/<version>/<file_name>`; returns the publisher's report."""
+        """Publishes `models/detector/<version>/<file_name>`, patches from what the hub says that devices run.
+
+        Returns the publisher's report.
+        """
         arguments = ["publish", str(self.models / MODEL / version / file_name), "--name", MODEL, "--version", version]
         arguments += ["--to", str(self.folder / "site"), "--keys", str(self.folder / "keys"), "--json"]
+        arguments += ["--ca-file", str(self.ca_file)]
         if golden is not None:
             arguments += ["--golden", str(self.models / "golden" / golden)]
-        report: dict[str, Any] = json.loads(await self.processes.run(arguments))
+        report: dict[str, Any] = json.loads(await self.processes.run(arguments, EDGEFERRY_HUB=self.service))
         return report
 
     async def deploy(self, version: str) -> None:

@@ -132,8 +132,25 @@ def publish_files(
     progress: Progress = tell_nobody,
 ) -> PublishReport:
     """`publish`: reads what the operator named and publishes it."""
+    return publish_request(read_request(files, say), place, say=say, making=making, progress=progress)
+
+
+def publish_request(
+    request: Request,
+    place: Place,
+    *,
+    say: Say,
+    making: Progress = tell_nobody,
+    progress: Progress = tell_nobody,
+) -> PublishReport:
+    """`publish`, of what was read."""
+    return publish(request, place.open_desk(), say=say, making=making, progress=progress)
+
+
+def read_request(files: PublishFiles, say: Say) -> Request:
+    """Reads what the operator named."""
     found = read_model_files(files.model_file, files.labels, files.spec, say=say)
-    request = Request(
+    return Request(
         model=files.name,
         version=files.version,
         model_file=found.model_file,
@@ -146,7 +163,6 @@ def publish_files(
         running=_count_running(files, say) if files.hub and not files.bases else None,
         patch_budget=files.patch_budget,
     )
-    return publish(request, place.open_desk(), say=say, making=making, progress=progress)
 
 
 def _count_running(files: PublishFiles, say: Say) -> Mapping[str, int] | None:

@@ -23,6 +23,7 @@ from edgeferry.app import operator
 from edgeferry.app.operator import DeployTerms, PublishFiles
 from edgeferry.cli.exit_codes import ends_with_exit_code
 from edgeferry.cli.publish_progress import open_publish_progress
+from edgeferry.cli.slim_option import ask_for_slim, slim_options, take_slim_options
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.inspect import Inspection
 from edgeferry.publish.deploy import Outcome
@@ -170,6 +171,7 @@ def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
     help="Service connection string of the hub that knows what devices run, or a file that holds it.",
 )
 @click.option("--ca-file", type=_FILE, help="PEM certificates to trust, for a hub of one's own.")
+@slim_options
 @_to_option
 @_keys_option
 @_json_option
@@ -181,10 +183,12 @@ def publish(url: str, keys: Path, as_json: bool, **given: Any) -> None:
     """
     place = operator.Place(url, keys, os.environ)
     given["hub"] = operator.read_hub_text(given["hub"]) if given["hub"] else ""
+    slim = take_slim_options(given, as_json=as_json)
+    request = operator.read_request(PublishFiles(**given), _say)
+    if slim is not None:
+        request = ask_for_slim(request, place, slim, say=_say)
     with open_publish_progress() as progress:
-        report = operator.publish_files(
-            PublishFiles(**given), place, say=_say, making=progress.making, progress=progress.uploading
-        )
+        report = operator.publish_request(request, place, say=_say, making=progress.making, progress=progress.uploading)
     if as_json:
         _print_json(report)
     else:
@@ -209,6 +213,8 @@ def _print_publish_report(report: PublishReport) -> None:
     for update in report.updates:
         click.echo(f"  a device with {update.base:<10} {update.bytes:>12,} bytes in {update.downloads} downloads")
     click.echo(f"  {report.classic.path} {report.classic.size:,} bytes, ContentMD5 {report.classic.md5}")
+    if report.slim:
+        click.echo(f"  slim: {report.slim['loss']:.2f} points of {report.slim['metric']} lost; of {report.slim['of']}")
     for note in report.notes:
         click.echo(f"  note: {note}")
 

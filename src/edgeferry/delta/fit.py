@@ -27,6 +27,7 @@ from edgeferry.delta.tensor_codec import WHOLE, find_multiples
 SAMPLE_PIECES = 2
 LEARNING_BITS = 3.0
 """About what each symbol of a context costs until the context has learned it."""
+LEFT_MAX = 1e30  # no products of numbers whose squares are hard to say
 LATTICE_LOOK, MAX_STEP = 512, (1 << 20) - 1
 PRUNED_MIN = 4  # fewer zeros are not worth a look
 FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
@@ -49,9 +50,10 @@ def fit_tensor(candidates: Iterable[Record], files: Files) -> Fit:
     on_lattice = [fit for each in firsts for fit in _try_lattice(each, files)]
     if on_lattice:
         return min([*firsts, *on_lattice], key=lambda fit: fit.bits)
-    best = min(
-        [*firsts, *(pruned for each in firsts for pruned in _try_pruning(each, files))], key=lambda fit: fit.bits
-    )
+    firsts += [pruned for each in firsts for pruned in _try_pruning(each, files)]
+    # vectors of scales are alike but for a factor: without it an origin is no help
+    firsts += [fit for each in firsts if each.record.rows == 1 for fit in _try_multipliers(each, files)]
+    best = min(firsts, key=lambda fit: fit.bits)
     for attempt in (_try_multipliers, _try_products):
         best = min([best, *attempt(best, files)], key=lambda fit: fit.bits)
     return best
@@ -111,7 +113,8 @@ def _measure_errors(record: Record, side: Side, files: Files) -> F64:
             errors = np.maximum(np.abs(find_multiples(expected, numbers)), 2.0**-FLOOR_STEPS)
         else:
             finest = _find_finest(expected.numbers, record)
-            errors = np.maximum(np.abs(numbers - expected.numbers), np.exp2(finest - FLOOR_STEPS))
+            bounded = np.nan_to_num(np.clip(expected.numbers, record.kind.low, record.kind.high))  # a scale of 0: none
+            errors = np.maximum(np.abs(numbers - bounded), np.exp2(finest - FLOOR_STEPS))
         # the mean of log2 lies this much below log2 of the scale
         found[start:end] = np.log2(errors) + 0.75
         if record.threshold is not None:
@@ -226,7 +229,7 @@ def _try_multipliers(best: Fit, files: Files) -> Iterator[Fit]:
         bits = _find_multiplier_bits(real, wanted, multipliers, 2 - axis)
         if bits is None:
             continue
-        whole = np.clip(np.rint((multipliers - 1.0) * 2.0**bits), -(2**31), 2**31).astype(np.int64)
+        whole = np.clip(np.rint((multipliers - 1.0) * 2.0**bits), -(2**32) + 1, 2**32 - 1).astype(np.int64)
         changed = replace(record, multiplied=axis, multiplier_bits=bits)
         yield fit_scales(changed, replace(best.side, multipliers=whole), files)
 
@@ -262,8 +265,8 @@ def _find_multiplier_bits(real: F64, wanted: F64, multipliers: F64, axis: int) -
     size = np.median(np.abs(real))
     if size <= 0:
         return None
-    finest = size * 2.0**-26
-    return int(np.clip(np.ceil(np.log2(size / max(float(left), float(finest)))) + 3, 3, 29))
+    finest = np.median(np.abs(wanted)) * 2.0**-26
+    return int(np.clip(np.ceil(np.log2(size / max(float(left), float(finest), 1e-300))) + 3, 3, 31))
 
 
 # --- products ---------------------------------------------------------------------------------------------------------
@@ -274,7 +277,10 @@ def _try_products(best: Fit, files: Files) -> Iterator[Fit]:
         return
     if max(record.rows, record.columns) > 8192 or record.elements > 1 << 23:
         return
-    rows, sizes, columns = np.linalg.svd(_get_left(record, best.side, files), full_matrices=False)
+    left = _get_left(record, best.side, files)
+    if float(np.abs(left).max()) > LEFT_MAX:
+        return
+    rows, sizes, columns = np.linalg.svd(left, full_matrices=False)
     rank, unit = _find_rank(sizes, record)
     if not rank:
         return
@@ -295,7 +301,8 @@ def _get_left(record: Record, side: Side, files: Files) -> F64:
     for start, end in _cut(record):
         expected = expect(record, side, files, start=start, end=end).numbers
         numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
-        left = numbers - expected
+        with np.errstate(all="ignore"):
+            left = numbers - expected
         left[~np.isfinite(left) | ((numbers == 0) & (record.threshold is not None))] = 0.0
         real[start:end] = left
     return real.reshape(record.rows, record.columns)

@@ -62,10 +62,10 @@ KIND_BY_NAME = {kind.name: kind for kind in KINDS}
 
 def read_numbers(data: Buffer, kind: Kind) -> F64:
     """The numbers as float64; NaN and infinities too."""
-    if kind.name == "bf2":
-        wide = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
-        return wide.view(np.float32).astype(np.float64)
     with np.errstate(invalid="ignore"):  # a signalling NaN
+        if kind.name == "bf2":
+            wide = np.frombuffer(data, "<u2").astype(np.uint32) << np.uint32(16)
+            return wide.view(np.float32).astype(np.float64)
         return np.frombuffer(data, kind.dtype).astype(np.float64)
 
 

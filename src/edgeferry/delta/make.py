@@ -2,8 +2,6 @@
 
 parse both -> match tensors -> fit -> code -> beside it, plain differs -> the smallest -> apply again and compare
 
-Of ZIP archives each file is patched so, and the archive around them by plain differs.
-
 The operator's side. Formats: docs/formats/patch.md and coded.md.
 
 Rules:
@@ -33,12 +31,14 @@ from edgeferry.delta.container import (
 )
 from edgeferry.delta.fit import Fit, fit_tensor
 from edgeferry.delta.make_members import make_zip_members
-from edgeferry.delta.match import follow_scales, match_tensors
+from edgeferry.delta.match import match_tensors
 from edgeferry.delta.members import Member, list_base_files, list_ranges
+from edgeferry.delta.order import put_in_order
 from edgeferry.delta.predict import Files
 from edgeferry.delta.rans import Encoder
 from edgeferry.delta.record_bytes import make_records
-from edgeferry.delta.records import AnyRecord, Copy, Range, Record, find_gaps, list_base_ranges
+from edgeferry.delta.records import Copy, Range, find_gaps, list_base_ranges
+from edgeferry.delta.scales import find_places, follow_scales
 from edgeferry.delta.tensor_codec import Sink, make_model, write_tensor
 from edgeferry.delta.tensors import Tensor, find_tensors
 from edgeferry.errors import InvariantBroken
@@ -191,44 +191,40 @@ def _count(ranges: Iterable[Range]) -> int:
 def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress) -> Iterator[Patch]:
     files = Files(memoryview(plan.base), memoryview(plan.target))
     base = find_tensors(plan.base, min_elements=MIN_ELEMENTS) if plan.has_base else ()
+    places = find_places(base, tensors, files)
     copies: list[Copy] = []
     fits: list[Fit] = []
-    for tensor, match in match_tensors(base, tensors, files):
+    for tensor, match in match_tensors(base, tensors, files, places=places):
         progress(tensor.start, 2 * len(plan.target))
         if isinstance(match, Copy):
             copies.append(match)
         else:
             fits.append(fit_tensor(match, files))
-    yield _code(plan, files, copies, _order(fits, files))
+    used = {fit.record.start: fit.record for fit in fits}
+    vectors = [fit_tensor(each, files) for each in follow_scales(tensors, used, files, places=places)]
+    yield _code(plan, files, put_in_order([*copies, *_keep(fits, vectors, copies)]))
 
 
-def _order(fits: list[Fit], files: Files) -> list[Fit]:
-    """Those that earn their keep; vectors of scales before what is quantised with them."""
-    used = [fit.record for fit in fits]
-    places = [(each.scales.start, each.scales.start + 4 * each.scales.length) for each in used if each.scales]
-    peaks = {fit.record.start: fit for fit in (fit_tensor(each, files) for each in follow_scales(used, files))}
-    first: list[Fit] = []
-    last: list[Fit] = []
-    for fit in fits:
-        peak = peaks.pop(fit.record.start, None)
-        better = peak if peak and peak.record.end == fit.record.end and peak.bits < fit.bits else fit
-        if better.bits / 8 + RECORD_BYTES < 0.97 * better.record.size_bytes:
-            needed = any(better.record.start < end and start < better.record.end for start, end in places)
-            (first if needed else last).append(better)
-    taken = [(fit.record.start, fit.record.end) for fit in fits]
-    alone = [fit for fit in peaks.values() if fit.bits / 8 + RECORD_BYTES < fit.record.size_bytes]
-    return [*(fit for fit in alone if _is_free(fit.record, taken)), *first, *last]
+def _keep(fits: list[Fit], vectors: list[Fit], copies: list[Copy]) -> list[Fit]:
+    """Those that earn their keep. A vector of scales may be a tensor of its own too: the shorter one stays."""
+    by_start = {fit.record.start: fit for fit in fits}
+    taken = [(each.start, each.end) for each in copies] + [(fit.record.start, fit.record.end) for fit in fits]
+    for vector in vectors:
+        tensor, record = by_start.get(vector.record.start), vector.record
+        if tensor is None and all(record.end <= start or record.start >= end for start, end in taken):
+            taken.append((record.start, record.end))
+            by_start[record.start] = vector
+        elif tensor and tensor.record.end == record.end and vector.bits < tensor.bits:
+            by_start[record.start] = vector
+    return [fit for fit in by_start.values() if fit.bits / 8 + RECORD_BYTES < 0.97 * fit.record.size_bytes]
 
 
-def _is_free(record: Record, taken: Iterable[Range]) -> bool:
-    return all(record.end <= start or record.start >= end for start, end in taken)
-
-
-def _code(plan: _Plan, files: Files, copies: list[Copy], fits: list[Fit]) -> Patch:
+def _code(plan: _Plan, files: Files, ordered: Sequence[Copy | Fit]) -> Patch:
     sink = Sink(Encoder(), BitWriter(), make_model())
+    fits = [each for each in ordered if isinstance(each, Fit)]
     for fit in fits:
         write_tensor(fit.record, fit.side, files, sink=sink)
-    records: list[AnyRecord] = [*copies, *(fit.record for fit in fits)]
+    records = [each.record if isinstance(each, Fit) else each for each in ordered]
     lanes = _choose_lanes(sum(fit.record.elements for fit in fits), sink.encoder.get_size_bytes())
     plain = make_records(records)
     method, data = min(

@@ -19,7 +19,8 @@ import numpy as np
 
 from edgeferry.delta.kinds import KIND_BY_NAME, Kind, read_bits, read_numbers
 from edgeferry.delta.predict import Files
-from edgeferry.delta.records import MAX_SIDE, AnyRecord, Copy, Origin, Place, Record
+from edgeferry.delta.records import Copy, Origin, Record
+from edgeferry.delta.scales import NO_PLACES, Places, get_matrix
 from edgeferry.delta.tensors import Tensor
 from edgeferry.model.digest import Digest
 
@@ -27,7 +28,6 @@ CANDIDATES_MAX = 3
 SAME_SHAPE_MAX = 4
 COPY_MIN_BYTES = 32
 DIVISIONS = (0, 1, 2)
-DIVISORS = (127, 128, 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class _Index:
 
 
 def match_tensors(
-    base: Sequence[Tensor], target: Sequence[Tensor], files: Files
+    base: Sequence[Tensor], target: Sequence[Tensor], files: Files, *, places: Places = NO_PLACES
 ) -> Iterator[tuple[Tensor, Copy | tuple[Record, ...]]]:
     """Each tensor of the target with its copy, or the records worth trying: at least one, without an origin."""
     index = _make_index(base, files)
-    for at, tensor in enumerate(target):
+    for tensor in target:
         key = (tensor.size_bytes, _digest(files.target, tensor))
         found = index.by_digest.get(key)
         if found and tensor.size_bytes >= COPY_MIN_BYTES:
@@ -53,8 +53,8 @@ def match_tensors(
             continue
         index.by_digest[key] = (False, tensor.start)
         if tensor.kind in KIND_BY_NAME:
-            candidates = _find_candidates(tensor, at, index, files=files)
-            yield tensor, tuple(_make_records(tensor, candidates, files))
+            candidates = _find_candidates(tensor, index, files)
+            yield tensor, tuple(_make_records(tensor, candidates, files, places=places))
 
 
 def _make_index(base: Sequence[Tensor], files: Files) -> _Index:
@@ -75,7 +75,7 @@ def _digest(data: memoryview, tensor: Tensor) -> str:
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
-def _find_candidates(tensor: Tensor, at: int, index: _Index, *, files: Files) -> list[Tensor]:
+def _find_candidates(tensor: Tensor, index: _Index, files: Files) -> list[Tensor]:
     named = [*index.by_name.get(tensor.name, ())[:1], *index.by_role.get(tensor.role, ())[:1]]
     found = [each for each in named if _can_follow(tensor, each)]
     if not any(_get_shape(each) == _get_shape(tensor) for each in found):
@@ -115,26 +115,14 @@ def _read_some(tensor: Tensor, data: memoryview) -> np.ndarray[tuple[int], np.dt
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
-def get_matrix(tensor: Tensor) -> tuple[int, int]:
-    """Rows and columns, so that output channels are one or the other."""
-    shape = tensor.shape or (1,)
-    elements = math.prod(shape)
-    if len(shape) < 2 or not elements:
-        return 1, elements
-    if tensor.channel_axis == len(shape) - 1:
-        return elements // shape[-1], shape[-1]
-    rows = math.prod(shape[: tensor.channel_axis + 1])
-    return rows, elements // rows
-
-
-def _make_records(tensor: Tensor, candidates: Sequence[Tensor], files: Files) -> Iterator[Record]:
+def _make_records(tensor: Tensor, candidates: Sequence[Tensor], files: Files, *, places: Places) -> Iterator[Record]:
     kind = KIND_BY_NAME[tensor.kind]
     rows, columns = get_matrix(tensor)
     used = _find_mantissa(tensor, kind, files.target)
     plain = Record(tensor.start, kind, rows, columns, mantissa=used, zero=_find_zero(tensor))
     yield plain
     for other in candidates:
-        yield from _follow(plain, tensor, other, files=files)
+        yield from _follow(plain, tensor, other, places=places)
 
 
 def _find_mantissa(tensor: Tensor, kind: Kind, data: memoryview) -> int:
@@ -154,7 +142,7 @@ def _find_zero(tensor: Tensor) -> int:
     return 128 if tensor.kind == "u1" else 0
 
 
-def _follow(plain: Record, tensor: Tensor, other: Tensor, *, files: Files) -> Iterator[Record]:
+def _follow(plain: Record, tensor: Tensor, other: Tensor, *, places: Places) -> Iterator[Record]:
     kind = KIND_BY_NAME[other.kind]
     rows, columns = get_matrix(other)
     origin = Origin(True, other.start, kind, rows, columns)
@@ -164,57 +152,17 @@ def _follow(plain: Record, tensor: Tensor, other: Tensor, *, files: Files) -> It
     if not kind.is_float:
         if not plain.kind.is_float and _get_zeros(tensor) == _get_zeros(other):
             yield replace(plain, origin=origin, zero=0)
-        origin = replace_origin(origin, find_scales(other, files, in_base=True), other.zeros[0] if other.zeros else 0)
+        origin = origin._replace(scales=places.base.get(other.start), zero=other.zeros[0] if other.zeros else 0)
         if origin.scales is None:
             return
     if plain.kind.is_float:
         yield replace(plain, origin=origin, zero=0)
         return
-    scales = find_scales(tensor, files, in_base=False)
+    scales = places.target.get(tensor.start)
     if scales is not None:
         for division in DIVISIONS if kind.is_float else (0,):
             yield replace(plain, origin=origin, scales=scales, division=division, zero=tensor.zeros[0])
 
 
-def replace_origin(origin: Origin, scales: Place | None, zero: int) -> Origin:
-    """The origin with scales that make its integers real numbers."""
-    return origin._replace(scales=scales, zero=zero)
-
-
 def _get_zeros(tensor: Tensor) -> set[int]:
     return set(tensor.zeros) or {0}
-
-
-def find_scales(tensor: Tensor, files: Files, *, in_base: bool) -> Place | None:
-    """Where the tensor's own scales stand in its file, found by their bytes; None when not to be found or used."""
-    count = len(tensor.scales)
-    rows, columns = get_matrix(tensor)
-    if not count or count > MAX_SIDE or count not in (1, rows, columns) or len(set(tensor.zeros)) > 1:
-        return None
-    start = find_bytes(files.get(in_base=in_base), np.array(tensor.scales, "<f4").tobytes(), tensor.start)
-    return None if start is None else Place(in_base, start, count)
-
-
-def find_bytes(data: memoryview, wanted: bytes, near: int) -> int | None:
-    """Where `wanted` stands in `data`; the place nearest behind `near`, if there are several."""
-    whole = data.obj if isinstance(data.obj, bytes) and len(data.obj) == len(data) else bytes(data)
-    at = whole.find(wanted, near)
-    at = whole.find(wanted) if at < 0 else at
-    return None if at < 0 else at
-
-
-# --- scales -----------------------------------------------------------------------------------------------------------
-def follow_scales(records: Sequence[AnyRecord], files: Files) -> Iterator[tuple[Record, ...]]:
-    """Records worth trying for vectors of scales that quantised tensors use: the peaks of what they quantise."""
-    seen: set[int] = set()
-    for record in records:
-        if not isinstance(record, Record) or record.scales is None or record.origin is None:
-            continue
-        place, origin = record.scales, record.origin
-        if place.in_base or place.start in seen or place.length not in (origin.rows, origin.columns):
-            continue
-        seen.add(place.start)
-        peak = 1 if place.length == origin.rows else 2
-        plain = Record(place.start, KIND_BY_NAME["f4"], 1, place.length, mantissa=KIND_BY_NAME["f4"].mantissa)
-        peaks = tuple(replace(plain, origin=origin, peak=peak, divisor=divisor) for divisor in DIVISORS)
-        yield (plain, *peaks) if origin.scales is None else (plain,)

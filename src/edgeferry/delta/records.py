@@ -20,6 +20,7 @@ from edgeferry.errors import DeltaDamaged
 MAX_RECORDS = 1 << 16
 MAX_SIDE = 1 << 16
 MAX_RANK = 96
+INFINITY_BITS = 0x7F800000
 
 
 class Place(NamedTuple):
@@ -151,10 +152,8 @@ def _check_tensor(record: Record, limits: dict[bool, int]) -> None:
         "sane scales and multipliers",
     )
     require(record.rank <= MAX_RANK and abs(record.step) <= 200, f"a rank up to {MAX_RANK}")
-    require(
-        record.multiplied < 3 and record.peak < 3 and record.lattice < 3 and (record.threshold or 0) < 1 << 32,
-        "sane flags",
-    )
+    require(record.multiplied < 3 and record.peak < 3 and record.lattice < 3 and record.division < 3, "sane flags")
+    require((record.threshold or 0) < INFINITY_BITS, "a threshold that is a number, and not below zero")
     require(max(abs(record.zero), abs(origin.zero) if origin else 0) < 1 << 32, "sane zero points")
     beside_rows = record.row_scales or 1 in (record.multiplied, record.lattice) or record.rank > 0
     beside_columns = record.column_scales or 2 in (record.multiplied, record.lattice) or record.rank > 0
@@ -170,6 +169,8 @@ def _check_tensor(record: Record, limits: dict[bool, int]) -> None:
         )
     if record.peak:
         require(origin is not None and record.divisor > 0 and record.elements <= MAX_SIDE, "peaks of an origin")
+        sides = (origin.rows, origin.columns) if origin else (0, 0)
+        require(sides[record.peak - 1] <= MAX_SIDE, f"at most {MAX_SIDE} peaks")
 
 
 def require(holds: bool, expected: str) -> None:

@@ -27,10 +27,16 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", "
 MAX_PICTURES = 64
 
 
-class _Truth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Truth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a .json beside a picture says: either `objects` or `label`."""
+
     objects: tuple[TruthObject, ...] | None = None
     label: str | None = None
     tolerance: Tolerance = Tolerance()
+
+    def list_objects(self) -> tuple[TruthObject, ...]:
+        """The objects; a label alone is one without a box."""
+        return self.objects if self.objects is not None else (TruthObject(label=self.label or ""),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +65,9 @@ def read_golden(files: Mapping[str, bytes]) -> GoldenSet:
     for name in names:
         _check_picture(name, files[name])
         digest = Digest.of(files[name])
-        truth = _read_truth(name, files.get(f"{get_stem(name)}.json"))
-        objects = truth.objects if truth.objects is not None else (TruthObject(label=truth.label or ""),)
+        truth = read_truth(name, files.get(f"{get_stem(name)}.json"))
         size = len(files[name])
-        samples.append(Golden(input=str(digest), size=size, truth=objects, tolerance=truth.tolerance))
+        samples.append(Golden(input=str(digest), size=size, truth=truth.list_objects(), tolerance=truth.tolerance))
         pictures[digest] = files[name]
     if len(pictures) != len(samples):
         raise ConfigInvalid("expected different golden pictures, found the same bytes twice")
@@ -87,11 +92,12 @@ def _check_picture(name: str, data: bytes) -> None:
         raise ConfigInvalid(f"the golden picture {name} cannot be read: {error}") from error
 
 
-def _read_truth(name: str, data: bytes | None) -> _Truth:
+def read_truth(name: str, data: bytes | None) -> Truth:
+    """The truth of the picture `name`; raises ConfigInvalid when there is none, or it is not as it must be."""
     if data is None:
         raise ConfigInvalid(f"expected {get_stem(name)}.json beside the golden picture {name}, found none")
     try:
-        truth = msgspec.json.decode(data, type=_Truth)
+        truth = msgspec.json.decode(data, type=Truth)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"expected golden truth in {get_stem(name)}.json: {error}") from error
     if (truth.objects is None) == (truth.label is None):

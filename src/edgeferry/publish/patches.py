@@ -94,9 +94,10 @@ def pick_bases(
             known = ", ".join(by_version) or "no version at all"
             raise ConfigInvalid(f"expected published versions as bases, found {missing[0]!r:.80}; published: {known}")
         return tuple(by_version[version] for version in dict.fromkeys(asked))
-    if running and running.keys() & by_version.keys():
-        used = [one for one in newest if running.get(one.version, 0) > 0]
-        return tuple(sorted(used, key=lambda one: -running[one.version]))  # among equals the newest stays first
+    counts = running or {}
+    used = [one for one in newest if counts.get(one.version, 0) > 0]
+    if used:
+        return tuple(sorted(used, key=lambda one: -counts[one.version]))  # among equals the newest stays first
     return newest[:DEFAULT_BASES]
 
 
@@ -145,6 +146,9 @@ def _try_patch(
     if old is None or cheapest <= SOURCE_BYTES or any(source.base == old.sha256 for source in entry.sources):
         return
     name = f"a patch of {entry.path} from {base.version}"
+    if made.size_bytes >= job.budget_bytes:
+        made.notes.append(f"{name} was not made: the budget for patches is spent")
+        return
     try:
         old_data = read_old(store, old)
     except (DeltaError, ManifestInvalid) as error:

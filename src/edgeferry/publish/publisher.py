@@ -21,7 +21,7 @@ import msgspec
 from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
 from edgeferry.model.digest import Digest, Hasher
-from edgeferry.model.inspect import inspect_model, load_labels, make_spec
+from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.manifest import (
     FileEntry,
@@ -77,6 +77,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Devices by the version they run, where a hub told."""
     patch_budget: int | None = None
     """What patches may take together, in bytes; None: a few times the full download."""
+    slim: Mapping[str, str | float] | None = None
+    """Of a version whose weights were put on grids: what the manifest says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +151,8 @@ def publish(
 # --- pack -------------------------------------------------------------------------------------------------------------
 def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     require_publishable(request.model, request.version)
-    inspection = inspect_model(require_file_name(request.model_file), request.model_data)
-    files = {request.model_file: request.model_data}
-    labels = None
-    if request.labels_file:
-        if require_file_name(request.labels_file) in files:
-            raise ConfigInvalid("expected a label file of another name than the model's")
-        labels = read_labels(request.labels_data)
-        files[request.labels_file] = request.labels_data
-    overrides = read_spec_toml(request.spec_text)
-    spec = make_spec(inspection, labels=labels, labels_file=request.labels_file, overrides=overrides)
-    for stage in spec.stages:
-        require_family(stage)  # no device of this release could read its answers
-    earlier = _list_earlier(request, draft)
+    inspection, spec, files = make_content(request)
+    earlier = list_earlier(request, draft)
     before = read_manifest(store, earlier[-1]) if earlier else None
     bases = pick_bases(earlier, asked=request.bases, running=request.running)
     golden, inherited = _find_golden(request, before)
@@ -182,6 +173,23 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     )
 
 
+def make_content(request: Request) -> tuple[Inspection, ModelSpec, dict[str, bytes]]:
+    """What inspection finds, the spec, and the version's files by name; raises what `publish` does."""
+    inspection = inspect_model(require_file_name(request.model_file), request.model_data)
+    files = {request.model_file: request.model_data}
+    labels = None
+    if request.labels_file:
+        if require_file_name(request.labels_file) in files:
+            raise ConfigInvalid("expected a label file of another name than the model's")
+        labels = read_labels(request.labels_data)
+        files[request.labels_file] = request.labels_data
+    overrides = read_spec_toml(request.spec_text)
+    spec = make_spec(inspection, labels=labels, labels_file=request.labels_file, overrides=overrides)
+    for stage in spec.stages:
+        require_family(stage)  # no device of this release could read its answers
+    return inspection, spec, files
+
+
 def _list_classic_files(request: Request, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """A classic device has no manifest: what the operator said of the spec goes into the ZIP."""
     spec = {SPEC_FILE: request.spec_text.encode()} if request.spec_text else {}
@@ -195,7 +203,7 @@ def _list_labels(spec: ModelSpec, files: Mapping[str, bytes]) -> list[str]:
     ]
 
 
-def _list_earlier(request: Request, draft: Draft) -> tuple[Listed, ...]:
+def list_earlier(request: Request, draft: Draft) -> tuple[Listed, ...]:
     """The versions that were published before this one."""
     return tuple(takewhile(lambda one: one.version != request.version, draft.list_versions(request.model)))
 
@@ -291,6 +299,7 @@ def _sign(request: Request, packed: _Packed, *, entries: Sequence[FileEntry], dr
         spec=packed.spec,
         files=tuple(entries),
         golden=packed.golden.samples,
+        slim=dict(request.slim) if request.slim else None,
         created=int(desk.now.timestamp()),
     )
     data = make_manifest_bytes(check_manifest(manifest))
@@ -355,4 +364,5 @@ def _make_report(
         golden_inherited=packed.inherited,
         updates=count_updates(manifest, packed.bases, known),
         notes=packed.notes,
+        slim=manifest.slim,
     )

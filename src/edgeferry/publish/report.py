@@ -50,6 +50,7 @@ class PublishReport(msgspec.Struct, frozen=True, kw_only=True):
         golden_bytes: the pictures' part of it.
         update_bytes: what a device that has the version published before fetches.
         patches: those made now. updates: what devices fetch that run one of the versions they are made from.
+        slim: what was lost, where weights were put on grids.
     """
 
     model: str
@@ -68,3 +69,4 @@ class PublishReport(msgspec.Struct, frozen=True, kw_only=True):
     patches: tuple[PatchReport, ...] = ()
     updates: tuple[UpdateReport, ...] = ()
     notes: tuple[str, ...] = ()
+    slim: dict[str, str | float] | None = None
