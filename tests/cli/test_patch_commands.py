@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,20 @@ def test_people_read_three_tables(run: Run, place: Path) -> None:
     text = run("info", place / "p", "--base", place / "base").stdout
     for word in ("sections", "tensors", "bytes by cause", MOVED, "changed", "96x96", "remainder"):
         assert word in text
+
+
+def test_files_of_an_archive_are_told_by_name_with_their_tensors(run: Run, tmp_path: Path) -> None:
+    for name, step in (("a.zip", 0), ("b.zip", 1)):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("m.onnx", make_model(step=step, fresh=5))
+    made = read_json(run("make", tmp_path / "a.zip", tmp_path / "b.zip", *to(tmp_path / "p"), "--json"))
+    assert made["way"] == "members"
+    assert run("apply", tmp_path / "a.zip", tmp_path / "p", *to(tmp_path / "out")).exit_code == 0
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    text = run("info", tmp_path / "p", "--base", tmp_path / "a.zip").stdout
+    for word in ("files", "deflated, level 6", "tensors in m.onnx", MOVED):
+        assert word in text
+    assert "--base" in run("info", tmp_path / "p").stdout
 
 
 def test_a_coded_full_file_needs_no_base(run: Run, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from edgeferry.delta.container import Container, Header, Piece, make_container, 
 from edgeferry.delta.explain import explain
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.delta.members import Member
+from edgeferry.delta.varint import make_varint
 from edgeferry.delta.zip_files import Packed, find_files, find_level, pack, unpack
 from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged, DeltaError
 from edgeferry.model.digest import Digest
@@ -268,7 +269,9 @@ def test_members_in_order_are_refused_only_by_the_digest() -> None:
 def test_another_level_than_that_of_the_target_is_found_by_its_size_or_digest() -> None:
     base, target = make_zip({"a": WORDS}), make_zip({"a": WORDS[100:]})
     data = bytearray(make_patch(base, target).data)
-    (way,) = [at for at in range(30, 60) if data[at] == 6 | 2 << 4]
+    header = read_header(data)
+    way = 5 + 24 + len(make_varint(header.target_bytes)) + len(make_varint(header.memory_bytes >> 20)) + 1
+    assert data[way] == 6 | 2 << 4
     for level in (1, 9):
         data[way] = level | 2 << 4
         with pytest.raises(DeltaDamaged):

@@ -284,6 +284,8 @@ def _list_details(record: Record) -> Iterable[str]:
         yield f"multiplied by {'row' if record.multiplied == 1 else 'column'}"
     if record.rank:
         yield f"rank {record.rank}"
+    if record.lattice:
+        yield f"multiples of a step by {'row' if record.lattice == 1 else 'column'}"
     if record.row_scales:
         yield "errors by row"
     if record.column_scales:

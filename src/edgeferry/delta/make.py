@@ -55,7 +55,7 @@ MEMBER_MAX_BYTES = 1 << 30
 WHOLE_BYTES, PIECE_BYTES = 12 << 20, 8 << 20
 """Files above the first are patched in pieces of at most the second, so that memory stays bounded."""
 HOPELESS, HOPELESS_BYTES = 1.25, 1 << 16
-"""Where a quick differ needs so many times and so many more bytes than the tensors' way, slow ones are not tried."""
+"""Where a quick differ needs so many times and so many more bytes than the best way known, slow ones are not tried."""
 RECORD_BYTES = 9
 """About what a record costs in the map."""
 Progress = Callable[[int, int], None]
@@ -104,7 +104,7 @@ def make_full(target: bytes, *, progress: Progress = tell_nobody) -> Patch:
 def _pick(base: bytes, target: bytes, *, has_base: bool, digest_bytes: int, progress: Progress) -> Patch:
     plan = _Plan(base, target, has_base, digest_bytes)
     found = list(_make_by_members(plan, progress))
-    found += _list_fitting(plan, progress)
+    found += _list_fitting(plan, progress, known=found)
     best = min(found, key=lambda each: len(each.data))
     again = memoryview(bytearray(len(target)))
     apply_patch(base, best.data, again)
@@ -122,25 +122,32 @@ class _Plan:
     digest_bytes: int
 
 
-def _list_fitting(plan: _Plan, progress: Progress, *, beside_bytes: int = 0) -> list[Patch]:
+def _list_fitting(
+    plan: _Plan, progress: Progress, *, beside_bytes: int = 0, known: Sequence[Patch] = ()
+) -> list[Patch]:
     """All ways that fit the memory bound, with `beside_bytes` that are taken already."""
     tensors = find_tensors(plan.target, min_elements=MIN_ELEMENTS)
     largest = max((each.size_bytes for each in tensors), default=0)
     bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * largest) - beside_bytes
-    return [each for each in _list_ways(plan, tensors, progress) if each.memory_bytes <= bound]
+    ways = _list_ways(plan, tensors, progress, known=known)
+    return [each for each in ways if each.memory_bytes <= bound]
 
 
-def _list_ways(plan: _Plan, tensors: Sequence[Tensor], progress: Progress) -> Iterator[Patch]:
+def _list_ways(
+    plan: _Plan, tensors: Sequence[Tensor], progress: Progress, *, known: Sequence[Patch]
+) -> Iterator[Patch]:
+    """Ways beside those that are `known`."""
     by_tensors = list(_make_by_tensors(plan, tensors, progress)) if tensors else []
     yield from by_tensors
-    size_bytes = min((len(each.data) for each in by_tensors), default=len(plan.target))
+    known = [*known, *by_tensors]
+    size_bytes = min((len(each.data) for each in known), default=len(plan.target))
     large = max(len(plan.target), len(plan.base)) > WHOLE_BYTES
     if large:
-        if size_bytes > 0.5 * len(plan.target) or not by_tensors:
+        if size_bytes > 0.5 * len(plan.target) or not known:
             ranges = ([(0, len(plan.base))], [(0, len(plan.target))])
             yield _wrap(plan, None, _make_pieces(plan, *ranges), way="in pieces")
         return
-    quick = codecs.probe(plan.base, plan.target) if by_tensors else 0
+    quick = codecs.probe(plan.base, plan.target) if known else 0
     hopeless = quick > max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES)
     methods = _list_methods(plan.has_base, slow=not hopeless)
     for method, data in codecs.encode_each(methods, plan.base, plan.target):
