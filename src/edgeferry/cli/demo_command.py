@@ -78,7 +78,7 @@ def _print_figures(console: Console, figures: DemoFigures) -> None:
     saved = 1 - figures.update_wire_bytes / figures.guide_zip_bytes
     rows = [
         ("bytes on the link, all told (above TCP)", f"{figures.update_wire_bytes:,}"),
-        ("of them the model, by patch", f"{figures.patch_bytes:,}  (the full file, coded: {figures.full_bytes:,})"),
+        ("of them the model, by patch", f"{figures.patch_bytes:,}  (full file: {figures.full_bytes:,})"),
         ("the guide's ZIP alone", f"{figures.guide_zip_bytes:,}  (ours saves {saved:.1%})"),
         ("time on the link", f"{figures.update_s} s at {figures.link_bps // 1000} kbit/s"),
         ("requests answered meanwhile", f"{figures.requests_during_update}"),
