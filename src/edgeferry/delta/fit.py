@@ -21,7 +21,7 @@ from edgeferry.delta import cells
 from edgeferry.delta.kinds import F64, read_bits, read_numbers, write_numbers
 from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Files, Side, expect, find_prune_contexts
 from edgeferry.delta.rans import I64
-from edgeferry.delta.records import MAX_RANK, MAX_SIDE, Record
+from edgeferry.delta.records import MAX_RANK, MAX_RANKED, MAX_SIDE, Record
 from edgeferry.delta.tensor_codec import WHOLE, find_multiples
 
 SAMPLE_PIECES = 2
@@ -162,7 +162,7 @@ def _try_pruning(best: Fit, files: Files) -> Iterator[Fit]:
 def _try_lattice(first: Fit, files: Files) -> Iterator[Fit]:
     """Numbers that were put on a lattice of few steps (`slim.py`): found by their greatest common divisors."""
     record = first.record
-    if not record.kind.is_float or record.peak or record.scales:
+    if record.kind.name not in ("f4", "f2") or record.peak or record.scales:
         return
     plain = replace(record, row_scales=False, column_scales=False)
     expected, wanted = _get_pairs(plain, NO_SIDE, files)
@@ -275,7 +275,7 @@ def _try_products(best: Fit, files: Files) -> Iterator[Fit]:
     record = best.record
     if record.origin is None or record.peak or min(record.rows, record.columns) < 8:
         return
-    if max(record.rows, record.columns) > 8192 or record.elements > 1 << 23:
+    if max(record.rows, record.columns) > MAX_RANKED or record.elements > 1 << 23:
         return
     left = _get_left(record, best.side, files)
     if float(np.abs(left).max()) > LEFT_MAX:

@@ -19,7 +19,7 @@ from edgeferry.errors import DeltaDamaged
 
 MAX_RECORDS = 1 << 16
 MAX_SIDE = 1 << 16
-MAX_RANK = 96
+MAX_RANK, MAX_RANKED = 96, 8192
 INFINITY_BITS = 0x7F800000
 
 
@@ -152,6 +152,9 @@ def _check_tensor(record: Record, limits: dict[bool, int]) -> None:
         "sane scales and multipliers",
     )
     require(record.rank <= MAX_RANK and abs(record.step) <= 200, f"a rank up to {MAX_RANK}")
+    longest = max(record.rows, record.columns)
+    require(not record.rank or longest <= MAX_RANKED, f"at most {MAX_RANKED} rows and columns with factors")
+    require(not record.lattice or record.kind.name in ("f4", "f2"), "a lattice of float32 or float16")
     require(record.multiplied < 3 and record.peak < 3 and record.lattice < 3 and record.division < 3, "sane flags")
     require((record.threshold or 0) < INFINITY_BITS, "a threshold that is a number, and not below zero")
     require(max(abs(record.zero), abs(origin.zero) if origin else 0) < 1 << 32, "sane zero points")
