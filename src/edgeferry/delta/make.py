@@ -195,7 +195,7 @@ def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress)
     copies: list[Copy] = []
     fits: list[Fit] = []
     for tensor, match in match_tensors(base, tensors, files, places=places):
-        progress(tensor.start, 2 * len(plan.target))
+        progress(tensor.start // 2, len(plan.target))  # the other half is for plain differs
         if isinstance(match, Copy):
             copies.append(match)
         else:
@@ -248,7 +248,7 @@ def _make_by_members(plan: _Plan, progress: Progress) -> Iterator[Patch]:
     def make_body(base: bytes | None, target: bytes, beside_bytes: int) -> bytes | None:
         nested = _Plan(base or b"", target, base is not None, 0)
         found = _list_fitting(nested, tell_nobody, beside_bytes=beside_bytes + MEMBER_WORK_BYTES)
-        progress(min(len(target), len(plan.target)), 2 * len(plan.target))
+        progress(min(len(target), len(plan.target)) // 2, len(plan.target))
         best = min(found, key=lambda each: len(each.data), default=None)
         return make_nested(best.data) if best else None
 
