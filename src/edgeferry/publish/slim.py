@@ -182,8 +182,9 @@ def _count_elements(curves: _Curves) -> int:
 # --- sensitivities ----------------------------------------------------------------------------------------------------
 def _measure_sensitivities(model: SlimModel, judge: Judge, say: Say) -> _Curves:
     curves, found = [], []
-    for number, weights in enumerate(model.weights, start=1):
-        say(f"measuring tensor {number} of {len(model.weights)}: {weights.tensor.name:.60}")
+    for number, weights in enumerate(model.weights):
+        if number * 10 // len(model.weights) != (number - 1) * 10 // len(model.weights):
+            say(f"measuring how much each tensor matters: {number} of {len(model.weights)}")
         curve = draw_curve(model, weights)
         curves.append(curve)
         found.append(_measure_sensitivity(model, weights, curve, judge))
