@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeferry.delta.apply import apply_patch
 from edgeferry.delta.kinds import KIND_BY_NAME, read_numbers
+from edgeferry.delta.make import make_patch
 from edgeferry.delta.slim import (
     MULTIPLIER_MAX,
     Grid,
@@ -230,3 +232,19 @@ def test_the_estimate_of_normal_numbers_is_near_their_entropy(size: float) -> No
     _, counts = np.unique(numbers, return_counts=True)
     entropy = float((counts * np.log2(numbers.size / counts)).sum())
     assert estimate_bits(numbers) == pytest.approx(entropy, rel=0.05)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_patch_takes_about_what_was_estimated_and_gives_the_slim_file(file: str) -> None:
+    old, new = read_pair(file)
+    model = open_slim_model(old, new)
+    points = [(each, pick_point(draw_curve(model, each), 1e4)) for each in model.weights]
+    chosen = [(each, point) for each, point in points if point]
+    slim = make_slim(model, [(each, point.grid) for each, point in chosen])
+    patch = make_patch(old, slim)
+    estimated = sum(point.bits for _, point in chosen) / 8
+    assert patch.way == "tensors"
+    assert estimated < len(patch.data) < 1.05 * estimated + 4_000
+    target = bytearray(len(slim))
+    apply_patch(old, patch.data, memoryview(target))
+    assert target == slim
