@@ -73,7 +73,7 @@ def round_to_kind(value: float, kind: int) -> float:
         try:
             return float(struct.unpack("<e", struct.pack("<e", value))[0])
         except OverflowError:
-            return math.inf
+            return math.copysign(math.inf, value)
     value = to_float32(value)
     if kind == BF2 and math.isfinite(value):
         bits = struct.unpack("<I", struct.pack("<f", value))[0]

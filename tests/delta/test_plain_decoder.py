@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from delta.hostile_patches import make_samples
-from delta.model_pairs import PAIRS, draw, get_full, get_pair, get_patch, make_bfloat, make_onnx
+from delta.model_pairs import PAIRS, draw, get_full, get_pair, get_patch, make_onnx
 from delta.plain_decoder import apply_plainly
 from edgeferry.delta.make import make_patch
 
@@ -29,12 +29,4 @@ def test_another_reader_understands_every_method_in_pieces() -> None:
 
 def test_another_reader_goes_on_where_a_tensor_has_several_pieces() -> None:
     base, target = (make_onnx({"w": (draw(90 + at, 300, 230) * 100).astype(np.int8)}) for at in range(2))
-    assert apply_plainly(base, make_patch(base, target).data) == target
-
-
-def test_bfloat16_on_a_lattice_is_rounded_and_not_cut() -> None:
-    dice, weights = np.random.default_rng(95), draw(96)
-    steps = dice.integers(3, 200, (len(weights), 1)) * 2.0**-16
-    moved = (weights + dice.integers(-4, 5, weights.shape) * steps).astype(np.float32)
-    base, target = (make_onnx({"w": make_bfloat("w", each)}) for each in (weights, moved))
     assert apply_plainly(base, make_patch(base, target).data) == target

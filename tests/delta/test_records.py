@@ -53,7 +53,8 @@ def draw_record(draw: st.DrawFn) -> Record:
     kind = draw(st.sampled_from(KINDS))
     origin = draw(st.none() | draw_origin())
     peak = draw(st.integers(0, 2)) if origin else 0
-    rank, multiplied, lattice = draw(st.integers(0, 3)), draw(st.integers(0, 2)), draw(st.integers(0, 2))
+    rank, multiplied = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    lattice = draw(st.integers(0, 2)) if kind.name in {"f4", "f2"} else 0
     return Record(
         start=0,
         kind=kind,
@@ -146,6 +147,8 @@ BAD: dict[str, AnyRecord] = {
     "a third lattice": replace(PLAIN, lattice=3),
     "a lattice too fine": replace(PLAIN, lattice=1, lattice_bits=201),
     "a lattice too coarse": replace(PLAIN, lattice=1, lattice_bits=-201),
+    "a lattice of integers": Record(0, I1, 4, 4, lattice=1),
+    "a lattice of bfloat16": Record(0, KINDS[2], 4, 4, lattice=1),
     "a rank too high": replace(PLAIN, rank=MAX_RANK + 1),
     "a step too fine": replace(PLAIN, rank=1, step=201),
     "a step too coarse": replace(PLAIN, rank=1, step=-201),
@@ -178,8 +181,8 @@ BAD: dict[str, AnyRecord] = {
     "too many columns with scales": Record(0, I1, 1, MAX_SIDE + 1, column_scales=True),
     "too many rows with multipliers": Record(0, I1, MAX_SIDE + 1, 1, multiplied=1),
     "too many columns with multipliers": Record(0, I1, 1, MAX_SIDE + 1, multiplied=2),
-    "too many rows on a lattice": Record(0, I1, MAX_SIDE + 1, 1, lattice=1),
-    "too many columns on a lattice": Record(0, I1, 1, MAX_SIDE + 1, lattice=2),
+    "too many rows on a lattice": Record(0, KINDS[1], MAX_SIDE + 1, 1, lattice=1),
+    "too many columns on a lattice": Record(0, KINDS[1], 1, MAX_SIDE + 1, lattice=2),
     "too many rows with factors": Record(0, I1, MAX_SIDE + 1, 1, rank=1),
     "too many columns with factors": Record(0, I1, 1, MAX_SIDE + 1, rank=1),
 }
