@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeferry.delta.apply import apply_patch
 from edgeferry.delta.kinds import KIND_BY_NAME, read_numbers
+from edgeferry.delta.make import make_patch
 from edgeferry.delta.slim import (
     MULTIPLIER_MAX,
     Grid,
@@ -230,3 +232,35 @@ def test_the_estimate_of_normal_numbers_is_near_their_entropy(size: float) -> No
     _, counts = np.unique(numbers, return_counts=True)
     entropy = float((counts * np.log2(numbers.size / counts)).sum())
     assert estimate_bits(numbers) == pytest.approx(entropy, rel=0.05)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_patch_takes_about_what_was_estimated_and_gives_the_slim_file(file: str) -> None:
+    old, new = read_pair(file)
+    model = open_slim_model(old, new)
+    points = [(each, pick_point(draw_curve(model, each), 1e4)) for each in model.weights]
+    chosen = [(each, point) for each, point in points if point]
+    slim = make_slim(model, [(each, point.grid) for each, point in chosen])
+    patch = make_patch(old, slim)
+    estimated = sum(point.bits for _, point in chosen) / 8
+    assert patch.way == "tensors"
+    assert estimated < len(patch.data) < 1.05 * estimated + 4_000
+    target = bytearray(len(slim))
+    apply_patch(old, patch.data, memoryview(target))
+    assert target == slim
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_the_grid_is_found_again_where_most_numbers_are_expected_and_channels_differ(spread: float) -> None:
+    old = make_weights(128, 64) * np.exp2(RNG.integers(-3, 1, (1, 64))).astype(np.float32)
+    new = old.copy()
+    new[64:] += make_weights(64, 64, size=0.02)  # the first thousands of numbers are the base's
+    base, target = make_model({"w": old}), make_model({"w": new})
+    model = open_slim_model(base, target)
+    curve = draw_curve(model, model.weights[0], spread=spread)
+    for bits in (0.3, 1.0, 2.5):
+        point = min(curve, key=lambda each: abs(each.bits / old.size - bits) + 9 * (not each.grid.around_base))
+        slim = make_slim(model, [(model.weights[0], point.grid)])
+        patch = make_patch(base, slim)
+        assert patch.way == "tensors"
+        assert len(patch.data) < 1.1 * point.bits / 8 + 400

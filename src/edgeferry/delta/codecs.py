@@ -45,6 +45,7 @@ METHODS = {
 }
 WITH_BASE = frozenset({HDIFF, HDIFF_LZMA, HDIFF_BZ2, FROM})
 _LZMA_DICTIONARIES = (1 << 16, 1 << 20, 1 << 23, 1 << 25)
+PROBE_BYTES = 1 << 19
 LZMA_ALL_BYTES = 1 << 20
 """Below this, several settings of LZMA are tried."""
 _HDIFF_MAGIC = b"HDIFF13&"
@@ -245,6 +246,16 @@ def _decompress_from(base: Buffer, data: memoryview, size_bytes: int) -> bytes:
 def probe(base: bytes, target: bytes) -> int:
     """About how many bytes a plain differ needs, in little time."""
     return len(_compress_from_at(base, target, 3, long=True))
+
+
+def probe_hdiff(base: bytes, target: bytes) -> int:
+    """About how many bytes hdiffpatch needs, from a part in the middle of large files."""
+    start = len(target) // 2
+    end = start + PROBE_BYTES
+    if end >= min(len(base), len(target)):
+        return 0
+    part = encode(HDIFF, base[start:end], target[start:end])
+    return len(part) * len(target) // PROBE_BYTES
 
 
 # --- zstd: one frame, its content size stated, its window bounded -----------------------------------------------------

@@ -141,18 +141,29 @@ def _list_ways(
     yield from by_tensors
     known = [*known, *by_tensors]
     size_bytes = min((len(each.data) for each in known), default=len(plan.target))
-    large = max(len(plan.target), len(plan.base)) > WHOLE_BYTES
-    if large:
-        if size_bytes > 0.5 * len(plan.target) or not known:
+    if max(len(plan.target), len(plan.base)) > WHOLE_BYTES:
+        if not known or _guess_plain(plan) < HOPELESS * size_bytes:
             ranges = ([(0, len(plan.base))], [(0, len(plan.target))])
             yield _wrap(plan, None, _make_pieces(plan, *ranges), way="in pieces")
         return
-    quick = codecs.probe(plan.base, plan.target) if known else 0
-    hopeless = quick > max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES)
-    methods = _list_methods(plan.has_base, slow=not hopeless)
-    for method, data in codecs.encode_each(methods, plan.base, plan.target):
+    for method, data in codecs.encode_each(_choose_methods(plan, known, size_bytes), plan.base, plan.target):
         piece = Piece(method, len(plan.target), data, 0, len(plan.base))
         yield _wrap(plan, None, (piece,), way=codecs.METHODS[method])
+
+
+def _choose_methods(plan: _Plan, known: Sequence[Patch], size_bytes: int) -> tuple[int, ...]:
+    """All, unless a quick differ and a sample say that plain ones are far behind `size_bytes`."""
+    quick = codecs.probe(plan.base, plan.target) if known else 0
+    if quick <= max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES):
+        return _list_methods(plan.has_base, slow=True)
+    if _guess_plain(plan) > HOPELESS * size_bytes:
+        return ()
+    return _list_methods(plan.has_base, slow=False)
+
+
+def _guess_plain(plan: _Plan) -> int:
+    """About how many bytes hdiffpatch needs, by a sample; 0 for small files, which are tried as a whole."""
+    return codecs.probe_hdiff(plan.base, plan.target) if plan.has_base else len(plan.target)
 
 
 def _list_methods(has_base: bool, *, slow: bool) -> tuple[int, ...]:
@@ -195,7 +206,7 @@ def _make_by_tensors(plan: _Plan, tensors: Sequence[Tensor], progress: Progress)
     copies: list[Copy] = []
     fits: list[Fit] = []
     for tensor, match in match_tensors(base, tensors, files, places=places):
-        progress(tensor.start, 2 * len(plan.target))
+        progress(tensor.start // 2, len(plan.target))  # the other half is for plain differs
         if isinstance(match, Copy):
             copies.append(match)
         else:
@@ -248,7 +259,7 @@ def _make_by_members(plan: _Plan, progress: Progress) -> Iterator[Patch]:
     def make_body(base: bytes | None, target: bytes, beside_bytes: int) -> bytes | None:
         nested = _Plan(base or b"", target, base is not None, 0)
         found = _list_fitting(nested, tell_nobody, beside_bytes=beside_bytes + MEMBER_WORK_BYTES)
-        progress(min(len(target), len(plan.target)), 2 * len(plan.target))
+        progress(min(len(target), len(plan.target)) // 2, len(plan.target))
         best = min(found, key=lambda each: len(each.data), default=None)
         return make_nested(best.data) if best else None
 

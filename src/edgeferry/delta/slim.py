@@ -38,7 +38,7 @@ OPERATORS = frozenset(
 )
 """What they read is weights; what others read may be anchors, sizes or other numbers that must not move."""
 MULTIPLIER_MAX = 255
-STEPS = tuple((4 + at % 4) / 4 * 2.0 ** (at // 4) for at in range(-36, 11))
+STEPS = tuple((4 + at % 4) / 4 * 2.0 ** (at // 4) for at in range(-48, 11))
 """Steps that a curve looks at, in units of the weights' own size; like multipliers, of three bits each."""
 _ROOM = 16
 """A grid's unit is at least so many distances between numbers of the weights' size, or it would not be found again."""

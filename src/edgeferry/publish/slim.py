@@ -17,19 +17,34 @@ Rules:
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Protocol
 
+import numpy as np
+
 from edgeferry.delta.make import make_full, make_patch
-from edgeferry.delta.slim import Point, SlimModel, Weights, draw_curve, make_slim, open_slim_model, pick_point
+from edgeferry.delta.slim import (
+    Point,
+    SlimModel,
+    Weights,
+    draw_curve,
+    make_slim,
+    open_slim_model,
+    pick_point,
+    read_weights,
+)
 from edgeferry.errors import ConfigInvalid
 
-BITS_FIRST, BITS_RATIO, BITS_LAST = 8.0, 0.75, 0.1
+BITS_FIRST, BITS_RATIO, BITS_LAST = 12.0, 0.75, 0.1
 """Bits per number of the levels: the first, from one to the next, and where they end."""
 HALVINGS = 3
-PROBE_BITS = (4.0, 1.5)
+PROBE_BITS, FINER_PROBE_BITS = (1.5, 4.0), (6.5, 9.0)
+SATURATED_SHARE = 0.1
+"""From this share of the farthest that answers ever move, moving farther says no more of a tensor."""
+LEAST_SHARE = 0.1
 SLOPE_RANGE, SLOPE_HALVINGS = (-60, 120), 32
 LEAST_DIFFERENCE = 1e-9
 Say = Callable[[str], None]
@@ -180,30 +195,53 @@ def _count_elements(curves: _Curves) -> int:
 
 
 # --- sensitivities ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """A grid for one tensor alone: its squared error, and how far answers moved."""
+
+    error: float
+    difference: float
+
+
 def _measure_sensitivities(model: SlimModel, judge: Judge, say: Say) -> _Curves:
-    curves, found = [], []
-    for number, weights in enumerate(model.weights, start=1):
-        say(f"measuring tensor {number} of {len(model.weights)}: {weights.tensor.name:.60}")
-        curve = draw_curve(model, weights)
-        curves.append(curve)
-        found.append(_measure_sensitivity(model, weights, curve, judge))
-    return _Curves(model, tuple(curves), tuple(found))
+    curves = tuple(draw_curve(model, weights) for weights in model.weights)
+    probes: list[list[_Probe]] = []
+    for number, (weights, curve) in enumerate(zip(model.weights, curves, strict=True)):
+        if number * 10 // len(curves) != (number - 1) * 10 // len(curves):
+            say(f"measuring how much each tensor matters: {number} of {len(curves)}")
+        probes.append([_probe(model, weights, point, judge) for point in _find_probes(weights, curve, PROBE_BITS)])
+    most = max((each.difference for found in probes for each in found), default=0.0) * SATURATED_SHARE
+    for weights, curve, found in zip(model.weights, curves, probes, strict=True):
+        for point in _find_probes(weights, curve, FINER_PROBE_BITS):
+            if all(each.difference > most for each in found):
+                found.append(_probe(model, weights, point, judge))
+    measured = [_get_sensitivity(found, most) for found in probes]
+    return _Curves(model, curves, tuple(_raise_least(model, measured)))
 
 
-def _measure_sensitivity(model: SlimModel, weights: Weights, curve: Sequence[Point], judge: Judge) -> float:
-    """Distance of answers per squared error, the geometric mean of a few grids."""
-    logs = []
-    for point in _find_probes(weights, curve):
-        difference = judge.measure_difference(make_slim(model, [(weights, point.grid)]))
-        logs.append(math.log(max(difference, LEAST_DIFFERENCE) / point.error))
+def _find_probes(weights: Weights, curve: Sequence[Point], bits: Sequence[float]) -> Iterator[Point]:
+    usable = [point for point in curve if point.error > 0]
+    for wanted in bits if usable else ():
+        yield min(usable, key=lambda each: abs(math.log(each.bits / weights.tensor.elements / wanted)))
+
+
+def _probe(model: SlimModel, weights: Weights, point: Point, judge: Judge) -> _Probe:
+    return _Probe(point.error, judge.measure_difference(make_slim(model, [(weights, point.grid)])))
+
+
+def _get_sensitivity(probes: Sequence[_Probe], most: float) -> float:
+    """Distance per squared error: the geometric mean of the probes that leave most answers, else of the finest."""
+    usable = [each for each in probes if each.difference <= most] or list(probes[-1:])
+    logs = [math.log(max(each.difference, LEAST_DIFFERENCE) / each.error) for each in usable]
     return math.exp(sum(logs) / len(logs)) if logs else 0.0
 
 
-def _find_probes(weights: Weights, curve: Sequence[Point]) -> Iterator[Point]:
-    usable = [point for point in curve if point.error > 0]
-    for wanted in PROBE_BITS:
-        if usable:
-            yield min(usable, key=lambda each: abs(math.log(each.bits / weights.tensor.elements / wanted)))
+def _raise_least(model: SlimModel, measured: Sequence[float]) -> Iterator[float]:
+    """No tensor is taken for far less sensitive than is usual for its size: few pictures do not show what it is for."""
+    squares = [max(float(np.square(read_weights(model, each)).sum()), 1e-300) for each in model.weights]
+    relative = [found * square for found, square in zip(measured, squares, strict=True)]
+    least = LEAST_SHARE * statistics.median(relative) if relative else 0.0
+    return (max(found, least) / square for found, square in zip(relative, squares, strict=True))
 
 
 # --- levels -----------------------------------------------------------------------------------------------------------
