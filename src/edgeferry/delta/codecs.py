@@ -13,7 +13,7 @@ from __future__ import annotations
 import bz2
 import lzma
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import hdiffpatch
 import zstandard
@@ -21,7 +21,6 @@ import zstandard
 from edgeferry.delta.kinds import Buffer
 from edgeferry.errors import DeltaDamaged
 
-FullCodec = Literal["none", "zstd"]
 LEVELS, LEVELS_OF_LARGE, LARGE_BYTES = (3, 19, 22), (3, 12), 32 << 20
 """Levels that are tried. High ones win on floats, the low one on quantised weights, where chance matches spoil the
 statistics of the literals. At 19 a megabyte takes about a second, so large files get less."""

@@ -66,6 +66,8 @@ def find_files(data: bytes, *, max_bytes: int) -> tuple[Packed, ...]:
 
 
 def _locate(data: bytes, info: zipfile.ZipInfo) -> Packed | None:
+    if info.header_offset < 0:
+        return None  # the directory says that it stands elsewhere than it does
     head = data[info.header_offset : info.header_offset + _LOCAL_HEADER.size]
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not head.startswith(_SIGNATURE):
         return None
