@@ -56,6 +56,7 @@ WHOLE_BYTES, PIECE_BYTES = 12 << 20, 8 << 20
 """Files above the first are patched in pieces of at most the second, so that memory stays bounded."""
 HOPELESS, HOPELESS_BYTES = 1.25, 1 << 16
 """Where a quick differ needs so many times and so many more bytes than the best way known, slow ones are not tried."""
+BZIP2_MAX_BYTES = 4 << 20
 RECORD_BYTES = 9
 """About what a record costs in the map."""
 Progress = Callable[[int, int], None]
@@ -155,10 +156,10 @@ def _choose_methods(plan: _Plan, known: Sequence[Patch], size_bytes: int) -> tup
     """All, unless a quick differ and a sample say that plain ones are far behind `size_bytes`."""
     quick = codecs.probe(plan.base, plan.target) if known else 0
     if quick <= max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES):
-        return _list_methods(plan.has_base, slow=True)
+        return _list_methods(plan, len(plan.target), slow=True)
     if _guess_plain(plan) > HOPELESS * size_bytes:
         return ()
-    return _list_methods(plan.has_base, slow=False)
+    return _list_methods(plan, len(plan.target), slow=False)
 
 
 def _guess_plain(plan: _Plan) -> int:
@@ -166,12 +167,18 @@ def _guess_plain(plan: _Plan) -> int:
     return codecs.probe_hdiff(plan.base, plan.target) if plan.has_base else len(plan.target)
 
 
-def _list_methods(has_base: bool, *, slow: bool) -> tuple[int, ...]:
-    """All methods, or those that are quick."""
+def _list_methods(plan: _Plan, size_bytes: int, *, slow: bool) -> tuple[int, ...]:
+    """All methods, or those that are quick. bzip2 decodes large files too slowly."""
     if not slow:
-        return (codecs.HDIFF, codecs.RAW) if has_base else (codecs.RAW,)
-    with_base = (codecs.HDIFF, codecs.HDIFF_LZMA, codecs.HDIFF_BZ2, codecs.FROM) if has_base else ()
-    return (*with_base, codecs.ZSTD, codecs.LZMA, codecs.BZ2, codecs.RAW)
+        return (codecs.HDIFF, codecs.RAW) if plan.has_base else (codecs.RAW,)
+    by_bzip2 = size_bytes <= BZIP2_MAX_BYTES
+    with_base = (codecs.HDIFF, codecs.HDIFF_LZMA, codecs.FROM, *((codecs.HDIFF_BZ2,) if by_bzip2 else ()))
+    return (
+        *(with_base if plan.has_base else ()),
+        *(codecs.ZSTD, codecs.LZMA),
+        *((codecs.BZ2,) if by_bzip2 else ()),
+        codecs.RAW,
+    )
 
 
 def _make_pieces(plan: _Plan, base_ranges: list[Range], target_ranges: list[Range]) -> tuple[Piece, ...]:
@@ -187,7 +194,7 @@ def _make_pieces(plan: _Plan, base_ranges: list[Range], target_ranges: list[Rang
         part = gather(memoryview(plan.target), cut_ranges(target_ranges, start, end))
         base = gather(memoryview(plan.base), cut_ranges(base_ranges, first, last))
         best = min(
-            codecs.encode_each(_list_methods(plan.has_base, slow=True), base, part),
+            codecs.encode_each(_list_methods(plan, len(part), slow=True), base, part),
             key=lambda each: (len(each[1]), each[0]),
         )
         pieces.append(Piece(best[0], end - start, best[1], first, last - first))
