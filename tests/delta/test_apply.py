@@ -55,9 +55,9 @@ def make_copies(records: list[Copy], base: bytes, target: bytes, rest: bytes) ->
 
 def test_copies_are_filled_in_the_order_of_the_map_behind_the_remainder() -> None:
     base = bytes(range(40))
-    records = [Copy(0, 10, True, 20), Copy(20, 10, False, 2), Copy(30, 6, False, 10)]
-    target = base[20:30] + b"between it" + base[22:30] + b"be" + b"betwee"
-    assert apply(base, make_copies(records, base, target, b"between it"), 36) == target
+    records = [Copy(0, 10, True, 20), Copy(20, 10, False, 2), Copy(30, 7, False, 10)]
+    target = base[20:30] + b"between it" + base[22:30] + b"be" + b"between"
+    assert apply(base, make_copies(records, base, target, b"between it"), 37) == target
 
 
 def test_a_copy_of_what_is_not_filled_yet_is_zeros() -> None:
