@@ -150,8 +150,14 @@ def _list_ways(
         if not known or _guess_plain(plan) < HOPELESS * size_bytes:
             ranges = ([(0, len(plan.base))], [(0, len(plan.target))])
             yield _wrap(plan, None, _make_pieces(plan, *ranges), way="in pieces")
-        return
-    for method, data in codecs.encode_each(_choose_methods(plan, known, size_bytes), plan.base, plan.target):
+            return
+        fits = len(plan.base) + 2 * len(plan.target) + (4 << 20) <= MEMORY_BOUND_BYTES
+        if not plan.has_base or size_bytes > _get_small(plan) or not fits:
+            return
+        methods: tuple[int, ...] = (codecs.HDIFF,)
+    else:
+        methods = _choose_methods(plan, known, size_bytes)
+    for method, data in codecs.encode_each(methods, plan.base, plan.target):
         piece = Piece(method, len(plan.target), data, 0, len(plan.base))
         yield _wrap(plan, None, (piece,), way=codecs.METHODS[method])
 
@@ -161,9 +167,14 @@ def _choose_methods(plan: _Plan, known: Sequence[Patch], size_bytes: int) -> tup
     quick = codecs.probe(plan.base, plan.target) if known else 0
     if quick <= max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES):
         return _list_methods(plan, len(plan.target), slow=True)
-    if _guess_plain(plan) > HOPELESS * size_bytes:
+    if _guess_plain(plan) > HOPELESS * size_bytes and size_bytes > _get_small(plan):
         return ()
     return _list_methods(plan, len(plan.target), slow=False)
+
+
+def _get_small(plan: _Plan) -> int:
+    """Bytes below which hdiffpatch is always asked: it is quick where little differs, and has no map to carry."""
+    return max(HOPELESS_BYTES, len(plan.target) // 100)
 
 
 def _guess_plain(plan: _Plan) -> int:
