@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,12 +188,23 @@ async def test_no_more_memory_is_granted_than_any_file_may_take(folder: Path) ->
 
 
 # --- explaining -------------------------------------------------------------------------------------------------------
-async def tell(folder: Path, data: bytes, base: bytes | None = None, **changes: int) -> Explanation:
+async def tell(
+    folder: Path,
+    data: bytes,
+    base: bytes | None = None,
+    *,
+    size_bytes: int = len(TARGET),
+    memory_bytes: int = PATCH.memory_bytes,
+) -> Explanation:
     (folder / "patch").write_bytes(data)
     if base is not None:
         (folder / "base").write_bytes(base)
-    terms = {"size_bytes": len(TARGET), "memory_bytes": PATCH.memory_bytes} | changes
-    return await explain_in_child(folder / "patch", base_path=None if base is None else folder / "base", **terms)
+    return await explain_in_child(
+        folder / "patch",
+        size_bytes=size_bytes,
+        memory_bytes=memory_bytes,
+        base_path=None if base is None else folder / "base",
+    )
 
 
 @pytest.mark.parametrize("base", [None, BASE], ids=["without its base", "with its base"])
@@ -226,11 +238,11 @@ async def test_an_endless_explanation_is_not_read_to_its_end(folder: Path, monke
     base = bytes.fromhex(Digest.of(BASE).hex)[:12]
     header = Header(True, base, bytes(12), 20_000, 4 * MEMORY_UNIT)
     data = make_container(Container(header, streams, (Piece(codecs.RAW, -1, bytes(10_000)),)))
-    terms = {"size_bytes": 20_000, "memory_bytes": 4 * MEMORY_UNIT}
-    assert len((await tell(folder, data, **terms)).parts) == len(copies)
+    work = partial(tell, folder, data, size_bytes=20_000, memory_bytes=4 * MEMORY_UNIT)
+    assert len((await work()).parts) == len(copies)
     monkeypatch.setattr(patching, "EXPLANATION_MAX_BYTES", 1000)
     with pytest.raises(DeltaDamaged, match="at most 1000 bytes"):
-        await asyncio.wait_for(tell(folder, data, **terms), 60)
+        await asyncio.wait_for(work(), 60)
 
 
 # --- the disk, and the end of a child ---------------------------------------------------------------------------------

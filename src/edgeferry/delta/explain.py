@@ -125,10 +125,7 @@ class Explanation:
 def explain(patch: Buffer, base: Buffer | None = None, *, target: memoryview | None = None) -> Explanation:
     """Takes a patch apart; what its tensors cost is known with the `base`, or where none is needed.
 
-    Args:
-        patch: its bytes.
-        base: the file that it changes, if it is at hand.
-        target: zeros of the target's size to fill where it is needed (`needs_target`); None: made here.
+    `target`: zeros of the target's size to fill where `needs_target` says so; None: made here.
 
     Raises:
         DeltaBaseMismatch: another base is needed.
@@ -140,7 +137,9 @@ def explain(patch: Buffer, base: Buffer | None = None, *, target: memoryview | N
         header.require_base(Digest.of(base))
     files = None
     if needs_target(header, has_base=base is not None):
-        files = Files(memoryview(base or b""), _open_target(header, target))
+        files = Files(memoryview(base or b""), memoryview(bytearray(header.target_bytes)) if target is None else target)
+        if len(files.target) != header.target_bytes:
+            raise DeltaDamaged(f"expected a patch for {len(files.target)} bytes, found {header.target_bytes}")
     found = _explain(container, len(patch), files)
     if files:
         header.require_target(Digest.of(files.target))
@@ -150,14 +149,6 @@ def explain(patch: Buffer, base: Buffer | None = None, *, target: memoryview | N
 def needs_target(header: Header, *, has_base: bool) -> bool:
     """Whether a patch is applied while it is explained; `has_base`: the base is at hand."""
     return has_base or not header.has_base
-
-
-def _open_target(header: Header, target: memoryview | None) -> memoryview:
-    if target is None:
-        return memoryview(bytearray(header.target_bytes))
-    if len(target) != header.target_bytes:
-        raise DeltaDamaged(f"expected a patch for {len(target)} bytes, found {header.target_bytes}")
-    return target
 
 
 def _explain(container: Container, size_bytes: int, files: Files | None) -> Explanation:
