@@ -63,6 +63,7 @@ class Job:
         models: names of its model files.
         known: manifests that devices have beside the new one.
         budget_bytes: what all patches together may take.
+        ready: patches that were made for it, by the digests of both files; they are not made again.
     """
 
     files: Mapping[str, bytes]
@@ -70,6 +71,7 @@ class Job:
     bases: Sequence[Manifest]
     known: Sequence[Manifest]
     budget_bytes: int
+    ready: dict[tuple[str, str], Patch] = field(default_factory=dict)
 
 
 # --- which versions ---------------------------------------------------------------------------------------------------
@@ -149,13 +151,16 @@ def _try_patch(
     if made.size_bytes >= job.budget_bytes:
         made.notes.append(f"{name} was not made: the budget for patches is spent")
         return
+    pair = (old.sha256, entry.sha256)
     try:
-        old_data = read_old(store, old)
+        old_data = b"" if pair in job.ready else read_old(store, old)
     except (DeltaError, ManifestInvalid) as error:
         made.notes.append(f"{name} was not made: {error.message}")
         return
-    say(f"making {name}")
-    patch = make_patch(old_data, job.files[entry.path], progress=progress)
+    if pair not in job.ready:
+        say(f"making {name}")
+        job.ready[pair] = make_patch(old_data, job.files[entry.path], progress=progress)
+    patch = job.ready[pair]
     if len(patch.data) + SOURCE_BYTES >= cheapest:
         made.notes.append(f"{name} was left out: {len(patch.data):,} bytes, {cheapest:,} without it")
     elif made.size_bytes + len(patch.data) > job.budget_bytes:
