@@ -194,13 +194,14 @@ async def test_what_another_update_let_go_of_is_fetched_after_all(chain: World) 
     chain.repository.prepare()
     twin = publish_twin(chain, "1.1.0")
     keep(chain, twin)
+    chain.deploy("1.0.0", model="twin")
     async with open_journal(chain.repository.journal_path) as journal:
         record = make_stopped(twin, State.STORING)
         await journal.save_record(record.key, model="twin", state=record.state, body=write_record_bytes(record))
+        await journal.set_value("desired", msgspec.json.encode(chain.hub.desired))
     async with chain.run():
-        chain.deploy("1.0.0", model="twin")
         record = await chain.wait_state(State.ACTIVE, State.REJECTED, model="twin")
-        assert record.state is State.ACTIVE
+        assert (record.state, record.index, len(record.artifacts)) == (State.ACTIVE, 2, 3)  # model, labels, picture
         stored = chain.activator.serving["twin"]
         assert (stored.folder / "model.onnx").read_bytes() == make_model_file("detector", "1.1.0", 20_000)
 
