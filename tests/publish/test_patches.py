@@ -25,6 +25,7 @@ from edgeferry.publish import patches
 from edgeferry.publish.patches import (
     DEFAULT_BASES,
     DEFAULT_BUDGET,
+    MAX_BASES,
     SOURCE_BYTES,
     count_download,
     list_digests,
@@ -340,6 +341,20 @@ def test_what_most_devices_run_comes_first_and_nothing_that_nobody_runs(
         assert order == sorted(order)
     else:
         assert picked == list(reversed(names))[:DEFAULT_BASES]
+
+
+def test_of_many_versions_the_most_used_are_bases_and_the_others_are_named(desk: Desk) -> None:
+    names = [f"1.{number}" for number in range(MAX_BASES + 2)]
+    for name in names:
+        put(desk, name, FIRST, patch_budget=0, labels_data=f"high\nlow\n{name}\n".encode())
+    running = {name: 10 + at for at, name in enumerate(names)}
+    report = put(desk, "2.0", SECOND, running=running)
+    assert [one.base for one in report.updates] == names[:1:-1]
+    [note] = [note for note in report.notes if note.startswith("no patches from")]
+    assert "1.0, 1.1, which 21 devices run" in note
+    assert not any(
+        note.startswith("no patches") for note in put(desk, "2.1", THIRD, bases=("1.0",), running=running).notes
+    )
 
 
 def test_named_bases_need_no_hub() -> None:

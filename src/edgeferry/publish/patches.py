@@ -33,6 +33,8 @@ from edgeferry.trust.verifier import get_manifest_path
 
 DEFAULT_BASES = 3
 """So many of the last versions are bases when nobody says what devices run."""
+MAX_BASES = 8
+"""Of the versions that devices run so many are bases, the most used first: each costs a run of all ways to patch."""
 DEFAULT_BUDGET = 4
 """Patches of a version may take so many times what its files take as full downloads."""
 SOURCE_BYTES = 100
@@ -99,8 +101,18 @@ def pick_bases(
     counts = running or {}
     used = [one for one in newest if counts.get(one.version, 0) > 0]
     if used:
-        return tuple(sorted(used, key=lambda one: -counts[one.version]))  # among equals the newest stays first
+        return tuple(sorted(used, key=lambda one: -counts[one.version])[:MAX_BASES])  # among equals the newest first
     return newest[:DEFAULT_BASES]
+
+
+def note_left_out(before: Sequence[Listed], bases: Sequence[Listed], running: Mapping[str, int] | None) -> list[str]:
+    """What to tell of versions that devices run and that are no bases; `bases` is what `pick_bases` picked."""
+    counts = running or {}
+    left_out = [one.version for one in before if counts.get(one.version, 0) > 0 and one not in bases]
+    if not left_out:
+        return []
+    devices = sum(counts[version] for version in left_out)
+    return [f"no patches from {', '.join(left_out)}, which {devices} devices run: {len(bases)} bases are taken at most"]
 
 
 def read_manifest(store: ObjectReader, listed: Listed) -> Manifest:

@@ -43,6 +43,7 @@ from edgeferry.publish.patches import (
     count_updates,
     list_digests,
     make_patches,
+    note_left_out,
     pick_bases,
     read_bundled,
     read_manifest,
@@ -164,6 +165,7 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     earlier = list_earlier(request, draft)
     before = read_manifest(store, earlier[-1]) if earlier else None
     bases = pick_bases(earlier, asked=request.bases, running=request.running)
+    left_out = note_left_out(earlier, bases, request.running) if request.bases is None else []
     golden, inherited = _find_golden(request, before)
     check_labels(golden.samples, _list_labels(spec, files))
     classic_zip = make_bundle_zip(_list_classic_files(request, files))
@@ -178,7 +180,7 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
         bases=tuple(read_manifest(store, one) for one in bases),
         classic_zip=classic_zip,
         classic_md5=hasher.get_md5_base64(),
-        notes=inspection.notes,
+        notes=(*inspection.notes, *left_out),
     )
 
 
