@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgeferry.publish.examiner import EvalSet, Examiner, read_eval_set
 from edgeferry.publish.golden import MAX_PICTURES
 from edgeferry.publish.patches import read_old
 from edgeferry.publish.publisher import Request, publish
-from edgeferry.publish.slim import count_needed, get_standard_error, require_enough, search_slim
+from edgeferry.publish.slim import count_needed, count_telling, get_standard_error, require_enough, search_slim
 from edgeferry.publish.slim_version import Proposal, Terms, propose_slim
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.signer import Desk
@@ -169,6 +170,36 @@ def test_too_few_objects_to_tell_are_refused_with_how_many_are_needed() -> None:
             require_enough(1000, 300, max_loss=wrong)
 
 
+def test_a_rare_label_needs_its_objects_too() -> None:
+    with pytest.raises(ConfigInvalid, match=r"2 objects of 'rare' .* 25\.00; 50 of each label are needed"):
+        require_enough(1000, 300, max_loss=0.5, by_label={"often": 998, "rare": 2})
+    require_enough(1000, 300, max_loss=0.5, by_label={"often": 950, "rare": 50})
+    with pytest.raises(ConfigInvalid, match="49 objects of 'rare'"):
+        require_enough(1000, 300, max_loss=0.5, by_label={"often": 951, "rare": 49})
+
+
+def test_a_folder_with_few_objects_of_one_label_is_refused_before_anything_is_searched(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in GOLDEN.iterdir()}
+    truths = [json.loads(data)["objects"] for name, data in files.items() if name.endswith(".json")]
+    labels = Counter(one["label"] for objects in truths for one in objects)
+    rarest, count = labels.most_common()[-1]
+    assert count * len(labels) < sum(labels.values())
+    max_loss = 100.0 / (count * len(labels) + sum(labels.values()))  # enough objects, too few of the rarest label
+    data = (DETECTORS / "1.2.0" / "detector.onnx").read_bytes()
+    request = Request(model="detector", version="1", model_file="detector.onnx", model_data=data)
+    with pytest.raises(ConfigInvalid, match=f"{count} objects of '{rarest}'"):
+        propose_slim(request, make_desk(tmp_path), Terms(max_loss, files), folder=tmp_path, say=say_nothing)
+
+
+def test_what_labels_tell_together_is_their_standard_error() -> None:
+    counts, share = {"often": 900, "rare": 60, "seldom": 40}, 0.02
+    random = np.random.default_rng(1)
+    lost = np.mean([random.binomial(count, share, 50_000) / count for count in counts.values()], axis=0) * 100
+    telling = count_telling(1000, counts)
+    assert get_standard_error(100 * share, telling) == pytest.approx(lost.std(), rel=0.03)
+    assert (count_telling(7, {}), count_telling(10, {"a": 5, "b": 5})) == (7, 10)
+
+
 def test_at_half_of_the_allowed_loss_the_standard_error_is_what_is_allowed() -> None:
     for max_loss in (0.1, 0.5, 2.0):
         outcomes = count_needed(max_loss)
@@ -203,7 +234,8 @@ def test_labelled_objects_give_mean_average_precision(tmp_path: Path, file: str)
     data, bad = ((DETECTORS / version / file).read_bytes() for version in ("1.2.0", "1.3.0-bad"))
     examiner = Examiner(make_spec(inspect_model(file, data)), {file: data}, eval_set, folder=tmp_path)
     objects = [json.loads(files[name])["objects"] for name in sorted(files) if name.endswith(".json")]
-    assert examiner.outcomes == sum(map(len, objects))
+    assert examiner.outcomes == sum(map(len, objects)) == sum(examiner.by_label.values())
+    assert examiner.by_label == Counter(one["label"] for each in objects for one in each)
     assert examiner.metric == "mAP@0.5"
     assert examiner.score is not None
     assert examiner.score > 80
@@ -282,7 +314,9 @@ def test_what_is_published_is_not_searched_again(tmp_path: Path) -> None:
 
 def propose(desk: Desk, request: Request, folder: Path, said: list[str] | None = None) -> Proposal:
     folder.mkdir()
-    return propose_slim(request, desk, Terms(8.0, NOISE), folder=folder, say=[].append if said is None else said.append)
+    return propose_slim(
+        request, desk, Terms(8.0, NOISE), folder=folder, say=say_nothing if said is None else said.append
+    )
 
 
 def make_golden(folder: Path, data: bytes) -> dict[str, bytes]:

@@ -110,7 +110,7 @@ def _format_bytes(level: Level) -> str:
 def _format_loss(level: Level, at: int, found: Proposal) -> str:
     if at == 0:
         return f"{'':>12} {0:>8.2f}         lossless"
-    error = get_standard_error(level.loss, found.outcomes)
+    error = get_standard_error(level.loss, found.telling)
     remark = "taken" if at == found.search.taken else "too much" if level.loss > found.max_loss else ""
     remark = "fails golden truth" if level.refused else remark
     return f"{level.bits_per_number:>12.2f} {level.loss:>8.2f} ± {error:.2f}  {remark}"

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Protocol
@@ -130,8 +130,20 @@ def count_needed(max_loss: float) -> int:
     return math.ceil(50.0 / max_loss)
 
 
-def require_enough(outcomes: int, pictures: int, *, max_loss: float) -> None:
-    """Raises ConfigInvalid when the evaluation set cannot tell a loss of `max_loss` points from none."""
+def count_telling(outcomes: int, by_label: Mapping[str, int]) -> int:
+    """Outcomes of which each weighs the same and that tell as much.
+
+    In a mean over L labels each of n objects of a label weighs 1 / (L * n): the variance of a loss of share p is
+    p times the sum of 1 / (L * L * n). Where no label counts by itself (`by_label` is empty) all weigh the same.
+    """
+    return int(len(by_label) ** 2 / sum(1 / count for count in by_label.values())) if by_label else outcomes
+
+
+def require_enough(outcomes: int, pictures: int, *, max_loss: float, by_label: Mapping[str, int] | None = None) -> None:
+    """Raises ConfigInvalid when the evaluation set cannot tell a loss of `max_loss` points from none.
+
+    Where the metric is a mean over labels, the rarest label decides: its objects weigh most.
+    """
     if not 0.0 < max_loss <= 50.0:
         raise ConfigInvalid(f"expected an allowed loss above 0 and up to 50 points, found {max_loss:g}")
     needed = count_needed(max_loss)
@@ -140,6 +152,18 @@ def require_enough(outcomes: int, pictures: int, *, max_loss: float) -> None:
         raise ConfigInvalid(
             f"{pictures} pictures with {outcomes} objects or classes to tell cannot show a loss of {max_loss:g} points:"
             f" its standard error would be above that; {needed} are needed, {more}"
+        )
+    if by_label:
+        _require_enough_of_each(by_label, needed, max_loss=max_loss)
+
+
+def _require_enough_of_each(by_label: Mapping[str, int], needed: int, *, max_loss: float) -> None:
+    label, count = min(by_label.items(), key=lambda item: (item[1], item[0]))
+    if count * len(by_label) < needed:
+        raise ConfigInvalid(
+            f"{count} objects of {label!r:.80} cannot show a loss of {max_loss:g} points: the metric is a mean over"
+            f" {len(by_label)} labels, so that one of them weighs {100 / (count * len(by_label)):.2f};"
+            f" {math.ceil(needed / len(by_label))} of each label are needed"
         )
 
 

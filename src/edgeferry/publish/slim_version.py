@@ -29,7 +29,7 @@ from edgeferry.publish.examiner import Examiner, read_eval_set
 from edgeferry.publish.golden_gate import GoldenGate
 from edgeferry.publish.patches import list_model_files, pick_bases, read_manifest, read_old
 from edgeferry.publish.publisher import Request, Say, find_golden, list_earlier, make_content
-from edgeferry.publish.slim import SlimSearch, require_enough, search_slim
+from edgeferry.publish.slim import SlimSearch, count_telling, require_enough, search_slim
 from edgeferry.storage.files import make_folder
 from edgeferry.trust.draft import Draft, Listed, ObjectReader, open_draft
 from edgeferry.trust.signer import Desk
@@ -52,6 +52,7 @@ class Proposal:
         search: the levels that were tried.
         metric: what the loss is measured by. score: of the operator's version, in points; None for disagreement.
         pictures, outcomes: that were looked at, and objects or classes in them.
+        telling: outcomes of equal weight that tell as much: what standard errors are counted with.
         base: the version that the numbers lie around; "" for none.
         published: this very version is there already; nothing was searched.
     """
@@ -62,6 +63,7 @@ class Proposal:
     score: float | None
     pictures: int
     outcomes: int
+    telling: int
     max_loss: float
     base: str
     published: bool = False
@@ -95,7 +97,7 @@ def propose_slim(request: Request, desk: Desk, terms: Terms, *, folder: Path, sa
     say(f"asking {request.model} {request.version} about {len(eval_set.pictures)} pictures")
     examiner = Examiner(spec, files, eval_set, folder=make_folder(folder / "eval"))
     gate = GoldenGate(spec, files, golden, store=desk.store, folder=make_folder(folder / "gate"))
-    require_enough(examiner.outcomes, len(eval_set.pictures), max_loss=terms.max_loss)
+    require_enough(examiner.outcomes, len(eval_set.pictures), max_loss=terms.max_loss, by_label=examiner.by_label)
     search = search_slim(
         base,
         request.model_data,
@@ -111,6 +113,7 @@ def propose_slim(request: Request, desk: Desk, terms: Terms, *, folder: Path, sa
         score=examiner.score,
         pictures=len(eval_set.pictures),
         outcomes=examiner.outcomes,
+        telling=count_telling(examiner.outcomes, examiner.by_label),
         max_loss=terms.max_loss,
         base=base_version,
     )
@@ -135,7 +138,16 @@ def _find_published(request: Request, draft: Draft, *, store: ObjectReader, max_
 def _make_published(request: Request, max_loss: float) -> Proposal:
     search = SlimSearch(request.model_data, (), 0)
     return Proposal(
-        request, search, metric="", score=None, pictures=0, outcomes=0, max_loss=max_loss, base="", published=True
+        request=request,
+        search=search,
+        metric="",
+        score=None,
+        pictures=0,
+        outcomes=0,
+        telling=0,
+        max_loss=max_loss,
+        base="",
+        published=True,
     )
 
 
