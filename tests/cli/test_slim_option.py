@@ -65,6 +65,15 @@ def test_bytes_against_loss_are_shown_and_a_yes_publishes(run: Run, tmp_path: Pa
     assert list_published(tmp_path) == ["1", "2"]
 
 
+def test_the_same_command_again_asks_nothing(run: Run, tmp_path: Path) -> None:
+    assert run(*slim(tmp_path, "--yes")).exit_code == 0
+    again = run(*slim(tmp_path))
+    assert again.exit_code == 0, again.output
+    assert "is published already; nothing to do" in again.stdout
+    assert "asking gauge" not in again.stderr
+    assert "Publish" not in again.stderr
+
+
 @pytest.mark.parametrize("says", ["n\n", "\n", ""])
 def test_without_a_yes_nothing_is_published(run: Run, tmp_path: Path, says: str) -> None:
     result = run(*slim(tmp_path), says=says)

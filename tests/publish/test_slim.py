@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +17,21 @@ from tests.publish.desk import LABELS, SPEC, make_desk, make_model, make_request
 
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.delta.tensors import find_tensors
-from edgeferry.errors import ConfigInvalid
+from edgeferry.errors import ConfigInvalid, Conflict
 from edgeferry.model.digest import Digest
 from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.model.spec import read_spec_toml
 from edgeferry.publish.examiner import EvalSet, Examiner, read_eval_set
+from edgeferry.publish.golden import MAX_PICTURES
 from edgeferry.publish.patches import read_old
-from edgeferry.publish.publisher import publish
-from edgeferry.publish.slim import count_needed, get_standard_error, require_enough, search_slim
-from edgeferry.publish.slim_version import Terms, propose_slim
+from edgeferry.publish.publisher import Request, publish
+from edgeferry.publish.slim import count_needed, count_telling, get_standard_error, require_enough, search_slim
+from edgeferry.publish.slim_version import Proposal, Terms, propose_slim
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.signer import Desk
+from edgeferry.vision.answer import ClassificationAnswer
 
 DETECTORS = Path(__file__).parents[2] / "models" / "detector"
 GOLDEN = Path(__file__).parents[2] / "models" / "golden" / "v1.1"
@@ -167,6 +170,36 @@ def test_too_few_objects_to_tell_are_refused_with_how_many_are_needed() -> None:
             require_enough(1000, 300, max_loss=wrong)
 
 
+def test_a_rare_label_needs_its_objects_too() -> None:
+    with pytest.raises(ConfigInvalid, match=r"2 objects of 'rare' .* 25\.00; 50 of each label are needed"):
+        require_enough(1000, 300, max_loss=0.5, by_label={"often": 998, "rare": 2})
+    require_enough(1000, 300, max_loss=0.5, by_label={"often": 950, "rare": 50})
+    with pytest.raises(ConfigInvalid, match="49 objects of 'rare'"):
+        require_enough(1000, 300, max_loss=0.5, by_label={"often": 951, "rare": 49})
+
+
+def test_a_folder_with_few_objects_of_one_label_is_refused_before_anything_is_searched(tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in GOLDEN.iterdir()}
+    truths = [json.loads(data)["objects"] for name, data in files.items() if name.endswith(".json")]
+    labels = Counter(one["label"] for objects in truths for one in objects)
+    rarest, count = labels.most_common()[-1]
+    assert count * len(labels) < sum(labels.values())
+    max_loss = 100.0 / (count * len(labels) + sum(labels.values()))  # enough objects, too few of the rarest label
+    data = (DETECTORS / "1.2.0" / "detector.onnx").read_bytes()
+    request = Request(model="detector", version="1", model_file="detector.onnx", model_data=data)
+    with pytest.raises(ConfigInvalid, match=f"{count} objects of '{rarest}'"):
+        propose_slim(request, make_desk(tmp_path), Terms(max_loss, files), folder=tmp_path, say=say_nothing)
+
+
+def test_what_labels_tell_together_is_their_standard_error() -> None:
+    counts, share = {"often": 900, "rare": 60, "seldom": 40}, 0.02
+    random = np.random.default_rng(1)
+    lost = np.mean([random.binomial(count, share, 50_000) / count for count in counts.values()], axis=0) * 100
+    telling = count_telling(1000, counts)
+    assert get_standard_error(100 * share, telling) == pytest.approx(lost.std(), rel=0.03)
+    assert (count_telling(7, {}), count_telling(10, {"a": 5, "b": 5})) == (7, 10)
+
+
 def test_at_half_of_the_allowed_loss_the_standard_error_is_what_is_allowed() -> None:
     for max_loss in (0.1, 0.5, 2.0):
         outcomes = count_needed(max_loss)
@@ -201,7 +234,8 @@ def test_labelled_objects_give_mean_average_precision(tmp_path: Path, file: str)
     data, bad = ((DETECTORS / version / file).read_bytes() for version in ("1.2.0", "1.3.0-bad"))
     examiner = Examiner(make_spec(inspect_model(file, data)), {file: data}, eval_set, folder=tmp_path)
     objects = [json.loads(files[name])["objects"] for name in sorted(files) if name.endswith(".json")]
-    assert examiner.outcomes == sum(map(len, objects))
+    assert examiner.outcomes == sum(map(len, objects)) == sum(examiner.by_label.values())
+    assert examiner.by_label == Counter(one["label"] for each in objects for one in each)
     assert examiner.metric == "mAP@0.5"
     assert examiner.score is not None
     assert examiner.score > 80
@@ -259,6 +293,83 @@ def test_the_manifest_names_the_original_and_what_was_lost(tmp_path: Path) -> No
     again = propose_slim(request, desk, Terms(2.0, NOISE), folder=tmp_path / "again", say=say_nothing)
     assert again.request == found.request
     assert publish(again.request, desk, say=say_nothing).unchanged
+
+
+def test_what_is_published_is_not_searched_again(tmp_path: Path) -> None:
+    desk = make_desk(tmp_path)
+    publish(make_request(model_data=OLD), desk, say=say_nothing)
+    request = make_request("1.1.0", model_data=NEW)
+    found = propose(desk, request, tmp_path / "work")
+    publish(found.request, desk, say=say_nothing)
+    again = propose(desk, request, tmp_path / "again", said := [])
+    assert (again.published, again.request, said) == (True, found.request, [])
+    assert publish(again.request, desk, say=say_nothing).unchanged
+    for other, max_loss in ((make_request("1.1.0", model_data=fine_tune(OLD, 0.2)), 2.0), (request, 1e-4)):
+        with pytest.raises(Conflict, match=r"1\.1\.0 is published with other content"):
+            propose_slim(other, desk, Terms(max_loss, NOISE), folder=tmp_path / "work", say=said.append)
+    plain = propose(desk, make_request(model_data=OLD), tmp_path / "plain", said)
+    assert publish(plain.request, desk, say=say_nothing).unchanged
+    assert said == []
+
+
+def propose(desk: Desk, request: Request, folder: Path, said: list[str] | None = None) -> Proposal:
+    folder.mkdir()
+    return propose_slim(
+        request, desk, Terms(8.0, NOISE), folder=folder, say=say_nothing if said is None else said.append
+    )
+
+
+def make_golden(folder: Path, data: bytes) -> dict[str, bytes]:
+    """Pictures, and what `data` answers to them: one other answer fails."""
+    names = sorted(NOISE)[:MAX_PICTURES]
+    answers = open_examiner(folder, read_eval_set({name: NOISE[name] for name in names}), data=data)._own
+    truths = [
+        {"label": one.classes[0].label, "tolerance": {"share": 1.0}}
+        for one in answers
+        if isinstance(one, ClassificationAnswer)
+    ]
+    files = {f"{name[:-4]}.json": json.dumps(truth).encode() for name, truth in zip(names, truths, strict=True)}
+    return files | {name: NOISE[name] for name in names}
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_level_that_devices_would_refuse_is_not_proposed(tmp_path: Path, inherited: bool) -> None:
+    desk, golden = make_desk(tmp_path), make_golden(tmp_path / "golden", NEW)
+    publish(make_request(model_data=OLD, golden_files=golden if inherited else None), desk, say=say_nothing)
+    free = propose(make_desk(tmp_path / "free"), make_request("1.1.0", model_data=NEW), tmp_path / "one")
+    said: list[str] = []
+    request = make_request("1.1.0", model_data=NEW, golden_files=None if inherited else golden)
+    found = propose(desk, request, tmp_path / "two", said)
+    refused = [level for level in found.search.levels if level.refused]
+    assert refused
+    assert all(level.loss <= 8.0 for level in refused)
+    assert sum("is refused: " in line for line in said) == len(refused)
+    assert found.search.taken > 0
+    assert found.search.levels[found.search.taken + 1].refused
+    assert answers_alike(tmp_path / "alike", found.search.data, golden)
+    assert not answers_alike(tmp_path / "unlike", free.search.data, golden)
+
+
+def answers_alike(folder: Path, data: bytes, golden: dict[str, bytes]) -> bool:
+    return make_golden(folder, data) == golden
+
+
+def test_where_devices_would_refuse_every_level_the_version_stays_as_it_is(tmp_path: Path) -> None:
+    desk, golden = make_desk(tmp_path), make_golden(tmp_path / "golden", make_model(7))
+    found = propose(desk, make_request(model_data=NEW, golden_files=golden), tmp_path / "work")
+    assert (found.search.taken, found.request.model_data) == (0, NEW)
+    assert any(level.refused for level in found.search.levels)
+
+
+def test_a_base_that_cannot_be_read_is_passed_over_and_that_is_said(tmp_path: Path) -> None:
+    desk, said = make_desk(tmp_path), list[str]()
+    publish(make_request(model_data=OLD), desk, say=say_nothing)
+    publish(make_request("1.1.0", model_data=make_model(5)), desk, say=say_nothing)
+    entry = read_manifest(desk, "1.1.0").files[0]
+    (tmp_path / "repo" / Digest.from_str(entry.sources[0].blob).blob_path).unlink()
+    found = propose(desk, make_request("1.2.0", model_data=NEW), tmp_path / "work", said)
+    assert found.base == "1.0.0"
+    assert any(line.startswith("1.1.0 is no base") for line in said)
 
 
 def test_an_ordinary_version_says_nothing_of_slim(tmp_path: Path) -> None:

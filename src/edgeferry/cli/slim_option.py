@@ -74,6 +74,8 @@ def take_slim_options(given: dict[str, Any], *, as_json: bool) -> SlimOptions | 
 def ask_for_slim(request: Request, place: Place, options: SlimOptions, *, say: Say) -> Request:
     """Searches, shows, asks; returns what to publish. Raises click.Abort on a no."""
     found = propose(request, place, options.terms, say=say)
+    if found.published:
+        return found.request
     for line in (*draw_table(found), "", *draw_plot(found.search.levels, found.search.taken, max_loss=found.max_loss)):
         click.echo(line, err=True)
     if found.search.taken:
@@ -108,8 +110,9 @@ def _format_bytes(level: Level) -> str:
 def _format_loss(level: Level, at: int, found: Proposal) -> str:
     if at == 0:
         return f"{'':>12} {0:>8.2f}         lossless"
-    error = get_standard_error(level.loss, found.outcomes)
+    error = get_standard_error(level.loss, found.telling)
     remark = "taken" if at == found.search.taken else "too much" if level.loss > found.max_loss else ""
+    remark = "fails golden truth" if level.refused else remark
     return f"{level.bits_per_number:>12.2f} {level.loss:>8.2f} ± {error:.2f}  {remark}"
 
 

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Examiner:
         metric: what the loss is measured by, in words.
         score: the own version's, in points; None where it is itself the measure.
         outcomes: how many objects, or pictures of a classifier, can turn out one way or the other.
+        by_label: outcomes of each label, where the metric is a mean over labels; else empty.
     """
 
     def __init__(self, spec: ModelSpec, files: Mapping[str, bytes], eval_set: EvalSet, *, folder: Path) -> None:
@@ -99,6 +101,7 @@ class Examiner:
         self.metric = self._name_metric()
         self.score = None if eval_set.truths is None else self._measure_score(self._own)
         self.outcomes = self._count_outcomes()
+        self.by_label = self._count_by_label()
 
     def measure_difference(self, data: bytes) -> float:
         """See `slim.Judge`."""
@@ -128,6 +131,11 @@ class Examiner:
         if self._eval_set.truths is None:
             return "disagreement"
         return "top-1" if self._stage.task == "classification" else "mAP@0.5"
+
+    def _count_by_label(self) -> dict[str, int]:
+        if self._stage.task == "classification":
+            return {}
+        return dict(Counter(truth.label for picture in self._eval_set.truths or () for truth in picture))
 
     def _count_outcomes(self) -> int:
         if self._stage.task == "classification":

@@ -166,7 +166,7 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     before = read_manifest(store, earlier[-1]) if earlier else None
     bases = pick_bases(earlier, asked=request.bases, running=request.running)
     left_out = note_left_out(earlier, bases, request.running) if request.bases is None else []
-    golden, inherited = _find_golden(request, before)
+    golden, inherited = find_golden(request, before)
     check_labels(golden.samples, _list_labels(spec, files))
     classic_zip = make_bundle_zip(_list_classic_files(request, files))
     hasher = Hasher()
@@ -219,7 +219,8 @@ def list_earlier(request: Request, draft: Draft) -> tuple[Listed, ...]:
     return tuple(takewhile(lambda one: one.version != request.version, draft.list_versions(request.model)))
 
 
-def _find_golden(request: Request, before: Manifest | None) -> tuple[GoldenSet, bool]:
+def find_golden(request: Request, before: Manifest | None) -> tuple[GoldenSet, bool]:
+    """The golden truth that was given, else that of the version before; whether it is inherited."""
     if request.golden_files is not None:
         return read_golden(request.golden_files), False
     inherited = before.golden if before else ()

@@ -11,6 +11,7 @@ Rules:
   Information Theory, 10.3.3); the slope is the level.
 - Levels are tried from fine to coarse. A level counts only if it and every finer one that was tried stays within
   `max_loss`, so that a coarse level that is right by luck is not taken.
+- A level that a device would refuse is refused here, and the next finer one is asked.
 - The same bytes on every run: no clock, no chance.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Protocol
@@ -48,6 +49,8 @@ LEAST_SHARE = 0.1
 SLOPE_RANGE, SLOPE_HALVINGS = (-60, 120), 32
 LEAST_DIFFERENCE = 1e-9
 Say = Callable[[str], None]
+FindFault = Callable[[bytes], str]
+"""Why a device would refuse a model file; empty when it would not."""
 
 
 class Judge(Protocol):
@@ -68,6 +71,8 @@ class Level:
     loss: float
     bits_per_number: float
     exact: bool = False
+    refused: bool = False
+    """It loses little enough, and devices would not take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,20 @@ def count_needed(max_loss: float) -> int:
     return math.ceil(50.0 / max_loss)
 
 
-def require_enough(outcomes: int, pictures: int, *, max_loss: float) -> None:
-    """Raises ConfigInvalid when the evaluation set cannot tell a loss of `max_loss` points from none."""
+def count_telling(outcomes: int, by_label: Mapping[str, int]) -> int:
+    """Outcomes of which each weighs the same and that tell as much.
+
+    In a mean over L labels each of n objects of a label weighs 1 / (L * n): the variance of a loss of share p is
+    p times the sum of 1 / (L * L * n). Where no label counts by itself (`by_label` is empty) all weigh the same.
+    """
+    return int(len(by_label) ** 2 / sum(1 / count for count in by_label.values())) if by_label else outcomes
+
+
+def require_enough(outcomes: int, pictures: int, *, max_loss: float, by_label: Mapping[str, int] | None = None) -> None:
+    """Raises ConfigInvalid when the evaluation set cannot tell a loss of `max_loss` points from none.
+
+    Where the metric is a mean over labels, the rarest label decides: its objects weigh most.
+    """
     if not 0.0 < max_loss <= 50.0:
         raise ConfigInvalid(f"expected an allowed loss above 0 and up to 50 points, found {max_loss:g}")
     needed = count_needed(max_loss)
@@ -136,6 +153,18 @@ def require_enough(outcomes: int, pictures: int, *, max_loss: float) -> None:
             f"{pictures} pictures with {outcomes} objects or classes to tell cannot show a loss of {max_loss:g} points:"
             f" its standard error would be above that; {needed} are needed, {more}"
         )
+    if by_label:
+        _require_enough_of_each(by_label, needed, max_loss=max_loss)
+
+
+def _require_enough_of_each(by_label: Mapping[str, int], needed: int, *, max_loss: float) -> None:
+    label, count = min(by_label.items(), key=lambda item: (item[1], item[0]))
+    if count * len(by_label) < needed:
+        raise ConfigInvalid(
+            f"{count} objects of {label!r:.80} cannot show a loss of {max_loss:g} points: the metric is a mean over"
+            f" {len(by_label)} labels, so that one of them weighs {100 / (count * len(by_label)):.2f};"
+            f" {math.ceil(needed / len(by_label))} of each label are needed"
+        )
 
 
 def get_standard_error(loss: float, outcomes: int) -> float:
@@ -143,8 +172,14 @@ def get_standard_error(loss: float, outcomes: int) -> float:
     return 100.0 * math.sqrt(max(abs(loss) / 100.0, 1.0 / outcomes) / outcomes)
 
 
+def _find_no_fault(_data: bytes) -> str:
+    return ""
+
+
 # --- search -----------------------------------------------------------------------------------------------------------
-def search_slim(base: bytes, target: bytes, judge: Judge, *, max_loss: float, say: Say) -> SlimSearch:
+def search_slim(
+    base: bytes, target: bytes, judge: Judge, *, max_loss: float, say: Say, find_fault: FindFault = _find_no_fault
+) -> SlimSearch:
     """The shortest version of `target` that loses at most `max_loss` points.
 
     Args:
@@ -153,6 +188,7 @@ def search_slim(base: bytes, target: bytes, judge: Judge, *, max_loss: float, sa
         judge: knows the target's own answers.
         max_loss: points.
         say: told what is done.
+        find_fault: asked before a level is taken.
 
     Raises:
         ModelUnsupported, ModelUnreadable: the engine does not take the file.
@@ -160,22 +196,32 @@ def search_slim(base: bytes, target: bytes, judge: Judge, *, max_loss: float, sa
     original = Level(_get_size(base, target), 0.0, 0.0, exact=True)
     curves = _measure_sensitivities(open_slim_model(base, target), judge, say)
     tries = _try_levels(curves, judge, max_loss, say)
-    best = _find_best(tries, max_loss)
-    if best is None:
-        return SlimSearch(target, (original, *_make_levels(tries, curves, 0)), 0)
-    data = curves.make(best.slope)
+    within = list(takewhile(lambda each: each.loss <= max_loss, tries))  # they stand from fine to coarse
+    at, data = _find_best(curves, within, find_fault, say)
+    if at < 0:
+        levels = list(_make_levels(tries, curves, 0))
+        return SlimSearch(target, (original, *_mark_refused(levels, range(len(within)))), 0)
     size_bytes = _get_size(base, data)
-    levels = list(_make_levels(tries, curves, size_bytes - round(best.bits / 8)))
-    at = tries.index(best)
+    levels = list(_make_levels(tries, curves, size_bytes - round(tries[at].bits / 8)))
+    levels = _mark_refused(levels, range(at + 1, len(within)))
     levels[at] = replace(levels[at], size_bytes=size_bytes, exact=True)
     gained = size_bytes < original.size_bytes
     return SlimSearch(data if gained else target, (original, *levels), at + 1 if gained else 0)
 
 
-def _find_best(tries: Sequence[_Try], max_loss: float) -> _Try | None:
-    """The coarsest of which none that is finer loses too much; they stand from fine to coarse."""
-    within = list(takewhile(lambda each: each.loss <= max_loss, tries))
-    return within[-1] if within else None
+def _find_best(curves: _Curves, within: Sequence[_Try], find_fault: FindFault, say: Say) -> tuple[int, bytes]:
+    """The coarsest that no device would refuse, and its file; -1 where there is none."""
+    for at in reversed(range(len(within))):
+        data = curves.make(within[at].slope)
+        fault = find_fault(data)
+        if not fault:
+            return at, data
+        say(f"the level of about {round(within[at].bits / 8):,} bytes is refused: {fault}")
+    return -1, b""
+
+
+def _mark_refused(levels: Sequence[Level], refused: range) -> list[Level]:
+    return [replace(level, refused=at in refused) for at, level in enumerate(levels)]
 
 
 def _get_size(base: bytes, target: bytes) -> int:
