@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.agent_world import CrashingJournal, World
+from agent.agent_world import CrashingJournal, World, make_model_file
 from edgeferry.agent.machine import State
+from edgeferry.agent.places import keep_manifest, list_needed, remove_base
 from edgeferry.agent.plan import plan_artifacts
-from edgeferry.agent.record import UpdateRecord, read_record_bytes
+from edgeferry.agent.record import Artifact, UpdateRecord, make_signed_key, read_record_bytes, write_record_bytes
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, Source, make_manifest_bytes, read_manifest_bytes
-from edgeferry.storage.journal import Journal
+from edgeferry.storage.journal import Journal, open_journal
 from polling import poll
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
@@ -137,6 +138,82 @@ async def test_a_file_between_two_patches_stays_when_the_new_version_holds_it_to
         assert list_fetched(chain) == [get_path(get_source(chain, version, "patch")) for version in ("1.1.0", "1.2.0")]
         stored = chain.activator.serving["detector"]
         assert Digest.of((stored.folder / "older.onnx").read_bytes()) == Digest.from_str(between.sha256)
+
+
+def publish_twin(world: World, version: str) -> Manifest:
+    """Another model, whose only version holds the very files of the detector's `version`."""
+    twin = msgspec.structs.replace(get_manifest(world, version), model="twin", version="1.0.0")
+    world.manifests.known["twin", "1.0.0"] = make_manifest_bytes(twin)
+    return twin
+
+
+def make_stopped(manifest: Manifest, state: State, *artifacts: Artifact, index: int = 0) -> UpdateRecord:
+    identity = Digest.of(make_manifest_bytes(manifest))
+    return UpdateRecord(
+        kind="signed",
+        model=manifest.model,
+        version=manifest.version,
+        key=make_signed_key(manifest.model, identity, 1),
+        identity=str(identity),
+        state=state,
+        artifacts=artifacts,
+        index=index,
+    )
+
+
+def keep(world: World, manifest: Manifest) -> None:
+    data = make_manifest_bytes(manifest)
+    keep_manifest(world.repository, Digest.of(data), data)
+
+
+def put_file(world: World, version: str) -> Digest:
+    data = make_model_file("detector", version, get_manifest(world, version).files[0].size)
+    path = world.repository.partial_folder / "given"
+    path.write_bytes(data)
+    world.repository.adopt_blob(Digest.of(data), path)
+    return Digest.of(data)
+
+
+async def test_a_file_between_two_patches_stays_while_another_model_counts_on_it(chain: World) -> None:
+    chain.repository.prepare()
+    twin, newest = publish_twin(chain, "1.1.0"), get_manifest(chain, "1.2.0")
+    have = frozenset({Digest.from_str(get_manifest(chain, "1.0.0").files[0].sha256)})
+    patches = plan_artifacts(newest, have, others=[get_manifest(chain, "1.1.0")])[:2]
+    assert [one.kind for one in patches] == ["patch", "patch"]
+    keep(chain, twin)
+    keep(chain, newest)
+    between = put_file(chain, "1.1.0")
+    walking = make_stopped(newest, State.STORING, *patches, index=1)
+    for state, stays in ((State.STORING, True), (State.WAITING, True), (State.REJECTED, False)):
+        remove_base(chain.repository, walking, [make_stopped(twin, state)])
+        assert chain.repository.has_blob(between) is stays
+
+
+async def test_what_another_update_let_go_of_is_fetched_after_all(chain: World) -> None:
+    """Both were resolved before either was written down: nothing was missing for the twin, now its model file is."""
+    chain.repository.prepare()
+    twin = publish_twin(chain, "1.1.0")
+    keep(chain, twin)
+    chain.deploy("1.0.0", model="twin")
+    async with open_journal(chain.repository.journal_path) as journal:
+        record = make_stopped(twin, State.STORING)
+        await journal.save_record(record.key, model="twin", state=record.state, body=write_record_bytes(record))
+        await journal.set_value("desired", msgspec.json.encode(chain.hub.desired))
+    async with chain.run():
+        record = await chain.wait_state(State.ACTIVE, State.REJECTED, model="twin")
+        assert (record.state, record.index, len(record.artifacts)) == (State.ACTIVE, 2, 3)  # model, labels, picture
+        stored = chain.activator.serving["twin"]
+        assert (stored.folder / "model.onnx").read_bytes() == make_model_file("detector", "1.1.0", 20_000)
+
+
+async def test_tidying_up_keeps_what_an_update_under_way_found_here(chain: World) -> None:
+    chain.repository.prepare()
+    twin = publish_twin(chain, "1.3.0")
+    keep(chain, twin)
+    found = put_file(chain, "1.3.0")
+    for state, stays in ((State.STORING, True), (State.ACTIVE, False)):
+        chain.repository.gc(keep_blobs=list_needed(chain.repository, make_stopped(twin, state)))
+        assert chain.repository.has_blob(found) is stays
 
 
 async def test_an_active_version_lets_go_of_what_it_was_made_from(chain: World) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +14,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeferry.cli.main import cli
 from edgeferry.cli.patch_commands import clean_name
-from edgeferry.delta.container import MAGIC, VERSION
+from edgeferry.delta import codecs
+from edgeferry.delta.container import (
+    MAGIC,
+    MEMORY_UNIT,
+    VERSION,
+    Container,
+    Header,
+    Piece,
+    Streams,
+    make_container,
+)
+from edgeferry.delta.kinds import KINDS
 from edgeferry.delta.make import make_full
+from edgeferry.delta.record_bytes import make_records
+from edgeferry.delta.records import Origin, Record
 from edgeferry.delta.varint import make_varint
 from edgeferry.model.digest import Digest
 
 Run = Callable[..., Result]
+BOMB_BYTES = 256 << 20
 KEPT, MOVED, FRESH = "kept.weight", "moved.weight", "fresh.weight"
 
 
@@ -261,6 +279,96 @@ def test_foreign_cut_and_wrongly_based_files_are_refused_with_one_clear_error(ru
         assert result.exit_code == 4, words
         assert result.stderr.startswith("error delta_")
         assert "Traceback" not in result.output
+
+
+_WATCHED = """
+import json, pathlib, re, sys
+from click.testing import CliRunner
+from edgeferry.cli.main import cli
+
+def get_peak():  # getrusage's would be the peak of the process before exec, too
+    return 1024 * int(re.search("VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+
+before = get_peak()
+result = CliRunner().invoke(cli, ["patch", "info", *sys.argv[1:]])
+grown = get_peak() - before
+print(json.dumps({"code": result.exit_code, "stderr": result.stderr, "grown_bytes": grown}))
+"""
+
+
+def watch_info(folder: Path, *words: Path | str, limit: str = "-c 0") -> Any:
+    """`patch info` in a process of its own: exit code, errors, and by how much that process grew.
+
+    Temporary files go to `folder`/temp. Every process of it is limited by the shell's `ulimit limit`.
+    """
+    (folder / "temp").mkdir()
+    command = [sys.executable, "-c", _WATCHED, *map(str, words)]
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit {limit}; exec "$@"', "sh", *command],
+        env={**os.environ, "TMPDIR": str(folder / "temp")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list_names(folder / "temp") == set()
+    return json.loads(done.stdout)
+
+
+def make_bomb(method: int, data: bytes, size_bytes: int) -> bytes:
+    """A coded full file that says of itself that it takes 1 MiB of memory."""
+    header = Header(has_base=False, base=b"", target=bytes(12), target_bytes=size_bytes, memory_bytes=MEMORY_UNIT)
+    return make_container(Container(header, None, (Piece(method, -1, data),)))
+
+
+@pytest.mark.parametrize(
+    ("method", "data", "reason"),
+    [
+        (codecs.RAW, b"", "found 0"),
+        (codecs.ZSTD, zstandard.ZstdCompressor(level=1).compress(bytes(BOMB_BYTES)), "memory"),
+        (codecs.LZMA, codecs.encode(codecs.LZMA, b"", bytes(BOMB_BYTES)), "memory"),
+    ],
+    ids=["nothing", "zstd", "lzma"],
+)
+def test_a_bomb_is_refused_and_takes_no_memory_here(tmp_path: Path, method: int, data: bytes, reason: str) -> None:
+    (tmp_path / "bomb").write_bytes(make_bomb(method, data, BOMB_BYTES))
+    found = watch_info(tmp_path, tmp_path / "bomb")
+    assert found["code"] == 4, found
+    assert found["stderr"].startswith("error delta_damaged: ")
+    assert reason in found["stderr"]
+    assert found["grown_bytes"] < BOMB_BYTES // 8
+    assert list_names(tmp_path) == {"bomb", "temp"}
+
+
+def make_endless(base: bytes) -> bytes:
+    """A patch whose every number has a tensor of its own, which is the peak of all of the base."""
+    f4, count = KINDS[0], 10_000
+    whole = Origin(True, 0, f4, 1, len(base) // 4)
+    records = [Record(4 * at, f4, 1, 1, whole, peak=1, divisor=127, mantissa=23) for at in range(count)]
+    plain = make_records(records)
+    symbols = np.random.default_rng(1).bytes(4 + 4 * count)
+    streams = Streams(codecs.LZMA, len(plain), codecs.encode(codecs.LZMA, b"", plain), 1, symbols, bytes(8 * count))
+    digest = bytes.fromhex(Digest.of(base).hex)[:12]
+    header = Header(has_base=True, base=digest, target=bytes(12), target_bytes=4 * count, memory_bytes=MEMORY_UNIT)
+    return make_container(Container(header, streams, (Piece(codecs.RAW, 0, b""),)))
+
+
+def test_a_patch_that_works_without_end_is_ended_and_only_its_own_process(tmp_path: Path) -> None:
+    base = np.random.default_rng(0).bytes(4 << 20)
+    (tmp_path / "base").write_bytes(base)
+    (tmp_path / "endless").write_bytes(make_endless(base))
+    found = watch_info(tmp_path, tmp_path / "endless", "--base", tmp_path / "base", limit="-t 10")
+    assert found["code"] == 4, found
+    assert "ended with status -" in found["stderr"]
+    assert "Traceback" not in found["stderr"]
+
+
+def test_no_space_to_apply_the_patch_on_the_way_is_the_disks_fault(tmp_path: Path) -> None:
+    (tmp_path / "full").write_bytes(make_full(bytes(range(256)) * 8192).data)
+    found = watch_info(tmp_path, tmp_path / "full", limit="-f 1024")
+    assert found["code"] == 1, found
+    assert found["stderr"].startswith("error no_space: ")
 
 
 def test_names_from_a_file_cannot_move_the_cursor() -> None:

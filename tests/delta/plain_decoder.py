@@ -259,11 +259,14 @@ class Reader:
 
 
 def quantise(number: float, scale: float, division: int) -> float:
+    """0 / 0 counts as 0."""
     if division == 0:
-        return divide(number, scale)
-    if division == 1:
-        return to_float32(divide(number, scale))
-    return to_float32(to_float32(number) * to_float32(divide(1.0, scale)))
+        found = divide(number, scale)
+    elif division == 1:
+        found = to_float32(divide(number, scale))
+    else:
+        found = to_float32(to_float32(number) * to_float32(divide(1.0, scale)))
+    return 0.0 if math.isnan(found) else found
 
 
 def count_borders(threshold: int, size: float) -> int:

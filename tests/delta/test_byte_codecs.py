@@ -215,7 +215,7 @@ def test_the_memory_that_is_stated_covers_the_result_and_the_bases_copy(method: 
     assert stated >= len(TARGET) + len(BASE) * (method in codecs.WITH_BASE)
 
 
-@pytest.mark.parametrize("method", [codecs.ZSTD, codecs.LZMA, codecs.FROM, codecs.HDIFF_LZMA], ids=ids)
+@pytest.mark.parametrize("method", [codecs.ZSTD, codecs.LZMA, codecs.HDIFF_LZMA], ids=ids)
 def test_memory_of_what_has_no_head_is_damage(method: int) -> None:
     with pytest.raises(DeltaDamaged):
         codecs.get_memory(method, 10, b"\xff" * 20, 10)

@@ -12,9 +12,8 @@ from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged, DeltaError
 
 FOLDER = Path(__file__).resolve().parents[1] / "vectors" / "patch"
 GOOD, BAD = sorted(FOLDER.glob("good-*.efd")), sorted(FOLDER.glob("bad-*.efd"))
-FOR_ANOTHER_BASE = {
-    f"bad-{each}" for each in ("the-base-is-another", "a-full-file-for-a-base", "a-method-with-a-base-and-none")
-}
+_WORDS = ("the-base-is-another", "a-full-file-for-a-base", "a-method-with-a-base-and-none")
+FOR_ANOTHER_BASE = {f"bad-{words}" for words in _WORDS}
 MAX_BYTES = 21_000
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

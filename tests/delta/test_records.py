@@ -83,12 +83,23 @@ def draw_record(draw: st.DrawFn) -> Record:
 COPIES = st.builds(Copy, st.just(0), st.integers(0, 5000), st.booleans(), st.integers(0, 5000))
 
 
+def make_apart(record: AnyRecord) -> AnyRecord:
+    """The record, reading from the base where it would read from itself."""
+    if isinstance(record, Copy):
+        apart = record.source >= record.end or record.source + record.size_bytes <= record.start
+        return record if apart else replace(record, in_base=True)
+    origin = record.origin
+    if origin is None or origin.start >= record.end or origin.start + origin.size_bytes <= record.start:
+        return record
+    return replace(record, origin=origin._replace(in_base=True))
+
+
 @st.composite
 def draw_maps(draw: st.DrawFn) -> tuple[AnyRecord, ...]:
     """Records with gaps between them, in any order."""
     at, found = 0, []
     for record in draw(st.lists(draw_record() | COPIES, max_size=8)):
-        found.append(replace(record, start=at + draw(st.integers(0, 500))))
+        found.append(make_apart(replace(record, start=at + draw(st.integers(0, 500)))))
         at = found[-1].end
     return tuple(draw(st.permutations(found)))
 
@@ -176,6 +187,9 @@ BAD: dict[str, AnyRecord] = {
     "a copy from before the file": Copy(0, 10, True, -1),
     "a copy from behind the base": Copy(0, 10, True, SIZE - 9),
     "a copy from behind the target": Copy(0, 10, False, SIZE - 9),
+    "a copy from itself": Copy(10, 10, False, 10),
+    "a copy from a part of itself": Copy(10, 10, False, 19),
+    "an origin in the tensor itself": with_origin(in_base=False, start=PLAIN.start),
     "a copy to behind the target": Copy(SIZE - 9, 10, True, 0),
     "too many rows with scales": Record(0, I1, MAX_SIDE + 1, 1, row_scales=True),
     "too many columns with scales": Record(0, I1, 1, MAX_SIDE + 1, column_scales=True),

@@ -248,3 +248,19 @@ def test_a_patch_takes_about_what_was_estimated_and_gives_the_slim_file(file: st
     target = bytearray(len(slim))
     apply_patch(old, patch.data, memoryview(target))
     assert target == slim
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 1.0])
+def test_the_grid_is_found_again_where_most_numbers_are_expected_and_channels_differ(spread: float) -> None:
+    old = make_weights(128, 64) * np.exp2(RNG.integers(-3, 1, (1, 64))).astype(np.float32)
+    new = old.copy()
+    new[64:] += make_weights(64, 64, size=0.02)  # the first thousands of numbers are the base's
+    base, target = make_model({"w": old}), make_model({"w": new})
+    model = open_slim_model(base, target)
+    curve = draw_curve(model, model.weights[0], spread=spread)
+    for bits in (0.3, 1.0, 2.5):
+        point = min(curve, key=lambda each: abs(each.bits / old.size - bits) + 9 * (not each.grid.around_base))
+        slim = make_slim(model, [(model.weights[0], point.grid)])
+        patch = make_patch(base, slim)
+        assert patch.way == "tensors"
+        assert len(patch.data) < 1.1 * point.bits / 8 + 400

@@ -28,6 +28,14 @@ def test_any_record_says_the_same_numbers_to_two_readers(seed: int) -> None:
     assert apply_plainly(coded.base, coded.patch) == coded.target
 
 
+@pytest.mark.parametrize("seed", [10_000_101, 10_002_437])
+def test_a_quotient_that_is_no_number_is_zero_of_one_sign_on_every_machine(seed: int) -> None:
+    """Pruned numbers that are expected to be 0 / 0, with scales of 0."""
+    coded = code(seed)
+    assert coded.record.scales and coded.record.threshold is not None
+    assert apply_plainly(coded.base, coded.patch) == coded.target
+
+
 def test_the_records_that_are_drawn_are_of_every_make() -> None:
     seen: Counter[str] = Counter()
     for seed in range(400):

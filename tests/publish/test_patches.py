@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.publish.desk import NOW, make_desk, make_model, make_picture, make_request, say_nothing
 
 from edgeferry.delta.apply import apply_patch
+from edgeferry.delta.tensors import find_tensors
 from edgeferry.errors import ConfigInvalid
 from edgeferry.link.route import pick_route
 from edgeferry.model.digest import Digest
@@ -22,6 +25,7 @@ from edgeferry.publish import patches
 from edgeferry.publish.patches import (
     DEFAULT_BASES,
     DEFAULT_BUDGET,
+    MAX_BASES,
     SOURCE_BYTES,
     count_download,
     list_digests,
@@ -30,9 +34,10 @@ from edgeferry.publish.patches import (
 )
 from edgeferry.publish.publisher import publish
 from edgeferry.publish.report import PublishReport
+from edgeferry.trust import signer
 from edgeferry.trust.bundle_object import get_bundle_path
 from edgeferry.trust.draft import Listed, open_draft
-from edgeferry.trust.signer import Desk
+from edgeferry.trust.signer import Desk, refresh
 from edgeferry.trust.verifier import Verifier
 
 FIRST = make_model()
@@ -235,6 +240,57 @@ def test_a_direct_patch_that_two_short_ones_beat_is_left_out_and_devices_chain(d
     assert direct or any("from 1.0 was left out" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("manifests", [1, 2, 3])
+def test_chains_are_counted_on_only_over_manifests_that_devices_get(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifests: int
+) -> None:
+    put(desk, "1.0", FIRST)
+    put(desk, "1.1", change_rows(FIRST, 100))
+    newest = change_rows(change_rows(FIRST, 100), 800)
+    monkeypatch.setattr(patches, "SOURCE_BYTES", 1000)  # more than one patch for both changes saves
+    sizes = [measure_bundle(desk, newest, monkeypatch, count) for count in (1, 2, 3)]
+    assert sizes == sorted(set(sizes))
+    wanted = [(one + next_one) // 2 for one, next_one in pairwise([*sizes, 2 * sizes[-1]])]
+    monkeypatch.setattr(signer, "BUNDLE_WANTED_BYTES", wanted[manifests - 1])
+    report = put(desk, "1.2", newest, bases=("1.1", "1.0"))
+    manifest, *others = fetch_as_device(desk, tmp_path / "trust", "1.2")
+    assert len(others) == manifests - 1
+    assert [patch.base for patch in report.patches] == (["1.1", "1.0"] if manifests == 1 else ["1.1"])
+    told = {one.base: (one.bytes, one.downloads) for one in report.updates}
+    for base in ("1.0", "1.1"):
+        assert told[base] == count_download(manifest, list_digests(read_manifest(desk, base)), others)
+        assert told[base][0] < report.download_bytes / 2
+
+
+def measure_bundle(desk: Desk, newest: bytes, monkeypatch: pytest.MonkeyPatch, manifests: int) -> int:
+    """Bytes of the bundle when it brings just so many manifests along."""
+    with monkeypatch.context() as patched:
+        patched.setattr(signer, "BUNDLE_MAX_MANIFESTS", manifests)
+        return put(make_desk_beside(desk), "1.2", newest, bases=("1.1",)).bundle_bytes
+
+
+def change_rows(model: bytes, first: int) -> bytes:
+    """The model with numbers of 100 rows from `first` on drawn anew: changes that no shorter patch does at once."""
+    [weights] = [one for one in find_tensors(model) if one.elements > 1000]
+    numbers = np.frombuffer(model[weights.start : weights.end], "<f4").copy()
+    at = slice(first * 3, (first + 100) * 3)
+    numbers[at] += np.random.default_rng(first).standard_normal(300).astype("<f4")
+    return model[: weights.start] + numbers.tobytes() + model[weights.end :]
+
+
+def test_signing_again_keeps_the_manifests_that_patches_were_chosen_by(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(desk, "1.0", FIRST)
+    put(desk, "1.1", make_model(changed=40))
+    put(desk, "1.2", make_model(changed=80), bases=("1.1", "1.0"))
+    listed = open_draft(desk.store, desk.keys).list_versions("gauge")
+    assert len(read_bundled(desk.store, listed)) == 3
+    monkeypatch.setattr(signer, "BUNDLE_WANTED_BYTES", 1)
+    refresh(desk)
+    assert len(read_bundled(desk.store, listed)) == 3
+
+
 def test_publishing_again_tells_the_same_bytes(desk: Desk) -> None:
     put(desk, "1.0", FIRST)
     first, again = put(desk, "1.1", SECOND), put(desk, "1.1", SECOND)
@@ -285,6 +341,20 @@ def test_what_most_devices_run_comes_first_and_nothing_that_nobody_runs(
         assert order == sorted(order)
     else:
         assert picked == list(reversed(names))[:DEFAULT_BASES]
+
+
+def test_of_many_versions_the_most_used_are_bases_and_the_others_are_named(desk: Desk) -> None:
+    names = [f"1.{number}" for number in range(MAX_BASES + 2)]
+    for name in names:
+        put(desk, name, FIRST, patch_budget=0, labels_data=f"high\nlow\n{name}\n".encode())
+    running = {name: 10 + at for at, name in enumerate(names)}
+    report = put(desk, "2.0", SECOND, running=running)
+    assert [one.base for one in report.updates] == names[:1:-1]
+    [note] = [note for note in report.notes if note.startswith("no patches from")]
+    assert "1.0, 1.1, which 21 devices run" in note
+    assert not any(
+        note.startswith("no patches") for note in put(desk, "2.1", THIRD, bases=("1.0",), running=running).notes
+    )
 
 
 def test_named_bases_need_no_hub() -> None:

@@ -1,7 +1,7 @@
-"""Coverage-guided fuzzing of the sans-IO MQTT part, one target after the other; short, and in full longer.
+"""Coverage-guided fuzzing of the sans-IO MQTT part and of patches, a target after the other; short, and in full longer.
 
-The targets are rows of fuzz_targets.py; the fuzzer, atheris_mqtt.py, runs in an environment of its own. It begins with
-the same seeds and the same dice each time; how far it comes in its time depends on the machine.
+The targets are rows of fuzz_targets.py and patch_targets.py; the fuzzer, atheris_mqtt.py, runs in an environment of its
+own. It begins with the same seeds and the same dice each time; how far it comes in its time depends on the machine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from other_programs import require_environment
-from soak.fuzz_targets import PLANTED, TARGETS, Target
+from soak import fuzz_targets, patch_targets
+from soak.fuzz_targets import PLANTED, Target
 
+TARGETS = {**fuzz_targets.TARGETS, **patch_targets.TARGETS}
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEED = 20261125
 SHORT_S, FULL_S = 5, 30  # for each target

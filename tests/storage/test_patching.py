@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ import zstandard
 
 from edgeferry.delta import codecs
 from edgeferry.delta.apply import get_memory
-from edgeferry.delta.container import MEMORY_UNIT, Container, Header, Piece, make_container
+from edgeferry.delta.container import MEMORY_UNIT, Container, Header, Piece, Streams, make_container
+from edgeferry.delta.explain import Explanation, explain
 from edgeferry.delta.make import make_full, make_patch
+from edgeferry.delta.record_bytes import make_records
+from edgeferry.delta.records import Copy
 from edgeferry.errors import DeltaBaseMismatch, DeltaDamaged, StorageFailed
 from edgeferry.model.digest import Digest
 from edgeferry.storage import patching
-from edgeferry.storage.patching import Decoded, decode_in_child
+from edgeferry.storage.patching import Decoded, decode_in_child, explain_in_child
 from small_disk import may_mount, on_small_disk
 
 DATA = np.tile(np.arange(3_000, dtype=np.float32), 100).tobytes()  # more than one block
@@ -181,6 +185,64 @@ async def test_a_patch_that_takes_more_than_it_says_is_stopped_by_the_system(fol
 async def test_no_more_memory_is_granted_than_any_file_may_take(folder: Path) -> None:
     with pytest.raises(DeltaDamaged, match="memory"):
         await patch(folder, make_hostile(codecs.HDIFF, HDIFF, memory_bytes=1 << 30), memory_bytes=1 << 31)
+
+
+# --- explaining -------------------------------------------------------------------------------------------------------
+async def tell(
+    folder: Path,
+    data: bytes,
+    base: bytes | None = None,
+    *,
+    size_bytes: int = len(TARGET),
+    memory_bytes: int = PATCH.memory_bytes,
+) -> Explanation:
+    (folder / "patch").write_bytes(data)
+    if base is not None:
+        (folder / "base").write_bytes(base)
+    return await explain_in_child(
+        folder / "patch",
+        size_bytes=size_bytes,
+        memory_bytes=memory_bytes,
+        base_path=None if base is None else folder / "base",
+    )
+
+
+@pytest.mark.parametrize("base", [None, BASE], ids=["without its base", "with its base"])
+async def test_an_explanation_comes_back_as_it_was_made(folder: Path, base: bytes | None) -> None:
+    assert await tell(folder, PATCH.data, base) == explain(PATCH.data, base)
+
+
+async def test_a_full_file_is_explained_without_a_base(folder: Path) -> None:
+    full = make_full(DATA)
+    found = await tell(folder, full.data, size_bytes=len(DATA), memory_bytes=full.memory_bytes)
+    assert found == explain(full.data)
+
+
+async def test_another_base_and_another_size_are_said_where_a_patch_is_explained(folder: Path) -> None:
+    with pytest.raises(DeltaBaseMismatch):
+        await tell(folder, PATCH.data, TARGET)
+    with pytest.raises(DeltaDamaged, match="expected a patch for 7 bytes"):
+        await tell(folder, PATCH.data, BASE, size_bytes=7)
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_PATCHES if "manifest" not in name])
+async def test_a_bad_patch_is_damage_where_it_is_explained_too(folder: Path, name: str) -> None:
+    with pytest.raises(DeltaDamaged):
+        await tell(folder, BAD_PATCHES[name], BASE, memory_bytes=32 << 20)
+
+
+async def test_an_endless_explanation_is_not_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = [Copy(at, 1, True, at % 2_000) for at in range(0, 20_000, 2)]
+    plain = make_records(copies)
+    streams = Streams(codecs.LZMA, len(plain), codecs.encode(codecs.LZMA, b"", plain), 1, bytes(4), b"")
+    base = bytes.fromhex(Digest.of(BASE).hex)[:12]
+    header = Header(True, base, bytes(12), 20_000, 4 * MEMORY_UNIT)
+    data = make_container(Container(header, streams, (Piece(codecs.RAW, -1, bytes(10_000)),)))
+    work = partial(tell, folder, data, size_bytes=20_000, memory_bytes=4 * MEMORY_UNIT)
+    assert len((await work()).parts) == len(copies)
+    monkeypatch.setattr(patching, "EXPLANATION_MAX_BYTES", 1000)
+    with pytest.raises(DeltaDamaged, match="at most 1000 bytes"):
+        await asyncio.wait_for(work(), 60)
 
 
 # --- the disk, and the end of a child ---------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.machine import TERMINAL, Event, State
-from edgeferry.agent.places import find_stored
+from edgeferry.agent.places import find_stored, list_needed
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
@@ -36,7 +36,6 @@ from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
 from edgeferry.agent.turns import Turns
 from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
-from edgeferry.model.digest import Digest
 from edgeferry.storage.files import get_free_bytes
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
@@ -317,9 +316,9 @@ class Agent:
         """Keeps active, previous and what is under way; everything else goes."""
         under_way = [row for lane in self._lanes.values() for row in lane.rows.values() if row.state not in TERMINAL]
         found = [await in_thread(find_stored, self._parts.repository, row) for row in under_way]
-        blobs = {Digest.from_str(text) for row in under_way for text in _list_blobs(row)}
+        needed = [await in_thread(list_needed, self._parts.repository, row) for row in under_way]
         keep = [one for one in found if one is not None]
-        await in_thread(self._parts.repository.gc, keep, keep_blobs=blobs)
+        await in_thread(self._parts.repository.gc, keep, keep_blobs=frozenset().union(*needed))
         lane = self._lanes[record.model]
         await release(self._parts.repository, self._parts.journal, list(lane.rows.values()))
         await lane.forget_old_rows()
@@ -350,13 +349,6 @@ class Agent:
                 _LOG.exception("a defect in %s", name)
                 failed = True
                 await asyncio.sleep(_DEFECT_PAUSE_S)
-
-
-def _list_blobs(record: UpdateRecord) -> list[str]:
-    """Content that an update still needs beside its version; an active one needs no base any more."""
-    artifacts = () if record.state is State.ACTIVE else record.artifacts
-    texts = [text for one in artifacts for text in (one.blob, one.target, one.base) if text]
-    return [*texts, record.identity]
 
 
 def _format_day(now: float) -> str:

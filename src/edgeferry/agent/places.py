@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
+from edgeferry.agent.machine import TERMINAL, State
 from edgeferry.agent.plan import list_digests
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
 from edgeferry.errors import DeltaBaseMismatch, StorageFailed
@@ -83,16 +84,18 @@ def require_base(repository: Repository, artifact: Artifact) -> Path | None:
     return repository.blob_path(base)
 
 
-def remove_base(repository: Repository, record: UpdateRecord) -> None:
+def remove_base(repository: Repository, record: UpdateRecord, others: Iterable[UpdateRecord]) -> None:
     """Lets go of the file between two patches once the second is applied; `gc` takes what a crash leaves.
 
-    What some version of a model links to stays, and so does what this update needs again, or its version holds.
+    What some version of a model links to stays, and so does what this update needs again, or its version holds, or
+    one of `others` counts on.
     """
     base, later = record.artifact.base, record.artifacts[record.index + 1 :]
     if base not in {one.target for one in record.artifacts[: record.index]} or any(one.base == base for one in later):
         return
     digest = Digest.from_str(base)
-    if digest not in list_digests(read_manifest_bytes(read_kept_manifest(repository, record))):
+    needed = [list_needed(repository, one) for one in others if one.state not in TERMINAL]
+    if not any(digest in one for one in (_list_kept_digests(repository, record), *needed)):
         repository.remove_loose_blob(digest)
 
 
@@ -107,6 +110,24 @@ def keep_manifest(repository: Repository, digest: Digest, data: bytes) -> None:
 def read_kept_manifest(repository: Repository, record: UpdateRecord) -> bytes:
     """The bytes that `keep_manifest` kept."""
     return read_bounded(repository.blob_path(Digest.from_str(record.identity)), MANIFEST_MAX_BYTES)
+
+
+def list_needed(repository: Repository, record: UpdateRecord) -> frozenset[Digest]:
+    """Content that an update under way still needs, fetched by itself or not: another's file may be all it takes.
+
+    An active version holds what it needs, and needs no base any more.
+    """
+    identity = Digest.from_str(record.identity)
+    if record.state is State.ACTIVE:
+        return frozenset({identity})
+    texts = {text for one in record.artifacts for text in (one.blob, one.target, one.base) if text}
+    return frozenset({identity, *map(Digest.from_str, texts), *_list_kept_digests(repository, record)})
+
+
+def _list_kept_digests(repository: Repository, record: UpdateRecord) -> frozenset[Digest]:
+    if record.kind != "signed" or not repository.has_blob(Digest.from_str(record.identity)):
+        return frozenset()
+    return list_digests(read_manifest_bytes(read_kept_manifest(repository, record)))
 
 
 # --- classic bundles --------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from edgeferry.agent.places import (
     unpack_and_store,
 )
 from edgeferry.agent.plan import plan_artifacts
-from edgeferry.agent.record import Artifact, Target, UpdateRecord, change
+from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Tools
 from edgeferry.errors import (
@@ -239,12 +239,23 @@ async def store(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     if record.index < len(record.artifacts):
         if not await in_thread(adopt, tools.repository, record):
             return Outcome(Event.DAMAGED, record)
-        await in_thread(remove_base, tools.repository, record)
+        await _let_go_of_base(tools, record)
         if record.index + 1 < len(record.artifacts):
             return Outcome(Event.MORE_ARTIFACTS, change(record, index=record.index + 1, damages=0))
     data = await in_thread(read_kept_manifest, tools.repository, record)
-    stored = await in_thread(tools.repository.store_version, read_manifest_bytes(data), data, record.identity)
+    manifest = read_manifest_bytes(data)
+    missing = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs), whole=record.whole)
+    if missing:  # another update brought it, and let go of it again
+        artifacts = (*record.artifacts, *missing)
+        return Outcome(Event.DAMAGED, change(record, artifacts=artifacts, index=len(record.artifacts), damages=0))
+    stored = await in_thread(tools.repository.store_version, manifest, data, record.identity)
     return await _finish_storing(tools, record, stored, Event.STORED)
+
+
+async def _let_go_of_base(tools: Tools, record: UpdateRecord) -> None:
+    if record.artifact.kind == "patch":
+        rows = [read_record_bytes(body) for key, body in await tools.journal.load_records() if key != record.key]
+        await in_thread(remove_base, tools.repository, record, rows)
 
 
 async def _store_classic(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:

@@ -1,6 +1,7 @@
 """Patches between files: `patch make`, `patch apply` and `patch info`, from paths to paths.
 
-What is in a patch is `delta/`'s; applying runs in the limited child of `storage/patching.py`, as on a device.
+What is in a patch is `delta/`'s; applying and explaining run in the limited child of `storage/patching.py`, as on a
+device.
 
 Rules:
 - An output appears under its name only whole and verified; what fails leaves nothing, and what stood there stays.
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from edgeferry.delta.apply import CODEC
 from edgeferry.delta.container import DIGEST_BYTES, Header, read_header
-from edgeferry.delta.explain import Explanation, explain
+from edgeferry.delta.explain import Explanation
 from edgeferry.delta.make import (
     MEMORY_BOUND_BYTES,
     MEMORY_FIXED_BYTES,
@@ -29,11 +30,10 @@ from edgeferry.delta.make import (
 from edgeferry.errors import ConfigInvalid, DeltaDamaged
 from edgeferry.model.digest import Digest
 from edgeferry.storage.files import hash_file, open_mapped, read_bounded, translate_disk_errors, write_atomically
-from edgeferry.storage.patching import decode_in_child
+from edgeferry.storage.patching import decode_in_child, explain_in_child
 
 FILE_MAX_BYTES = 2 << 30
 """Bases and targets: what a bundle's member may have at most."""
-PATCH_MAX_BYTES = FILE_MAX_BYTES + (1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +138,17 @@ async def apply_patch_file(base_path: Path, patch_path: Path, out_path: Path) ->
     )
 
 
-def explain_patch_file(patch_path: Path, base_path: Path | None) -> Explanation:
+async def explain_patch_file(patch_path: Path, base_path: Path | None) -> Explanation:
     """`patch info`: takes a patch apart; with its base, down to what each tensor costs.
 
     Raises:
         DeltaBaseMismatch, DeltaDamaged: another base is needed; the patch is damaged.
-        StorageFailed: a file cannot be read.
+        StorageFailed, NoSpace: a file cannot be read, or there is no space to apply the patch on the way.
     """
-    _read_header(patch_path)
-    patch = read_bounded(patch_path, PATCH_MAX_BYTES)
-    try:
-        return explain(patch, read_bounded(base_path, FILE_MAX_BYTES) if base_path else None)
-    except MemoryError as error:
-        raise DeltaDamaged("the patch asks for more memory than there is") from error
+    header = _read_header(patch_path)
+    return await explain_in_child(
+        patch_path, size_bytes=header.target_bytes, memory_bytes=header.memory_bytes, base_path=base_path
+    )
 
 
 def _read_header(path: Path) -> Header:

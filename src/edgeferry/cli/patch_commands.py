@@ -103,7 +103,7 @@ def patch_apply(base: Path, patch: Path, out: Path, as_json: bool) -> None:
 @ends_with_exit_code
 def patch_info(patch: Path, base: Path | None, as_json: bool) -> None:
     """Shows what a patch is made of: sections, tensors and what each is expected from, bytes by cause."""
-    found = patch_files.explain_patch_file(patch, base)
+    found = asyncio.run(patch_files.explain_patch_file(patch, base))
     if as_json:
         _print_json(found)
         return

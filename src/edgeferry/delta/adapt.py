@@ -57,12 +57,13 @@ class Model:
     def count(self, symbols: U8, contexts: I64) -> None:
         """Learns what was coded, and builds the tables anew that it changes."""
         alphabet = self.tables.alphabet
-        seen = np.bincount(contexts * alphabet + symbols, minlength=self._counts.size).reshape(self._counts.shape)
-        changed = np.flatnonzero(seen.any(1))
-        self._counts[changed] += seen[changed] * STEP
-        large = changed[self._counts[changed].sum(1) > COUNT_MAX]
-        self._counts[large] = (self._counts[large] + 1) >> 1
-        self._counts *= self._allowed
+        changed = np.flatnonzero(np.bincount(contexts, minlength=len(self._built)))
+        rows = np.searchsorted(changed, contexts)
+        seen = np.bincount(rows * alphabet + symbols, minlength=len(changed) * alphabet).reshape(-1, alphabet)
+        counts = self._counts[changed] + seen * STEP
+        large = counts.sum(1) > COUNT_MAX
+        counts[large] = (counts[large] + 1) >> 1
+        self._counts[changed] = counts
         self._build(changed)
 
     def _build(self, contexts: NDArray[np.intp]) -> None:
@@ -85,7 +86,9 @@ class Model:
 
 def take(decoder: SymbolReader, model: Model, contexts: I64) -> U8:
     """The next symbols, one for each of `contexts` [n], and learns them."""
-    found = [np.empty(0, np.uint8)]
+    if not len(contexts):
+        return np.empty(0, np.uint8)
+    found = []
     for start, end in model.cut(len(contexts)):
         piece = contexts[start:end]
         model.require_built(piece)

@@ -40,6 +40,8 @@ class BitReader:
         """The next fields, uint64 [n], as wide as `widths` says (int64 [n], 0 to 32 bits); raises DeltaDamaged."""
         ends = np.cumsum(widths)
         total = int(ends[-1]) if len(ends) else 0
+        if not total:
+            return np.zeros(len(widths), np.uint64)
         first, last = self._at // 8, (self._at + total + 7) // 8
         if last > len(self._data):
             raise DeltaDamaged("the stream of bits ends early")

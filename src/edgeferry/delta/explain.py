@@ -5,7 +5,8 @@ decoding: with the base at hand the patch is applied once more, and whoever take
 an archive are explained each like a patch of its own.
 
 Rules:
-- Nothing is read or decoded here that `apply.py` would not; the same checks hold, the same errors are raised.
+- Nothing is read or decoded here that `apply.py` would not; the same checks hold, the same errors are raised. Who maps
+  files and limits the process is `storage/patching.py` here too; a target that is given is filled where it lies.
 - Bits are counted exactly. A symbol costs what its table says, a fraction of a bit; `CODING` is what the stream takes
   beyond that (the lanes' states). So the causes' bytes add up to the patch.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from edgeferry.delta import codecs
 from edgeferry.delta.apply import fill_record, fill_remainder, open_member, open_source, read_map
 from edgeferry.delta.bits import FieldReader
-from edgeferry.delta.container import MAX_BYTES, Container, Streams, read_container, read_nested
+from edgeferry.delta.container import MAX_BYTES, Container, Header, Streams, read_container, read_nested
 from edgeferry.delta.kinds import Buffer
 from edgeferry.delta.members import Member, list_ranges
 from edgeferry.delta.predict import Files
@@ -29,6 +30,7 @@ from edgeferry.delta.records import AnyRecord, Copy, Record
 from edgeferry.delta.tensor_codec import Source
 from edgeferry.delta.tensors import find_tensors
 from edgeferry.delta.zip_files import find_files, pack
+from edgeferry.errors import DeltaDamaged
 from edgeferry.model.digest import Digest
 
 HEADER, MAP, SYMBOLS, BITS, MEMBER, REMAINDER = "header", "map", "symbols", "bits", "file", "remainder"
@@ -120,24 +122,33 @@ class Explanation:
     causes: tuple[Cause, ...]
 
 
-def explain(patch: Buffer, base: Buffer | None = None) -> Explanation:
+def explain(patch: Buffer, base: Buffer | None = None, *, target: memoryview | None = None) -> Explanation:
     """Takes a patch apart; what its tensors cost is known with the `base`, or where none is needed.
+
+    `target`: zeros of the target's size to fill where `needs_target` says so; None: made here.
 
     Raises:
         DeltaBaseMismatch: another base is needed.
-        DeltaDamaged: the patch is damaged.
+        DeltaDamaged: the patch is damaged, or its target has another size.
     """
     container = read_container(patch, base_bytes=len(base or b""))
     header = container.header
     if base is not None and header.has_base:
         header.require_base(Digest.of(base))
     files = None
-    if base is not None or not header.has_base:
-        files = Files(memoryview(base or b""), memoryview(bytearray(header.target_bytes)))
+    if needs_target(header, has_base=base is not None):
+        files = Files(memoryview(base or b""), memoryview(bytearray(header.target_bytes)) if target is None else target)
+        if len(files.target) != header.target_bytes:
+            raise DeltaDamaged(f"expected a patch for {len(files.target)} bytes, found {header.target_bytes}")
     found = _explain(container, len(patch), files)
     if files:
         header.require_target(Digest.of(files.target))
     return found
+
+
+def needs_target(header: Header, *, has_base: bool) -> bool:
+    """Whether a patch is applied while it is explained; `has_base`: the base is at hand."""
+    return has_base or not header.has_base
 
 
 def _explain(container: Container, size_bytes: int, files: Files | None) -> Explanation:
@@ -151,7 +162,7 @@ def _explain(container: Container, size_bytes: int, files: Files | None) -> Expl
     members = tuple(_explain_member(member, files, memory_bytes=header.memory_bytes) for member in container.members)
     if files:
         parts = _add_costs(container, records, parts, files=files)
-        members = _add_names(members, files.target)
+        members = _add_names(members, files.target) if members else ()
     sections = tuple(_list_sections(container, size_bytes, parts))
     own = (*_list_tensor_causes(parts), *_list_section_causes(sections, parts))
     inner = (cause for each in members for cause in _list_member_causes(each))
@@ -182,10 +193,11 @@ def _explain_member(member: Member, files: Files | None, *, memory_bytes: int) -
     if body:
         inside = None
         if files:
-            inside = Files(base, memoryview(bytearray(size_bytes)))
-            plain = inside.target
+            lies = files.target[member.start : member.end]
+            plain = memoryview(bytearray(size_bytes)) if member.level else lies
+            inside = Files(base, plain)
         inner = _explain(body, len(member.body), inside)
-    if files:
+    if files and (member.level or not body):
         pack(plain, member.level, files.target[member.start : member.end])
     origin = ""
     if member.base:
@@ -195,7 +207,7 @@ def _explain_member(member: Member, files: Files | None, *, memory_bytes: int) -
 
 
 def _add_names(members: Iterable[Inside], target: memoryview) -> tuple[Inside, ...]:
-    names = {each.start: each.name for each in find_files(bytes(target), max_bytes=MAX_BYTES)}
+    names = {each.start: each.name for each in find_files(target, max_bytes=MAX_BYTES)}
     return tuple(replace(each, name=names.get(each.start, "")) for each in members)
 
 

@@ -188,18 +188,19 @@ def _find_lattice_bits(expected: F64, wanted: F64, record: Record) -> int | None
         return None
     noise = np.exp2(_find_finest(wanted, replace(record, mantissa=record.kind.mantissa)) - 1)
     first = -math.ceil(math.log2(largest))
+    some = slice(None, None, max(1, len(left) // LATTICE_LOOK))
     for bits in range(first, first + 24):
-        scaled = left[:LATTICE_LOOK] * 2.0**bits
-        room = noise[:LATTICE_LOOK] * 2.0**bits + 1e-9
-        if float(np.median(room)) > 0.05:
+        if float(np.median(noise[some])) * 2.0**bits > 0.05:
             return None
-        if (np.abs(scaled - np.rint(scaled)) <= room).all():
-            return (
-                bits
-                if (np.abs(left * 2.0**bits - np.rint(left * 2.0**bits)) <= noise * 2.0**bits + 1e-9).all()
-                else None
-            )
+        # a few, of all channels, may fit a unit that is too coarse for the rest
+        if all(_are_multiples(left[part], noise[part], bits) for part in (some, slice(None))):
+            return bits
     return None
+
+
+def _are_multiples(numbers: F64, noise: F64, bits: int) -> bool:
+    scaled = numbers * 2.0**bits
+    return bool((np.abs(scaled - np.rint(scaled)) <= noise * 2.0**bits + 1e-9).all())
 
 
 def _is_exact(record: Record, side: Side, files: Files) -> bool:

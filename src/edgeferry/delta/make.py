@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeferry.delta import codecs
-from edgeferry.delta.apply import CODEC, apply_patch, cut_ranges, gather, get_member_memory
+from edgeferry.delta.apply import CODEC, apply_patch, gather, get_member_memory
 from edgeferry.delta.bits import BitWriter
 from edgeferry.delta.container import (
     DIGEST_BYTES,
@@ -52,10 +52,13 @@ MEMBER_WORK_BYTES = 2 << 20
 """What packing and unpacking take beside a member's own bytes."""
 MEMBER_MAX_BYTES = 1 << 30
 """Files in an archive that unpack to more are not looked into."""
-WHOLE_BYTES, PIECE_BYTES = 12 << 20, 8 << 20
+WHOLE_BYTES, PIECE_BYTES = 20 << 20, 8 << 20
 """Files above the first are patched in pieces of at most the second, so that memory stays bounded."""
+SAMPLES, SAMPLE_BYTES = 4, 32
+"""How a piece is looked for in the base."""
 HOPELESS, HOPELESS_BYTES = 1.25, 1 << 16
 """Where a quick differ needs so many times and so many more bytes than the best way known, slow ones are not tried."""
+BZIP2_MAX_BYTES = 4 << 20
 RECORD_BYTES = 9
 """About what a record costs in the map."""
 Progress = Callable[[int, int], None]
@@ -105,6 +108,8 @@ def _pick(base: bytes, target: bytes, *, has_base: bool, digest_bytes: int, prog
     plan = _Plan(base, target, has_base, digest_bytes)
     found = list(_make_by_members(plan, progress))
     found += _list_fitting(plan, progress, known=found)
+    bound = max(MEMORY_BOUND_BYTES, MEMORY_FIXED_BYTES + 2 * len(target))
+    found = [each for each in found if each.memory_bytes <= bound]
     best = min(found, key=lambda each: len(each.data))
     again = memoryview(bytearray(len(target)))
     apply_patch(base, best.data, again)
@@ -145,8 +150,14 @@ def _list_ways(
         if not known or _guess_plain(plan) < HOPELESS * size_bytes:
             ranges = ([(0, len(plan.base))], [(0, len(plan.target))])
             yield _wrap(plan, None, _make_pieces(plan, *ranges), way="in pieces")
-        return
-    for method, data in codecs.encode_each(_choose_methods(plan, known, size_bytes), plan.base, plan.target):
+            return
+        fits = len(plan.base) + 2 * len(plan.target) + (4 << 20) <= MEMORY_BOUND_BYTES
+        if not plan.has_base or size_bytes > _get_small(plan) or not fits:
+            return
+        methods: tuple[int, ...] = (codecs.HDIFF,)
+    else:
+        methods = _choose_methods(plan, known, size_bytes)
+    for method, data in codecs.encode_each(methods, plan.base, plan.target):
         piece = Piece(method, len(plan.target), data, 0, len(plan.base))
         yield _wrap(plan, None, (piece,), way=codecs.METHODS[method])
 
@@ -155,10 +166,15 @@ def _choose_methods(plan: _Plan, known: Sequence[Patch], size_bytes: int) -> tup
     """All, unless a quick differ and a sample say that plain ones are far behind `size_bytes`."""
     quick = codecs.probe(plan.base, plan.target) if known else 0
     if quick <= max(HOPELESS * size_bytes, size_bytes + HOPELESS_BYTES):
-        return _list_methods(plan.has_base, slow=True)
-    if _guess_plain(plan) > HOPELESS * size_bytes:
+        return _list_methods(plan, len(plan.target), slow=True)
+    if _guess_plain(plan) > HOPELESS * size_bytes and size_bytes > _get_small(plan):
         return ()
-    return _list_methods(plan.has_base, slow=False)
+    return _list_methods(plan, len(plan.target), slow=False)
+
+
+def _get_small(plan: _Plan) -> int:
+    """Bytes below which hdiffpatch is always asked: it is quick where little differs, and has no map to carry."""
+    return max(HOPELESS_BYTES, len(plan.target) // 100)
 
 
 def _guess_plain(plan: _Plan) -> int:
@@ -166,32 +182,56 @@ def _guess_plain(plan: _Plan) -> int:
     return codecs.probe_hdiff(plan.base, plan.target) if plan.has_base else len(plan.target)
 
 
-def _list_methods(has_base: bool, *, slow: bool) -> tuple[int, ...]:
-    """All methods, or those that are quick."""
+def _list_methods(plan: _Plan, size_bytes: int, *, slow: bool) -> tuple[int, ...]:
+    """All methods, or those that are quick. bzip2 decodes large files too slowly."""
     if not slow:
-        return (codecs.HDIFF, codecs.RAW) if has_base else (codecs.RAW,)
-    with_base = (codecs.HDIFF, codecs.HDIFF_LZMA, codecs.HDIFF_BZ2, codecs.FROM) if has_base else ()
-    return (*with_base, codecs.ZSTD, codecs.LZMA, codecs.BZ2, codecs.RAW)
+        return (codecs.HDIFF, codecs.RAW) if plan.has_base else (codecs.RAW,)
+    by_bzip2 = size_bytes <= BZIP2_MAX_BYTES
+    with_base = (codecs.HDIFF, codecs.HDIFF_LZMA, codecs.FROM, *((codecs.HDIFF_BZ2,) if by_bzip2 else ()))
+    return (
+        *(with_base if plan.has_base else ()),
+        *(codecs.ZSTD, codecs.LZMA),
+        *((codecs.BZ2,) if by_bzip2 else ()),
+        codecs.RAW,
+    )
 
 
 def _make_pieces(plan: _Plan, base_ranges: list[Range], target_ranges: list[Range]) -> tuple[Piece, ...]:
     """The remainder in pieces, each beside the part of the base's remainder where it likely comes from."""
-    base_bytes, size_bytes = _count(base_ranges), _count(target_ranges)
-    count = max(1, -(-size_bytes // PIECE_BYTES), -(-base_bytes // (2 * PIECE_BYTES)))
+    whole, base = (
+        gather(memoryview(data), ranges) for data, ranges in ((plan.target, target_ranges), (plan.base, base_ranges))
+    )
+    count = max(1, -(-len(whole) // PIECE_BYTES), -(-len(base) // (2 * PIECE_BYTES)))
     pieces = []
     for number in range(count):
-        start, end = size_bytes * number // count, size_bytes * (number + 1) // count
-        first, last = base_bytes * number // count, base_bytes * (number + 1) // count
-        if count > 1:  # what was inserted before shifts the rest
-            first, last = max(0, first - PIECE_BYTES // 4), min(base_bytes, last + PIECE_BYTES // 4)
-        part = gather(memoryview(plan.target), cut_ranges(target_ranges, start, end))
-        base = gather(memoryview(plan.base), cut_ranges(base_ranges, first, last))
-        best = min(
-            codecs.encode_each(_list_methods(plan.has_base, slow=True), base, part),
-            key=lambda each: (len(each[1]), each[0]),
+        part = whole[len(whole) * number // count : len(whole) * (number + 1) // count]
+        first, last = len(base) * number // count, len(base) * (number + 1) // count
+        if count > 1:
+            first, last = _find_window(part, base, first=first, last=last)
+        window = base[first:last]
+        fitting = (
+            (method, data)
+            for method, data in codecs.encode_each(_list_methods(plan, len(part), slow=True), window, part)
+            if codecs.get_memory(method, len(window), data, len(part)) <= MEMORY_BOUND_BYTES
         )
-        pieces.append(Piece(best[0], end - start, best[1], first, last - first))
+        method, data = min(fitting, key=lambda each: (len(each[1]), each[0]))
+        pieces.append(Piece(method, len(part), data, first, last - first))
     return tuple(pieces)
+
+
+def _find_window(part: bytes, base: bytes, *, first: int, last: int) -> tuple[int, int]:
+    """The part of the base that a piece is patched from: around the same place, or where samples of it stand."""
+    margin = PIECE_BYTES // 4  # what was inserted before shifts the rest
+    first, last = max(0, first - margin), min(len(base), last + margin)
+    places = [len(part) * number // (SAMPLES + 1) for number in range(1, SAMPLES + 1)]
+    samples = [(place, part[place : place + SAMPLE_BYTES]) for place in places]
+    if sum(base.find(sample, first, last) >= 0 for _, sample in samples) * 2 >= SAMPLES:
+        return first, last
+    begins = sorted(at - place for place, sample in samples if (at := base.find(sample)) >= 0)
+    if not begins:
+        return first, last
+    begin = max(0, min(begins[len(begins) // 2], len(base)) - margin)
+    return begin, min(len(base), begin + len(part) + 2 * margin)
 
 
 def _count(ranges: Iterable[Range]) -> int:

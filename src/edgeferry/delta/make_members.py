@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from edgeferry.delta.apply import get_member_memory
+from edgeferry.delta.codecs import MEMORY_MAX_BYTES
 from edgeferry.delta.members import Member
 from edgeferry.delta.zip_files import Packed, find_files, find_level, unpack
 from edgeferry.errors import DeltaDamaged
@@ -68,7 +70,8 @@ def _make_member(
         return None
     chosen, base_plain = _choose_base(base, file, base_files)
     if base_plain is not None and bytes(plain) == base_plain:
-        return Member(file.start, file.packed_bytes, level, chosen, b"")
+        member = Member(file.start, file.packed_bytes, level, chosen, b"")
+        return member if get_member_memory(member) <= MEMORY_MAX_BYTES else None
     beside = len(plain) * bool(level) + (chosen.size_bytes if chosen and chosen.is_deflated else 0)
     body = make_body(base_plain, bytes(plain), beside)
     return None if body is None else Member(file.start, file.packed_bytes, level, chosen, body)

@@ -189,6 +189,7 @@ def _quantise(numbers: F64, record: Record, files: Files, *, rows: I64, columns:
             else:
                 inverse = (1.0 / scales).astype(np.float32)
                 numbers = (numbers.astype(np.float32) * inverse).astype(np.float64)
+        numbers[np.isnan(numbers)] = 0.0  # 0 / 0: which sign it has depends on the machine
     return numbers + record.zero if record.zero else numbers
 
 

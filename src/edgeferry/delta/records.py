@@ -135,6 +135,8 @@ def check_records(records: Iterable[AnyRecord], *, base_bytes: int, target_bytes
         if isinstance(record, Copy):
             limit = limits[record.in_base]
             require(record.source >= 0 and record.source + record.size_bytes <= limit, "a copy from inside a file")
+            apart = record.source >= record.end or record.source + record.size_bytes <= record.start
+            require(record.in_base or apart, "a copy from outside of itself")
         else:
             _check_tensor(record, limits)
     ends = 0
@@ -164,7 +166,9 @@ def _check_tensor(record: Record, limits: dict[bool, int]) -> None:
     require(not beside_columns or record.columns <= MAX_SIDE, f"at most {MAX_SIDE} columns with numbers of their own")
     if origin:
         require(origin.rows > 0 and origin.columns > 0 and origin.start >= 0, "an origin with numbers in it")
-        require(origin.start + origin.size_bytes <= limits[origin.in_base], "an origin inside its file")
+        end = origin.start + origin.size_bytes
+        require(end <= limits[origin.in_base], "an origin inside its file")
+        require(origin.in_base or origin.start >= record.end or end <= record.start, "an origin outside of its tensor")
     for place in (record.scales, origin.scales if origin else None):
         require(
             place is None or (0 < place.length <= MAX_SIDE and place.start + 4 * place.length <= limits[place.in_base]),

@@ -158,6 +158,8 @@ def _read_factors(scales: I64, count: int, source: Source) -> I64:
 
 def _read_integers(count: int, context: int, source: Source) -> I64:
     """Integers of up to 32 bits and a sign: a symbol for sign and length, then plain bits."""
+    if not count:
+        return np.zeros(0, np.int64)
     if count > 1 << 22:
         raise DeltaDamaged(f"expected at most {1 << 22} numbers beside a tensor, found {count}")
     symbols = source.take(np.full(count, _SIDE_AT + context, np.int64)).astype(np.int64)

@@ -6,13 +6,15 @@ Rules:
 
 from __future__ import annotations
 
-from edgeferry.errors import DeltaDamaged
+from edgeferry.errors import DeltaDamaged, InvariantBroken
 
 MAX_NUMBER_BITS = 63
 
 
 def make_varint(number: int) -> bytes:
     """Unsigned LEB128."""
+    if number < 0:
+        raise InvariantBroken(f"expected a number from 0, found {number}")
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgeferry.delta.kinds import Buffer
 from edgeferry.errors import DeltaDamaged
@@ -48,25 +48,58 @@ class Packed(NamedTuple):
         return self.start + self.packed_bytes
 
 
-def find_files(data: bytes, *, max_bytes: int) -> tuple[Packed, ...]:
+def find_files(data: Buffer, *, max_bytes: int) -> tuple[Packed, ...]:
     """The stored and deflated files of an archive that unpack to at most `max_bytes` each, in the order they lie in.
 
     A model with an archive behind it (TensorFlow Lite's metadata) is none: an archive begins with a file.
     """
-    if not data.startswith(_SIGNATURE):
+    view = memoryview(data)
+    if bytes(view[: len(_SIGNATURE)]) != _SIGNATURE:
         return ()
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(_ViewFile(view)) as archive:
             infos = archive.infolist()
     except _DIRECTORY_ERRORS:
         return ()
-    found = [_locate(data, info) for info in infos if not info.flag_bits & _ENCRYPTED_FLAGS]
-    usable = [each for each in found if each and each.end <= len(data) and each.size_bytes <= max_bytes]
+    found = [_locate(view, info) for info in infos if not info.flag_bits & _ENCRYPTED_FLAGS]
+    usable = [each for each in found if each and each.end <= len(view) and each.size_bytes <= max_bytes]
     return _keep_disjoint(usable)[:MAX_MEMBERS]
 
 
-def _locate(data: bytes, info: zipfile.ZipInfo) -> Packed | None:
-    head = data[info.header_offset : info.header_offset + _LOCAL_HEADER.size]
+class _ViewFile(io.RawIOBase):
+    """A buffer as a file to read: a mapped archive is not copied for its directory."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view, self._at = view, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
+        if at < 0:
+            raise OSError("expected a place inside the archive")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: Any, /) -> int:
+        out = memoryview(buffer)
+        found = self._view[self._at : self._at + len(out)]
+        out[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
+def _locate(view: memoryview, info: zipfile.ZipInfo) -> Packed | None:
+    if info.header_offset < 0:
+        return None  # the directory says that it stands elsewhere than it does
+    head = bytes(view[info.header_offset : info.header_offset + _LOCAL_HEADER.size])
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or not head.startswith(_SIGNATURE):
         return None
     if len(head) < _LOCAL_HEADER.size:

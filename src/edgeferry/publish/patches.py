@@ -33,6 +33,8 @@ from edgeferry.trust.verifier import get_manifest_path
 
 DEFAULT_BASES = 3
 """So many of the last versions are bases when nobody says what devices run."""
+MAX_BASES = 8
+"""Of the versions that devices run so many are bases, the most used first: each costs a run of all ways to patch."""
 DEFAULT_BUDGET = 4
 """Patches of a version may take so many times what its files take as full downloads."""
 SOURCE_BYTES = 100
@@ -63,6 +65,7 @@ class Job:
         models: names of its model files.
         known: manifests that devices have beside the new one.
         budget_bytes: what all patches together may take.
+        ready: patches that were made for it, by the digests of both files; they are not made again.
     """
 
     files: Mapping[str, bytes]
@@ -70,6 +73,7 @@ class Job:
     bases: Sequence[Manifest]
     known: Sequence[Manifest]
     budget_bytes: int
+    ready: dict[tuple[str, str], Patch] = field(default_factory=dict)
 
 
 # --- which versions ---------------------------------------------------------------------------------------------------
@@ -97,8 +101,18 @@ def pick_bases(
     counts = running or {}
     used = [one for one in newest if counts.get(one.version, 0) > 0]
     if used:
-        return tuple(sorted(used, key=lambda one: -counts[one.version]))  # among equals the newest stays first
+        return tuple(sorted(used, key=lambda one: -counts[one.version])[:MAX_BASES])  # among equals the newest first
     return newest[:DEFAULT_BASES]
+
+
+def note_left_out(before: Sequence[Listed], bases: Sequence[Listed], running: Mapping[str, int] | None) -> list[str]:
+    """What to tell of versions that devices run and that are no bases; `bases` is what `pick_bases` picked."""
+    counts = running or {}
+    left_out = [one.version for one in before if counts.get(one.version, 0) > 0 and one not in bases]
+    if not left_out:
+        return []
+    devices = sum(counts[version] for version in left_out)
+    return [f"no patches from {', '.join(left_out)}, which {devices} devices run: {len(bases)} bases are taken at most"]
 
 
 def read_manifest(store: ObjectReader, listed: Listed) -> Manifest:
@@ -149,13 +163,16 @@ def _try_patch(
     if made.size_bytes >= job.budget_bytes:
         made.notes.append(f"{name} was not made: the budget for patches is spent")
         return
+    pair = (old.sha256, entry.sha256)
     try:
-        old_data = read_old(store, old)
+        old_data = b"" if pair in job.ready else read_old(store, old)
     except (DeltaError, ManifestInvalid) as error:
         made.notes.append(f"{name} was not made: {error.message}")
         return
-    say(f"making {name}")
-    patch = make_patch(old_data, job.files[entry.path], progress=progress)
+    if pair not in job.ready:
+        say(f"making {name}")
+        job.ready[pair] = make_patch(old_data, job.files[entry.path], progress=progress)
+    patch = job.ready[pair]
     if len(patch.data) + SOURCE_BYTES >= cheapest:
         made.notes.append(f"{name} was left out: {len(patch.data):,} bytes, {cheapest:,} without it")
     elif made.size_bytes + len(patch.data) > job.budget_bytes:

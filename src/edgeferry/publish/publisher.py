@@ -43,13 +43,22 @@ from edgeferry.publish.patches import (
     count_updates,
     list_digests,
     make_patches,
+    note_left_out,
     pick_bases,
     read_bundled,
     read_manifest,
 )
 from edgeferry.publish.report import ClassicReport, FileReport, PublishReport
 from edgeferry.trust.draft import Draft, Listed, ObjectStore, open_draft
-from edgeferry.trust.signer import BUNDLE_MAX_MANIFESTS, Desk, NewVersion, add_manifest, commit, require_publishable
+from edgeferry.trust.signer import (
+    BUNDLE_MAX_MANIFESTS,
+    Desk,
+    NewVersion,
+    add_manifest,
+    commit,
+    plan_bundle,
+    require_publishable,
+)
 from edgeferry.vision.answers.table import require_family
 
 Say = Callable[[str], None]
@@ -137,7 +146,8 @@ def publish(
         )
     coded = _code(packed, say, making)
     patches = _patch(request, packed, coded=coded, draft=draft, desk=desk, say=say, making=making)
-    manifest = _sign(request, packed, entries=patches.entries, draft=draft, desk=desk)
+    manifest = _make_manifest(request, packed, entries=patches.entries, desk=desk)
+    add_manifest(draft, _make_new(packed, manifest), desk=desk)
     _upload(request, packed, blobs=coded.blobs | patches.blobs, store=desk.store, progress=progress)
     say("signing")
     bundle_bytes = commit(draft, desk)[request.model]
@@ -155,6 +165,7 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     earlier = list_earlier(request, draft)
     before = read_manifest(store, earlier[-1]) if earlier else None
     bases = pick_bases(earlier, asked=request.bases, running=request.running)
+    left_out = note_left_out(earlier, bases, request.running) if request.bases is None else []
     golden, inherited = _find_golden(request, before)
     check_labels(golden.samples, _list_labels(spec, files))
     classic_zip = make_bundle_zip(_list_classic_files(request, files))
@@ -169,7 +180,7 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
         bases=tuple(read_manifest(store, one) for one in bases),
         classic_zip=classic_zip,
         classic_md5=hasher.get_md5_base64(),
-        notes=inspection.notes,
+        notes=(*inspection.notes, *left_out),
     )
 
 
@@ -277,22 +288,33 @@ def _add_file(done: _CodedFiles, path: str, *, data: bytes, best: Coded) -> None
 def _patch(
     request: Request, packed: _Packed, *, coded: _CodedFiles, draft: Draft, desk: Desk, say: Say, making: Progress
 ) -> Patches:
-    """Patches from earlier versions, as far as they are worth it and fit the budget."""
+    """Patches from earlier versions, as far as they are worth it and fit the budget.
+
+    What they are worth depends on the manifests beside the new one in the bundle, and these on its size: whenever one
+    of them does not fit, the choice is made again without it. What was left out for its sake is then not left out.
+    """
     full_bytes = sum(report.coded_size for report in coded.reports)
-    known = _read_known(request, draft, store=desk.store)
+    newest = draft.list_versions(request.model)[1 - BUNDLE_MAX_MANIFESTS :]
     job = Job(
         files=packed.files,
         models=frozenset(stage.file for stage in packed.spec.stages),
         bases=packed.bases,
-        known=known[1 - BUNDLE_MAX_MANIFESTS :],  # the new manifest takes the oldest one's place in the bundle
+        known=tuple(read_manifest(desk.store, one) for one in newest),
         budget_bytes=DEFAULT_BUDGET * full_bytes if request.patch_budget is None else request.patch_budget,
     )
-    return make_patches(job, coded.entries, store=desk.store, say=say, progress=making)
+    while True:
+        patches = make_patches(job, coded.entries, store=desk.store, say=say, progress=making)
+        manifest = _make_manifest(request, packed, entries=patches.entries, desk=desk)
+        fitting = plan_bundle(draft, _make_new(packed, manifest), desk=desk)
+        kept = tuple(one for one in job.known if one.version in fitting)
+        if len(kept) == len(job.known):
+            draft.bundled[request.model] = fitting
+            return patches
+        job = replace(job, known=kept)
 
 
 # --- sign and upload --------------------------------------------------------------------------------------------------
-def _sign(request: Request, packed: _Packed, *, entries: Sequence[FileEntry], draft: Draft, desk: Desk) -> Manifest:
-    """Makes the manifest and lists it in the draft."""
+def _make_manifest(request: Request, packed: _Packed, *, entries: Sequence[FileEntry], desk: Desk) -> Manifest:
     manifest = Manifest(
         model=request.model,
         version=request.version,
@@ -302,11 +324,13 @@ def _sign(request: Request, packed: _Packed, *, entries: Sequence[FileEntry], dr
         slim=dict(request.slim) if request.slim else None,
         created=int(desk.now.timestamp()),
     )
-    data = make_manifest_bytes(check_manifest(manifest))
-    if read_manifest_bytes(data) != manifest:
+    if read_manifest_bytes(make_manifest_bytes(check_manifest(manifest))) != manifest:
         raise InvariantBroken("the manifest does not come back from its own bytes; nothing was published")
-    add_manifest(draft, NewVersion(request.model, request.version, data, packed.classic_md5), desk=desk)
     return manifest
+
+
+def _make_new(packed: _Packed, manifest: Manifest) -> NewVersion:
+    return NewVersion(manifest.model, manifest.version, make_manifest_bytes(manifest), packed.classic_md5)
 
 
 def _upload(

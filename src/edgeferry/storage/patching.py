@@ -1,13 +1,15 @@
-"""The child process that turns a downloaded artifact, with a base for a patch, into the file it stands for.
+"""The child process that turns a downloaded artifact, with a base for a patch, into its file, or explains a patch.
 
 Codecs are `delta/`'s; whether the digest is the right one is for the caller, who holds the manifest. This module is
-both sides: `decode_in_child` in the device's main process, and `main` for `python -m edgeferry.storage.patching`.
+both sides: `decode_in_child` and `explain_in_child` in the main process, and `main` for
+`python -m edgeferry.storage.patching`.
 
 Rules:
 - The child is nice (10) and bounded: address space by RLIMIT_AS, processor time by RLIMIT_CPU. The main process never
   imports numpy for this.
 - Base, artifact and output are mapped: what stays in memory is what the patch states. Space for the output is reserved
   before a byte of it is written, so that a full disk is an error and no signal.
+- What is made on the way to an explanation is a file without a name, mapped too.
 - The output appears under its name only whole and fsynced. Nothing is left behind by an error, a kill or a cancel.
 - A patch for another base is DeltaBaseMismatch. Whatever else the bytes make the child do (error, signal, too much
   memory or time) is DeltaDamaged; a full disk is NoSpace; that a child cannot be started at all is ours:
@@ -22,9 +24,11 @@ import mmap
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -39,6 +43,9 @@ from edgeferry.errors import (
 from edgeferry.model.digest import Digest, Hasher
 from edgeferry.storage.files import TEMP_PREFIX, rename_durably, translate_disk_errors
 
+if TYPE_CHECKING:  # it brings numpy
+    from edgeferry.delta.explain import Explanation
+
 NICENESS = 10
 CPU_BASE_S = 60
 CPU_BYTES_PER_S = 1_000_000
@@ -46,12 +53,17 @@ CPU_BYTES_PER_S = 1_000_000
 ADDRESS_SLACK_BYTES = 64 << 20  # stacks, allocator arenas and mappings that hold no data of ours
 MEMORY_MAX_BYTES, MEMORY_FIXED_BYTES = 96_000_000, 32 << 20
 """No more is granted than the greater of the first, and the second plus twice the file: docs/formats/coded.md."""
+EXPLAINING_BYTES = 64 << 20
+"""Granted beside what the patch states: its parts, their names and the answer."""
+EXPLANATION_MAX_BYTES = 16 << 20
 _ANSWER_MAX_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
 _RAISED_HERE = (DeltaBaseMismatch, DeltaDamaged, NoSpace, StorageFailed)
+_LASTING_TEMP_FOLDER = "/var/tmp"  # noqa: S108 - no name is made there; /tmp is memory on many machines
+T = TypeVar("T")
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True):
+class Task(msgspec.Struct, frozen=True, kw_only=True, tag="decode"):
     """What the child shall do; sizes in bytes; no base: a full file. It travels as one JSON argument."""
 
     source: str
@@ -59,6 +71,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     base: str | None
     target: str
     temp: str
+    size_bytes: int
+    memory_bytes: int
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True, tag="explain"):
+    """What the child shall explain; sizes as the patch's header states them; no base: without one."""
+
+    source: str
+    base: str | None
     size_bytes: int
     memory_bytes: int
 
@@ -76,8 +97,8 @@ class Decoded(msgspec.Struct, frozen=True, kw_only=True):
         return Digest.from_str(self.sha256)
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True):
-    decoded: Decoded | None = None
+class _Answer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    found: T | None = None
     error: str = ""
     message: str = ""
 
@@ -118,12 +139,40 @@ async def decode_in_child(
         memory_bytes=memory_bytes,
     )
     try:
-        return await _run_child(task)
+        return await _run_child(task, Decoded, max_bytes=_ANSWER_MAX_BYTES)
     finally:
         temp.unlink(missing_ok=True)
 
 
-async def _run_child(task: Task) -> Decoded:
+async def explain_in_child(
+    patch_path: Path, *, size_bytes: int, memory_bytes: int, base_path: Path | None = None
+) -> Explanation:
+    """Takes the patch at `patch_path` apart, down to what each tensor costs where the base is there or none is needed.
+
+    Args:
+        patch_path: the patch, on the disk.
+        size_bytes: of its target, as its header states.
+        memory_bytes: what its header states.
+        base_path: the file that it changes; None: only what stands in the patch is told.
+
+    Raises:
+        DeltaBaseMismatch: the patch is for another base.
+        DeltaDamaged: the patch is damaged, or does not give a file of `size_bytes` within `memory_bytes`.
+        NoSpace, StorageFailed: the disk does not do as asked.
+        WorkerStartFailed: the child could not be started.
+    """
+    from edgeferry.delta.explain import Explanation
+
+    question = Question(
+        source=str(patch_path),
+        base=str(base_path) if base_path is not None else None,
+        size_bytes=size_bytes,
+        memory_bytes=memory_bytes,
+    )
+    return await _run_child(question, Explanation, max_bytes=EXPLANATION_MAX_BYTES)
+
+
+async def _run_child(task: Task | Question, kind: type[T], *, max_bytes: int) -> T:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
         child = await asyncio.create_subprocess_exec(
@@ -138,39 +187,56 @@ async def _run_child(task: Task) -> Decoded:
     except OSError as error:
         raise WorkerStartFailed(f"cannot start the decoding process: {error.strerror}") from error
     try:
-        stdout = child.stdout
-        answer = await stdout.read(_ANSWER_MAX_BYTES) if stdout else b""
+        answer = await _read_output(child.stdout, max_bytes)
         status = await child.wait()
     finally:
         if child.returncode is None:
             child.kill()
-            await child.wait()
-    return _read_answer(answer, status)
+            await child.communicate()  # reads on to the end: a pipe that nobody empties would never be closed
+    return _read_answer(answer, status, kind)
 
 
-def _read_answer(data: bytes, status: int) -> Decoded:
+async def _read_output(stdout: asyncio.StreamReader | None, max_bytes: int) -> bytes:
+    """All of the output, which is at most `max_bytes` long."""
+    found = bytearray()
+    while stdout and (block := await stdout.read(_BLOCK_BYTES)):
+        found += block
+        if len(found) > max_bytes:
+            raise DeltaDamaged(f"expected at most {max_bytes} bytes from the decoding process, found more")
+    return bytes(found)
+
+
+def _read_answer(data: bytes, status: int, kind: type[T]) -> T:
     try:
-        answer = msgspec.json.decode(data, type=_Answer)
+        answer: _Answer[T] = msgspec.json.decode(data, type=_Answer[kind])  # type: ignore[valid-type]
     except msgspec.MsgspecError as error:
         raise DeltaDamaged(f"the decoding process ended with status {status} and no answer", status=status) from error
-    if answer.decoded is not None:
-        return answer.decoded
-    kind = next((leaf for leaf in _RAISED_HERE if leaf.code == answer.error), DeltaDamaged)
-    raise kind(answer.message)
+    if answer.found is not None:
+        return answer.found
+    raised = next((leaf for leaf in _RAISED_HERE if leaf.code == answer.error), DeltaDamaged)
+    raise raised(answer.message)
 
 
 # --- the child's side -------------------------------------------------------------------------------------------------
 def main(argument: str) -> None:
     """Does one task and writes the answer to standard output."""
     os.nice(NICENESS)
-    task = msgspec.json.decode(argument, type=Task)
+    task = msgspec.json.decode(argument, type=Task | Question)
     try:
-        answer = _Answer(decoded=_decode(task))
+        answer = _do(task)
     except EdgeferryError as error:
-        answer = _Answer(error=error.code, message=error.message)
+        answer = _encode(error=error.code, message=error.message)
     except MemoryError:
-        answer = _Answer(error=DeltaDamaged.code, message="decoding took more memory than the manifest states")
-    sys.stdout.buffer.write(msgspec.json.encode(answer))
+        answer = _encode(error=DeltaDamaged.code, message="decoding took more memory than is stated")
+    sys.stdout.buffer.write(answer)
+
+
+def _do(task: Task | Question) -> bytes:
+    return _encode(found=_decode(task) if isinstance(task, Task) else _explain(task))
+
+
+def _encode(**parts: Any) -> bytes:
+    return msgspec.json.encode(_Answer(**parts))
 
 
 def _decode(task: Task) -> Decoded:
@@ -190,7 +256,27 @@ def _decode(task: Task) -> Decoded:
     return Decoded(sha256=str(hasher.get_digest()), md5=hasher.get_md5_base64(), size_bytes=hasher.size_bytes)
 
 
-def _grant_memory(task: Task, needed_bytes: int) -> int:
+def _explain(question: Question) -> Explanation:
+    from edgeferry.delta.container import read_header
+    from edgeferry.delta.explain import explain, needs_target
+
+    folder = _find_temp_folder()
+    with _open_mapped(question.source) as patch, _open_mapped(question.base) as base, translate_disk_errors(folder):
+        header = read_header(patch)
+        granted_bytes = _grant_memory(question, header.memory_bytes)
+        size_bytes = question.size_bytes if needs_target(header, has_base=question.base is not None) else 0
+        with tempfile.TemporaryFile(dir=folder) as file:
+            target = _map_output(file.fileno(), size_bytes)
+            _limit_process(granted_bytes + EXPLAINING_BYTES, work_bytes=size_bytes + len(patch) + len(base))
+            return explain(patch, base if question.base is not None else None, target=target)
+
+
+def _find_temp_folder() -> Path:
+    asked = os.environ.get("TMPDIR") or _LASTING_TEMP_FOLDER
+    return Path(asked if os.access(asked, os.W_OK) else tempfile.gettempdir())
+
+
+def _grant_memory(task: Task | Question, needed_bytes: int) -> int:
     granted = min(task.memory_bytes, max(MEMORY_MAX_BYTES, MEMORY_FIXED_BYTES + 2 * task.size_bytes))
     if needed_bytes > granted:
         raise DeltaDamaged(f"expected to need at most {granted} bytes of memory, found {needed_bytes}")
@@ -219,15 +305,19 @@ def _open_mapped(path: str | None) -> Iterator[memoryview]:
 @contextmanager
 def _open_output(handle: int, size_bytes: int) -> Iterator[memoryview]:
     """Zeros to write over, of the file behind `handle`; on the disk when the block ends well."""
-    if size_bytes == 0:
-        yield memoryview(bytearray())
-        os.fsync(handle)
-        return
-    _reserve(handle, size_bytes)
-    mapped = mmap.mmap(handle, size_bytes, access=mmap.ACCESS_WRITE)
-    yield memoryview(mapped)
-    mapped.flush()
+    output = _map_output(handle, size_bytes)
+    yield output
+    if isinstance(output.obj, mmap.mmap):
+        output.obj.flush()
     os.fsync(handle)
+
+
+def _map_output(handle: int, size_bytes: int) -> memoryview:
+    """Zeros to write over, of the file behind `handle`, space for them reserved."""
+    if size_bytes == 0:
+        return memoryview(bytearray())
+    _reserve(handle, size_bytes)
+    return memoryview(mmap.mmap(handle, size_bytes, access=mmap.ACCESS_WRITE))
 
 
 def _reserve(handle: int, size_bytes: int) -> None:

@@ -82,6 +82,8 @@ class Draft:
     changed: set[str] = field(default_factory=set)
     manifests: dict[str, bytes] = field(default_factory=dict)
     """Manifests added by this draft, by path."""
+    bundled: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By model: the versions whose manifests its bundle object shall bring along, where that was settled."""
 
     def list_versions(self, model: str) -> tuple[Listed, ...]:
         """What is listed of `model`, oldest first."""

@@ -8,12 +8,15 @@ Rules:
   anybody else wrote it since: that step publishes. Bundle objects come last: they are copies for cheap fetching, and a
   reader who finds an old one falls back to the files themselves.
 - Versioned names are only ever created. One that a crash left behind is skipped.
+- Which manifests a bundle brings along is settled when its newest version is published, and stays: that version's
+  patches were chosen by it.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,11 +35,11 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization.json import JSONSerializer
 
-from edgeferry.errors import ConfigInvalid, Conflict, NameInvalid
+from edgeferry.errors import ConfigInvalid, Conflict, MetadataUntrusted, NameInvalid
 from edgeferry.model.digest import Digest
 from edgeferry.names import require_model_name, require_version
-from edgeferry.trust.bundle_object import get_bundle_path, make_bundle_object
-from edgeferry.trust.draft import METADATA_MAX_BYTES, Draft, ObjectStore, open_draft, require_object
+from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, make_bundle_object, read_bundle_object
+from edgeferry.trust.draft import METADATA_MAX_BYTES, Draft, Listed, ObjectStore, open_draft, require_object
 from edgeferry.trust.keys import KeyFolder
 from edgeferry.trust.verifier import get_manifest_path, get_target_path
 
@@ -128,6 +131,18 @@ def add_manifest(draft: Draft, new: NewVersion, *, desk: Desk) -> bool:
     draft.manifests[get_manifest_path(new.model, new.version, digest)] = new.manifest
     draft.changed.add(new.model)
     return True
+
+
+def plan_bundle(draft: Draft, new: NewVersion, *, desk: Desk) -> frozenset[str]:
+    """The versions whose manifests fit the model's bundle object once `new` is published; nothing is changed.
+
+    `Draft.bundled` makes that so, should signing come out a few bytes longer than it did last time.
+    """
+    if new.model not in draft.roles:
+        return frozenset({new.version})
+    trial = copy.deepcopy(draft)
+    add_manifest(trial, new, desk=desk)
+    return _fill_bundle(trial, new.model, store=desk.store)[1]
 
 
 def require_publishable(model: str, version: str) -> None:
@@ -270,23 +285,51 @@ def _write_timestamp(draft: Draft, desk: Desk) -> None:
 
 
 def _write_bundle(draft: Draft, model: str, *, store: ObjectStore) -> int:
-    files = {
+    data, _ = _fill_bundle(draft, model, store=store)
+    store.put(get_bundle_path(model), data)
+    return len(data)
+
+
+def _fill_bundle(draft: Draft, model: str, *, store: ObjectStore) -> tuple[bytes, frozenset[str]]:
+    """The bundle object, and the versions whose manifests it brings along: the newest, and what is settled or fits."""
+    files = _list_role_files(draft, model)
+    newest = draft.list_versions(model)[: -BUNDLE_MAX_MANIFESTS - 1 : -1]
+    settled = draft.bundled.get(model) or _find_settled(newest, store)
+    data, versions = b"", list[str]()
+    for listed in newest:
+        path = get_manifest_path(model, listed.version, listed.digest)
+        files[path] = draft.manifests.get(path) or require_object(store, path)
+        larger = make_bundle_object(files)
+        if data and not _is_wanted(listed.version, len(larger), settled):
+            break
+        data = larger
+        versions.append(listed.version)
+    return data, frozenset(versions)
+
+
+def _is_wanted(version: str, size_bytes: int, settled: frozenset[str]) -> bool:
+    return version in settled if settled else size_bytes <= BUNDLE_WANTED_BYTES
+
+
+def _find_settled(newest: Sequence[Listed], store: ObjectStore) -> frozenset[str]:
+    """Versions that the bundle in the store brings along, if it is one of the newest version; else none."""
+    found = store.find(get_bundle_path(newest[0].model), BUNDLE_MAX_BYTES) if newest else None
+    try:
+        files = read_bundle_object(found[0]) if found else {}
+    except MetadataUntrusted:
+        return frozenset()
+    held = [one.version for one in newest if get_manifest_path(one.model, one.version, one.digest) in files]
+    return frozenset(held) if newest and newest[0].version in held else frozenset()
+
+
+def _list_role_files(draft: Draft, model: str) -> dict[str, bytes]:
+    return {
         **draft.roots,
         "metadata/timestamp.json": draft.timestamp.to_bytes(_SERIALIZER),
         f"metadata/{draft.snapshot.signed.version}.snapshot.json": draft.snapshot.to_bytes(_SERIALIZER),
         f"metadata/{draft.targets.signed.version}.targets.json": draft.targets.to_bytes(_SERIALIZER),
         f"metadata/{draft.roles[model].signed.version}.{model}.json": draft.roles[model].to_bytes(_SERIALIZER),
     }
-    data = b""
-    for listed in draft.list_versions(model)[: -BUNDLE_MAX_MANIFESTS - 1 : -1]:
-        path = get_manifest_path(model, listed.version, listed.digest)
-        files[path] = draft.manifests.get(path) or require_object(store, path)
-        larger = make_bundle_object(files)
-        if data and len(larger) > BUNDLE_WANTED_BYTES:
-            break
-        data = larger
-    store.put(get_bundle_path(model), data)
-    return len(data)
 
 
 def _sign(metadata: Metadata[Any], signer: Signer) -> bytes:
