@@ -1,13 +1,15 @@
 """Ours at work in a process of its own, so that its CPU time and its memory are its own: make, full, apply.
 
-Usage: python scripts/delta_child.py make BASE TARGET OUT | full TARGET OUT | apply BASE PATCH OUT SIZE
+Usage: python scripts/delta_child.py make BASE TARGET OUT | full TARGET OUT | apply BASE PATCH OUT SIZE | weigh ...
 
 Says `ready` once its imports are done, waits for a line, works, and answers with one line of JSON. delta_ours.py starts
-it and reads its memory meanwhile.
+it, and reads its memory while it makes.
 
 Rules:
 - `open_ours` is the one place that knows how edgeferry.delta is called.
 - What lazy imports cost is paid before `ready`: the figures are the work's alone.
+- `weigh` is `apply` with every mapped page touched before: mapped files, which do not count, then stay as large as they
+  are, and what the peak of resident memory has above them was anonymous. No sampling could miss it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import lzma
 import mmap
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ import zstandard
 
 IMPORTED = (hdiffpatch, lzma, np, zstandard)
 """What coders load when first used."""
+PAGE_BYTES = 4096
+RESET_PEAK = Path("/proc/self/clear_refs")
+"""Takes 5: the peak of resident memory begins anew (proc(5))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +68,45 @@ def do_full(ours: Ours, target: str, out: str) -> dict[str, Any]:
 
 def do_apply(ours: Ours, base: str, patch: str, out: str, size_bytes: str) -> dict[str, Any]:
     """Fills a mapped file with what base and patch give, as a device does."""
-    with Path(out).open("w+b") as file:
-        file.truncate(int(size_bytes))
-        with mmap.mmap(file.fileno(), 0) as target, memoryview(target) as view:
-            ours.apply(_map(base), _map(patch), view)
+    with _open_output(out, int(size_bytes)) as view:
+        ours.apply(_map(base), _map(patch), view)
     return {}
 
 
-def read_anonymous(pid: str) -> int:
-    """Anonymous resident memory of a process in bytes; 0 when it is gone (proc(5), RssAnon)."""
+def do_weigh(ours: Ours, base: str, patch: str, out: str, size_bytes: str) -> dict[str, Any]:
+    """The same; tells the highest anonymous memory."""
+    with _open_output(out, int(size_bytes)) as view:
+        maps = _map(base), _map(patch)
+        for one in (*maps, view):
+            sum(one[::PAGE_BYTES])
+        RESET_PEAK.write_text("5")
+        before = read_mapped()
+        ours.apply(*maps, view)
+        return {"anonymous": read_memory("self", "VmHWM") - max(before, read_mapped())}
+
+
+@contextmanager
+def _open_output(name: str, size_bytes: int) -> Iterator[memoryview]:
+    """A new file, mapped and shared as in storage/patching.py, so that it is no anonymous memory."""
+    with Path(name).open("w+b") as file:
+        file.truncate(size_bytes)
+        with mmap.mmap(file.fileno(), 0) as target, memoryview(target) as view:
+            yield view
+
+
+def read_memory(pid: str, name: str) -> int:
+    """A figure of a process's memory in bytes; 0 when it is gone (proc(5), status)."""
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
         return 0
-    _, _, rest = status.partition(b"RssAnon:")
+    _, _, rest = status.partition(f"{name}:".encode())
     return int(rest.split(None, 1)[0]) * 1024 if rest else 0
+
+
+def read_mapped() -> int:
+    """What of this process is resident and not anonymous."""
+    return read_memory("self", "RssFile") + read_memory("self", "RssShmem")
 
 
 def _keep(ours: Ours, patch: Any, out: str) -> dict[str, Any]:
@@ -96,7 +126,12 @@ def _read_cpu_s() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-STEPS: dict[str, Callable[..., dict[str, Any]]] = {"make": do_make, "full": do_full, "apply": do_apply}
+STEPS: dict[str, Callable[..., dict[str, Any]]] = {
+    "make": do_make,
+    "full": do_full,
+    "apply": do_apply,
+    "weigh": do_weigh,
+}
 
 
 def main() -> None:
@@ -104,7 +139,7 @@ def main() -> None:
     do, *words = sys.argv[1:]
     ours = open_ours()
     gc.collect()
-    print(json.dumps({"ready": read_anonymous("self")}), flush=True)
+    print(json.dumps({"ready": read_memory("self", "RssAnon")}), flush=True)
     sys.stdin.readline()
     began = _read_cpu_s()
     answer = STEPS[do](ours, *words)

@@ -28,8 +28,8 @@ TENSOR_RATE, REMAINDER_RATE = 8 * MB, 40 * MB
 """Output bytes per CPU second, from RATE_FROM_BYTES on."""
 RATE_FROM_BYTES, SMALL_APPLY_MAX_S = 4 * MB, 1.0
 MAKE_MAX_S, MAKE_BYTES = 60.0, 10 * MB
-GROWTH_MAX = 1.5
-"""Cost per MB of the largest model against the smallest one of the series."""
+LARGEST_BYTES, GROWTH_MAX = 500 * MB, 1.5
+"""The largest model of the series, and its cost per MB against that of the smallest one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +214,8 @@ def judge_make(row: PairRow) -> list[str]:
 def judge_growth(rows: Sequence[LargeRow]) -> list[str]:
     """No cost per MB of the largest model is far above that of the smallest one."""
     series = get_series(rows)
+    if not series or series[-1].target_bytes < LARGEST_BYTES:
+        return [f"generated: no model of {LARGEST_BYTES / MB:.0f} MB was measured"]
     return [
         f"{name} per MB grows {growth:.2f} times up to {_show_mb(series[-1])}, at most {GROWTH_MAX} asked"
         for name, growth in measure_growth(rows).items()

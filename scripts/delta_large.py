@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -48,20 +47,18 @@ def read_weights(pair: VersionPair) -> list[Weights]:
     return found
 
 
-def write_large_pair(weights: list[Weights], size_bytes: int, folder: Path, *, kind: str) -> VersionPair:
-    """Writes two versions of at least `size_bytes`; with METADATA_KIND only bytes outside the tensors differ."""
+def write_large_pair(weights: list[Weights], size_bytes: int, pair: VersionPair) -> None:
+    """Writes two versions of at least `size_bytes`; of METADATA_KIND only bytes outside the tensors differ."""
     once = sum(one.base.nbytes for one in weights)
     repetitions = -(-size_bytes // once)
-    pair = VersionPair(kind, f"generated, {size_bytes // 1_000_000} MB", folder / "v1.onnx", folder / "v2.onnx")
     producers = (b"edgeferry bench", b"edgeferry bench, again")
     with pair.base.open("wb") as base, pair.target.open("wb") as target:
         for file, producer in zip((base, target), producers, strict=True):
             file.write(_make_head(weights, repetitions, producer))
         for name, old, new in _iterate_tensors(weights, repetitions):
             base.write(_make_tensor_head(name, len(old)) + old.astype("<f4").tobytes())
-            kept = old if kind == METADATA_KIND else new
+            kept = old if pair.kind == METADATA_KIND else new
             target.write(_make_tensor_head(name, len(kept)) + kept.astype("<f4").tobytes())
-    return pair
 
 
 def _iterate_tensors(weights: list[Weights], repetitions: int) -> Iterator[tuple[bytes, Floats, Floats]]:

@@ -3,9 +3,8 @@
 Rules:
 - Every patch is applied and every byte compared with the target before its size counts.
 - CPU time is the child's own, above its imports; of several runs of a short step the least counts: the rest is noise.
-- Memory is RssAnon above what the child had after its imports, read from outside all the while: where native code
-  holds the interpreter no thread of the child would see it. While applying it is read without a pause, as a small patch
-  takes a few milliseconds.
+- Memory is RssAnon above what the child had after its imports. While making it is read from outside every few
+  milliseconds. Applying may take less than that: its peak is told by a run of its own (`weigh` in delta_child.py).
 """
 
 from __future__ import annotations
@@ -15,15 +14,18 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from delta_child import read_anonymous
+from delta_child import read_memory
 from delta_judge import Cost, Made
 
 HERE = Path(__file__).resolve().parent
 REPEAT_BELOW_S, REPEATS = 1.5, 3
-_SAMPLE_EVERY_S = {"make": 0.005, "full": 0.005, "apply": 0.0}
+_CHILD_MAX_S = 1200
+"""A child that takes longer hangs."""
+_SAMPLE_EVERY_S = 0.005
 _BLOCK_BYTES = 1 << 20
 
 
@@ -51,12 +53,13 @@ def apply_patch(base: Path | None, patch: Path, target: Path) -> Cost:
     with tempfile.TemporaryDirectory(dir=patch.parent) as name:
         empty, out = Path(name) / "empty", Path(name) / "out"
         empty.touch()
-        words = ("apply", base or empty, patch, out, str(target.stat().st_size))
-        costs = [run_child(*words)[1]]
+        words = (base or empty, patch, out, str(target.stat().st_size))
+        weighed = run_child("weigh", *words)[1]
         require_same(out, target)
-        while len(costs) < REPEATS and costs[0].cpu_s < REPEAT_BELOW_S:
-            costs.append(run_child(*words)[1])
-    return Cost(min(cost.cpu_s for cost in costs), max(cost.memory_bytes for cost in costs))
+        if weighed.cpu_s >= REPEAT_BELOW_S:
+            return weighed
+        costs = [run_child("apply", *words)[1] for _ in range(REPEATS)]
+    return Cost(min(cost.cpu_s for cost in costs), weighed.memory_bytes)
 
 
 def require_same(found: Path, wanted: Path) -> None:
@@ -79,16 +82,18 @@ def run_child(*words: str | Path) -> tuple[dict[str, Any], Cost]:
         before = _read_line(child.stdout.readline(), words)["ready"]
         child.stdin.write("go\n")
         child.stdin.flush()
-        peak = _watch(child.pid, child.stdout.fileno(), every_s=_SAMPLE_EVERY_S[str(words[0])])
+        peak = _watch(child, child.stdout.fileno())
         answer = _read_line(child.stdout.readline(), words)
-    return answer, Cost(answer["cpu_s"], max(0, peak - before))
+    return answer, Cost(answer["cpu_s"], max(0, answer.get("anonymous", peak) - before))
 
 
-def _watch(pid: int, answers: int, *, every_s: float) -> int:
-    """The highest RssAnon until the child answers or ends."""
-    peak = 0
-    while not select.select([answers], [], [], every_s)[0]:
-        peak = max(peak, read_anonymous(str(pid)))
+def _watch(child: subprocess.Popen[str], answers: int) -> int:
+    """The highest RssAnon until the child answers or ends; a child that hangs is ended."""
+    peak, end_s = 0, time.monotonic() + _CHILD_MAX_S
+    while not select.select([answers], [], [], _SAMPLE_EVERY_S)[0]:
+        peak = max(peak, read_memory(str(child.pid), "RssAnon"))
+        if time.monotonic() > end_s:
+            child.kill()
     return peak
 
 

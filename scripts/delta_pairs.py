@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / ".cache" / "delta-corpus" / "corpus.json"
 SHARED = Path(os.environ.get("EDGEFERRY_SHARED", ROOT.parent / "shared")) / "models" / "pairs"
-KINDS = ("fine-tune", "structure", "head-only", "retrained", "metadata")
+KINDS = ("fine-tune", "structure", "head-only", "retrained", "retrained-int8", "metadata", "unrelated")
 WITHOUT_BASE = ("ZIP -9", "xz -9e", "zstd -19")
 GENERIC = (*WITHOUT_BASE, "patch-from", "bsdiff", "xdelta3", "hdiffpatch")
 RESEARCH = ("FM-Delta-like", "BitX-like")
@@ -29,6 +29,7 @@ SHARED_KINDS = {
 }
 THIRD_PARTY = "third-party: "
 _SUFFIXES = (".onnx", ".tflite")
+MODELS = ROOT / "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,13 @@ def find_shared_pairs(folder: Path) -> list[VersionPair]:
         if len(files) == 2:
             found.append(VersionPair(kind, f"{THIRD_PARTY}{name}", *files))
     return found
+
+
+def find_models(demo: Path, shared: Path) -> list[tuple[str, Path]]:
+    """The committed demo models and the third-party ones that lie beside the pairs: (name, path)."""
+    found = [(str(path.relative_to(demo)), path) for path in sorted(demo.glob("*/*/*"))]
+    found += [(f"{THIRD_PARTY}{path.name}", path) for path in sorted(shared.parent.glob("*/*"))]
+    return [(name, path) for name, path in found if path.suffix in _SUFFIXES]
 
 
 def list_pairs(index: Path, folder: Path) -> list[VersionPair]:

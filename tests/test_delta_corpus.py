@@ -21,6 +21,8 @@ from scripts.delta_corpus.pairs import KINDS, ROOT, Pair, list_pairs
 from scripts.delta_corpus.runs import RUNS
 from scripts.delta_corpus.textures import draw_textures
 
+from edgeferry.delta.tensors import find_tensors
+
 HEAD = ("head", "cls", "box")
 ALL = list_pairs()
 FROM_DEMO = demo_pairs.list_pairs()
@@ -125,6 +127,18 @@ def test_a_change_of_graph_or_metadata_leaves_every_weight_alone(pair: Pair) -> 
     base, target = map(count, read(pair))
     assert base == target
     assert base or "int8" in pair.name
+
+
+@pytest.mark.parametrize("name", ["detector-onnx-cut", "detector-tflite-damaged", "text-wrapped"])
+def test_an_opaque_target_shows_no_tensor(name: str) -> None:
+    base, target = read(next(pair for pair in FROM_DEMO if pair.name == name))
+    assert find_tensors(target) == ()
+    assert 0 < measure_equal(base, target) < 1
+
+
+def test_no_retrained_int8_pair_is_judged_by_what_floats_gain() -> None:
+    for pair in ALL:
+        assert (pair.kind == "retrained-int8") == (pair.kind.startswith("retrained") and "int8" in pair.name)
 
 
 def test_head_only_leaves_the_backbone_alone() -> None:

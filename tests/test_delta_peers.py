@@ -32,9 +32,10 @@ from delta_judge import (  # noqa: E402
     measure_research,
     summarise,
 )
+from delta_lanes import Lanes, Step  # noqa: E402
 from delta_large import METADATA_KIND, Weights, write_large_pair  # noqa: E402
 from delta_ours import apply_patch, make_full, make_patch, require_same  # noqa: E402
-from delta_pairs import GENERIC, KINDS, RESEARCH, VersionPair, find_shared_pairs, read_corpus  # noqa: E402
+from delta_pairs import GENERIC, KINDS, RESEARCH, VersionPair, find_models, find_shared_pairs, read_corpus  # noqa: E402
 from delta_peers import PeerCache, find_missing, get_peer, make_key, measure_peers  # noqa: E402
 from delta_rans import decode_symbols, encode_symbols, make_frequencies  # noqa: E402
 from delta_research import (  # noqa: E402
@@ -46,6 +47,7 @@ from delta_research import (  # noqa: E402
     encode_fm_delta,
     pair_tensors,
 )
+from delta_slim import Slim, measure_slim  # noqa: E402
 from delta_tables import make_pair_table, make_summary_table  # noqa: E402
 
 BASELINES = [
@@ -202,19 +204,36 @@ def test_shared_pairs_are_two_models_whatever_lies_beside_them(tmp_path: Path) -
 def test_full_downloads_are_asked_of_float_models_with_weights_of_their_own(tmp_path: Path) -> None:
     rng = np.random.default_rng(8)
     base = rng.standard_normal(500).astype("<f4")
-    model = write_large_pair([Weights(base, base)], 4_000, tmp_path, kind="fine-tune")
+    model = name_pair(tmp_path)
+    write_large_pair([Weights(base, base)], 4_000, model)
     opaque = VersionPair("retrained", "opaque", model.base, tmp_path / "opaque")
     opaque.target.write_bytes(rng.bytes(4_000))
     shared = VersionPair("metadata", "third-party: one", model.target, model.base)
     pairs = [replace(model, kind="head-only"), opaque, model, replace(model, name="again"), shared]
-    assert list_float_models(pairs) == [(model.name, model.target), (shared.name, shared.target)]
+    assert list_float_models([], pairs) == [(model.name, model.target), (shared.name, shared.target)]
+    demo = [("demo", shared.target), ("quantised", opaque.target)]
+    assert list_float_models(demo, pairs) == [("demo", shared.target), (model.name, model.target)]
+
+
+def test_models_are_found_among_ours_and_beside_the_third_party_pairs(tmp_path: Path) -> None:
+    places = "ours/detector/1.0.0/a.onnx", "ours/detector/1.0.0/labels.txt", "theirs/hand/b.tflite", "theirs/pairs/c"
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    found = find_models(tmp_path / "ours", tmp_path / "theirs" / "pairs")
+    assert [name for name, _ in found] == ["detector/1.0.0/a.onnx", "third-party: b.tflite"]
+
+
+def name_pair(folder: Path, kind: str = "fine-tune") -> VersionPair:
+    return VersionPair(kind, "generated", folder / "v1.onnx", folder / "v2.onnx")
 
 
 def test_a_generated_pair_is_a_model_of_the_asked_size_and_the_same_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     base = rng.standard_normal(500).astype("<f4")
     weights = [Weights(base, (base * 1e-3).astype("<f4")), Weights(base[:100], np.zeros(100, "<f4"))]
-    pair = write_large_pair(weights, 50_000, tmp_path, kind="fine-tune")
+    pair = name_pair(tmp_path)
+    write_large_pair(weights, 50_000, pair)
     old, new = pair.base.read_bytes(), pair.target.read_bytes()
     assert 50_000 <= len(old) < 60_000
     ranges = find_float_ranges(old)
@@ -222,9 +241,9 @@ def test_a_generated_pair_is_a_model_of_the_asked_size_and_the_same_again(tmp_pa
     assert sum(one.elements * 4 for one in ranges) >= 50_000
     moved = [old[a.start : a.end] != new[b.start : b.end] for a, b in zip(ranges, find_float_ranges(new), strict=True)]
     assert moved == [True, False] * (len(ranges) // 2)
-    write_large_pair(weights, 50_000, tmp_path, kind="fine-tune")
+    write_large_pair(weights, 50_000, pair)
     assert (pair.base.read_bytes(), pair.target.read_bytes()) == (old, new)
-    write_large_pair(weights, 50_000, tmp_path, kind=METADATA_KIND)
+    write_large_pair(weights, 50_000, name_pair(tmp_path, METADATA_KIND))
     assert pair.target.read_bytes()[ranges[0].start + 7 :] == old[ranges[0].start :]
 
 
@@ -240,7 +259,8 @@ def test_a_patch_that_gives_other_bytes_ends_the_bench(tmp_path: Path) -> None:
 # --- ours, in children ------------------------------------------------------------------------------------------------
 def test_ours_is_made_and_applied_in_children_that_tell_their_costs(tmp_path: Path) -> None:
     base = np.random.default_rng(7).standard_normal(2_000).astype("<f4")
-    pair = write_large_pair([Weights(base, base * np.float32(1e-4))], 60_000, tmp_path, kind="fine-tune")
+    pair = name_pair(tmp_path)
+    write_large_pair([Weights(base, base * np.float32(1e-4))], 60_000, pair)
     patch, full = tmp_path / "patch", tmp_path / "full"
     made, alone = make_patch(pair.base, pair.target, patch), make_full(pair.target, full)
     assert made.size_bytes == patch.stat().st_size < alone.size_bytes == full.stat().st_size < 60_000
@@ -255,7 +275,7 @@ def test_ours_is_made_and_applied_in_children_that_tell_their_costs(tmp_path: Pa
 
 def test_a_child_that_fails_ends_the_bench(tmp_path: Path) -> None:
     (tmp_path / "damaged").write_bytes(b"no patch")
-    with pytest.raises(SystemExit, match="the child ended early: apply"):
+    with pytest.raises(SystemExit, match="the child ended early: weigh"):
         apply_patch(None, tmp_path / "damaged", tmp_path / "damaged")
 
 
@@ -410,6 +430,11 @@ def test_a_large_model_obeys_the_rules_of_applying() -> None:
     ]
 
 
+def test_a_series_without_its_largest_model_falls_short() -> None:
+    wanted = ["generated: no model of 500 MB was measured"]
+    assert judge(large=[]) == judge(large=[make_large(100), make_large(400)]) == wanted
+
+
 # --- the arithmetic ---------------------------------------------------------------------------------------------------
 def test_a_class_is_summed_up_by_geometric_mean_median_and_worst() -> None:
     rows = [make_pair("fine-tune", peers=best(size_bytes)) for size_bytes in (1_000, 2_000, 8_000)]
@@ -435,18 +460,68 @@ def test_growth_compares_the_largest_with_the_smallest_per_mb() -> None:
 
 
 def test_page_and_figures_hold_every_row_and_every_shortfall() -> None:
-    found = Findings([*GOOD, make_pair("fine-tune", name="the bad one", ours=size(30_000))], [FULL], LARGE)
+    slim = Slim("how slim", [{"pair": "slim"}], ["slim: too large"])
+    bad = make_pair("fine-tune", name="the bad one", ours=size(30_000))
+    found = Findings([*GOOD, bad], [FULL], LARGE, slim, ["making a pair"])
     page = make_section(make_parts(found), 1.0)
     assert page.count("| a pair |") == 2 * len(GOOD)
     assert "| the bad one |" in page
-    assert "| model |" in page
+    assert "| model |" in page and "how slim" in page
+    assert "slim: too large" in found.shortfalls and "not measured, time was up: making a pair" in found.shortfalls
     assert "CPU time of making 1.00" in page
     figures = json.loads(json.dumps(make_figures(found)))
     assert figures["shortfalls"] == found.shortfalls != []
-    assert [len(figures[name]) for name in ("classes", "pairs", "full", "large")] == [5, 6, 1, 2]
+    assert [len(figures[name]) for name in ("classes", "pairs", "full", "large", "slim")] == [7, 8, 1, 2, 1]
 
 
 def test_the_table_says_what_holds() -> None:
     lines = make_summary_table([make_pair("fine-tune", peers=best(1_400)), make_pair("metadata")]).splitlines()
     found = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1].strip("| ") for line in lines[2:]}
     assert (found["fine-tune"], found["metadata"], found["retrained"]) == ("no", "yes", "no")
+
+
+# --- in time ----------------------------------------------------------------------------------------------------------
+def test_the_heaviest_step_begins_first_and_answers_keep_their_order() -> None:
+    heard: list[str] = []
+    steps = [Step(f"of {weight}", weight, lambda weight=weight: weight * 10) for weight in (1, 3, 2)]
+    assert Lanes(1, math.inf).run(steps, lambda step, value: heard.append(f"{step.name}: {value}")) == [10, 30, 20]
+    assert sorted(heard) == ["of 1: 10", "of 2: 20", "of 3: 30"]
+    begun: list[int] = []
+    Lanes(1, math.inf).run([Step("", weight, lambda weight=weight: begun.append(weight)) for weight in (1, 3, 2)], tell)
+    assert begun == [3, 2, 1]
+
+
+def test_what_has_not_begun_in_time_is_left_out_and_named() -> None:
+    lanes = Lanes(1, 0.0)
+    assert lanes.run([Step("late", 1, lambda: 1)], tell) == [None]
+    assert lanes.skipped == ["late"]
+
+
+def test_a_step_that_fails_ends_the_bench() -> None:
+    with pytest.raises(ZeroDivisionError):
+        Lanes(2, math.inf).run([Step("bad", 1, lambda: 1 // 0)], tell)
+
+
+def tell(step: object, value: object) -> None:
+    """Nobody listens."""
+
+
+# --- slim versions ----------------------------------------------------------------------------------------------------
+def write_script(folder: Path, lines: str) -> Path:
+    script = folder / "slim.py"
+    script.write_text(f"import json, pathlib, sys\nfigures = pathlib.Path(sys.argv[2])\n{lines}\n")
+    return script
+
+
+def test_slim_figures_are_taken_over(tmp_path: Path) -> None:
+    script = write_script(
+        tmp_path, "figures.write_text(json.dumps({'rows': [1], 'shortfalls': ['a']}))\nprint('# Slim')\nsys.exit(1)"
+    )
+    assert measure_slim(tmp_path, script=script) == Slim("# Slim\n", [1], ["a"])  # type: ignore[list-item]
+
+
+def test_slim_versions_that_were_not_measured_fall_short(tmp_path: Path) -> None:
+    script = write_script(tmp_path, "sys.exit('no scenes')")
+    assert measure_slim(tmp_path, script=script).shortfalls == ["slim: not measured: no scenes"]
+    script = write_script(tmp_path, "figures.write_text(json.dumps({'rows': [], 'shortfalls': []}))\nsys.exit(3)")
+    assert measure_slim(tmp_path, script=script).shortfalls == ["slim: slim.py ended with 3"]

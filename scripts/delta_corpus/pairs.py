@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-Kind = Literal["fine-tune", "structure", "head-only", "retrained", "metadata"]
-KINDS: tuple[Kind, ...] = ("fine-tune", "structure", "head-only", "retrained", "metadata")
+Kind = Literal["fine-tune", "structure", "head-only", "retrained", "retrained-int8", "metadata", "unrelated"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,7 +33,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two versions of a model: the base that devices hold, and the target that they shall hold."""
+    """Two versions of a model, or any two files: the base that devices hold, and the target that they shall hold."""
 
     kind: Kind
     name: str

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.delta_corpus import onnx_edits
-from scripts.delta_corpus.pairs import Pair, Source, committed
+from scripts.delta_corpus.pairs import Kind, Pair, Source, committed
 from scripts.delta_corpus.runs import RUNS
 
 
@@ -58,7 +58,9 @@ def _list_plain() -> Iterator[Pair]:
     yield Pair("structure", "plain-onnx-pruned", v1, v1.edited(onnx_edits.prune_each))
     yield Pair("retrained", "plain-onnx-fp32", v1, trained("plain-retrained"))
     v2 = trained("plain-retrained").edited(onnx_edits.to_int8)
-    yield Pair("retrained", "plain-onnx-int8", v1.edited(onnx_edits.to_int8), v2)
+    yield Pair("retrained-int8", "plain-onnx-int8", v1.edited(onnx_edits.to_int8), v2)
+    rights = onnx_edits.set_properties(edgeferry__site="platform C", licence="as agreed in May")
+    yield Pair("metadata", "plain-onnx-properties-added", v1, v1.edited(rights))
 
 
 def _list_thin() -> Iterator[Pair]:
@@ -81,6 +83,7 @@ def _list_small() -> Iterator[Pair]:
     """Nets of the sizes that devices like best."""
     yield Pair("structure", "detector-onnx-batch-norm-drift", *(drifting_detector(drifted=d) for d in (False, True)))
     yield Pair("retrained", "gauge-onnx-fp32", committed("gauge/1.0.0/gauge.onnx"), trained("gauge-retrained"))
-    for form in ("fp32", "int8"):
+    kinds: tuple[tuple[Kind, str], ...] = (("retrained", "fp32"), ("retrained-int8", "int8"))
+    for kind, form in kinds:
         base = committed(f"gauge/1.0.0/gauge-{form}.tflite")
-        yield Pair("retrained", f"gauge-tflite-{form}", base, trained("gauge-retrained", form))
+        yield Pair(kind, f"gauge-tflite-{form}", base, trained("gauge-retrained", form))
