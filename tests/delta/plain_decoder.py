@@ -143,7 +143,7 @@ def read_beside(record: Record, streams: Streams) -> Beside:
     column_scales = streams.take_beside(columns, 0) if flags & 8 else []
     multipliers = streams.take_beside((0, rows, columns)[flags >> 9 & 3], 1)
     scales = [min(max(scale, 0), 64) for scale in streams.take_beside(record["rank"], 0)]
-    factors = [[read_whole(streams, [scale] * count) for scale in scales] for count in (rows, columns)]
+    factors = [read_factors(streams, scales, count) for count in (rows, columns)]
     steps = streams.take_beside((0, rows, columns)[flags >> 15 & 3], 1)
     return Beside(row_scales, column_scales, multipliers, factors[0], factors[1], steps)
 
@@ -151,6 +151,14 @@ def read_beside(record: Record, streams: Streams) -> Beside:
 def read_whole(streams: Streams, scales: list[int]) -> list[int]:
     words = read_cells(streams, I4, 0, 3, [(0.0, scale) for scale in scales])
     return [int.from_bytes(word, "little", signed=True) for word in words]
+
+
+def read_factors(streams: Streams, scales: list[int], count: int) -> list[list[int]]:
+    wanted = [scale for scale in scales for _ in range(count)]
+    flat: list[int] = []
+    for start in range(0, len(wanted), 65_536):
+        flat += read_whole(streams, wanted[start : start + 65_536])
+    return [flat[at * count : (at + 1) * count] for at in range(len(scales))]
 
 
 @dataclass

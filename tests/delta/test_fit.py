@@ -7,7 +7,8 @@ import pytest
 
 from delta.model_pairs import PAIRS, get_pair, read_records_of
 from edgeferry.delta.bits import BitWriter
-from edgeferry.delta.fit import NO_SIDE, estimate, fit_scales, fit_tensor
+from edgeferry.delta.estimate import estimate
+from edgeferry.delta.fit import NO_SIDE, fit_scales, fit_tensor
 from edgeferry.delta.make import MIN_ELEMENTS, make_patch
 from edgeferry.delta.match import match_tensors
 from edgeferry.delta.predict import Files

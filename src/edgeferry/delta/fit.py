@@ -15,20 +15,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeferry.delta import cells
-from edgeferry.delta.kinds import F64, read_bits, read_numbers, write_numbers
-from edgeferry.delta.predict import PIECE, PRUNE_CONTEXTS, Files, Side, expect, find_prune_contexts
+from edgeferry.delta.estimate import cut_pieces, estimate, get_bytes
+from edgeferry.delta.kinds import F64, read_numbers, write_numbers
+from edgeferry.delta.predict import Files, Side, expect
 from edgeferry.delta.rans import I64
 from edgeferry.delta.records import MAX_RANK, MAX_RANKED, MAX_SIDE, Record
-from edgeferry.delta.tensor_codec import WHOLE, find_multiples
+from edgeferry.delta.tensor_codec import find_multiples
 
-SAMPLE_PIECES = 2
-LEARNING_BITS = 3.0
-"""About what each symbol of a context costs until the context has learned it."""
 LEFT_MAX = 1e30  # no products of numbers whose squares are hard to say
 LATTICE_LOOK, MAX_STEP = 512, (1 << 20) - 1
+ONE_BITS = 0x3F800000  # 1.0 as float32
 PRUNED_MIN = 4  # fewer zeros are not worth a look
 FLOOR_STEPS = 3  # errors below 2^-3 of the distance of numbers count as that
 NOTHING: I64 = np.zeros(0, np.int64)
@@ -105,9 +103,9 @@ def _round(numbers: F64) -> I64:
 def _measure_errors(record: Record, side: Side, files: Files) -> F64:
     """log2 of each error's scale; NaN where pruning says all."""
     found = np.empty(record.elements)
-    for start, end in _cut(record):
+    for start, end in cut_pieces(record):
         expected = expect(record, side, files, start=start, end=end)
-        numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
+        numbers = read_numbers(get_bytes(record, files, start, end), record.kind)
         numbers[~np.isfinite(numbers)] = 0.0
         if record.lattice:
             errors = np.maximum(np.abs(find_multiples(expected, numbers)), 2.0**-FLOOR_STEPS)
@@ -130,23 +128,19 @@ def _find_finest(numbers: F64, record: Record) -> F64:
     return np.maximum(cells.get_exponents(safe), kind.exponent_min).astype(np.float64) - record.mantissa
 
 
-def _cut(record: Record) -> Iterator[tuple[int, int]]:
-    return ((at, min(at + PIECE, record.elements)) for at in range(0, record.elements, PIECE))
-
-
-def _get_bytes(record: Record, files: Files, start: int, end: int) -> bytes:
-    width = record.kind.width
-    return bytes(files.target[record.start + start * width : record.start + end * width])
-
-
 # --- pruning ----------------------------------------------------------------------------------------------------------
 def _try_pruning(best: Fit, files: Files) -> Iterator[Fit]:
     """Zeros where something else is expected: the sizes at which they begin."""
     record = best.record
+    if record.origin is None:  # nothing is expected: a threshold only tells zeros from the rest
+        data = get_bytes(record, files, 0, record.elements)
+        if (read_numbers(data, record.kind) == 0).sum() >= max(PRUNED_MIN, record.elements // 50):
+            yield fit_scales(replace(record, threshold=ONE_BITS), best.side, files)
+        return
     kept, cut = [], []
-    for start, end in _cut(record):
+    for start, end in cut_pieces(record):
         expected = expect(record, best.side, files, start=start, end=end)
-        zero = read_numbers(_get_bytes(record, files, start, end), record.kind) == 0
+        zero = read_numbers(get_bytes(record, files, start, end), record.kind) == 0
         kept.append(expected.sizes[~zero])
         cut.append(expected.sizes[zero & (expected.sizes > 0)])
     sizes, gone = np.concatenate(kept), np.concatenate(cut)
@@ -204,9 +198,9 @@ def _are_multiples(numbers: F64, noise: F64, bits: int) -> bool:
 
 
 def _is_exact(record: Record, side: Side, files: Files) -> bool:
-    for start, end in _cut(record):
+    for start, end in cut_pieces(record):
         expected = expect(record, side, files, start=start, end=end)
-        data = _get_bytes(record, files, start, end)
+        data = get_bytes(record, files, start, end)
         multiples = find_multiples(expected, read_numbers(data, record.kind))
         if (
             expected.steps is None
@@ -239,9 +233,9 @@ def _get_pairs(record: Record, side: Side, files: Files) -> tuple[F64, F64]:
     """What is expected and what is there, in the target's units without its zero; what is pruned as 0."""
     plain = replace(record, multiplied=0, rank=0)
     expected, wanted = np.empty(record.elements), np.empty(record.elements)
-    for start, end in _cut(record):
+    for start, end in cut_pieces(record):
         expected[start:end] = expect(plain, side, files, start=start, end=end).numbers - record.zero
-        numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
+        numbers = read_numbers(get_bytes(record, files, start, end), record.kind)
         wanted[start:end] = np.where(np.isfinite(numbers), numbers, 0.0) - record.zero
     expected[~np.isfinite(expected)] = 0.0
     if record.threshold is not None:
@@ -313,9 +307,9 @@ def _decompose(left: F64) -> tuple[F64, F64, F64]:
 
 def _get_left(record: Record, side: Side, files: Files) -> F64:
     real = np.empty(record.elements)
-    for start, end in _cut(record):
+    for start, end in cut_pieces(record):
         expected = expect(record, side, files, start=start, end=end).numbers
-        numbers = read_numbers(_get_bytes(record, files, start, end), record.kind)
+        numbers = read_numbers(get_bytes(record, files, start, end), record.kind)
         with np.errstate(all="ignore"):
             left = numbers - expected
         left[~np.isfinite(left) | ((numbers == 0) & (record.threshold is not None))] = 0.0
@@ -344,54 +338,3 @@ def _find_rank(sizes: F64, record: Record) -> tuple[int, float]:
         if gain > best:
             best, found = gain, (rank, math.sqrt(square))
     return found
-
-
-# --- estimates --------------------------------------------------------------------------------------------------------
-def estimate(record: Record, side: Side, files: Files) -> float:
-    """About how many bits the tensor takes, from a sample of its pieces."""
-    pieces = list(_cut(record))
-    chosen = pieces[:: max(1, len(pieces) // SAMPLE_PIECES)][:SAMPLE_PIECES]
-    bits = sum(_estimate_piece(record, side, files, start=start, end=end) for start, end in chosen)
-    seen = sum(end - start for start, end in chosen)
-    beside = sum(map(_estimate_integers, (side.row_scales, side.column_scales, side.multipliers)))
-    beside += sum(map(_estimate_integers, [*side.row_factors, *side.column_factors]))
-    return bits * record.elements / seen + beside + 64
-
-
-def _estimate_piece(record: Record, side: Side, files: Files, *, start: int, end: int) -> float:
-    expected = expect(record, side, files, start=start, end=end)
-    data = _get_bytes(record, files, start, end)
-    numbers, own = read_numbers(data, record.kind), read_bits(data, record.kind)
-    wanted, scales, bits = expected.numbers, expected.scales, 0.0
-    if record.threshold is not None:
-        contexts, zero = find_prune_contexts(expected.sizes, record.threshold), numbers == 0
-        bits += _count_bits(zero.astype(np.int64), contexts, PRUNE_CONTEXTS, 2)
-        expected = expected.pick(np.flatnonzero(~zero))
-        numbers, own, wanted, scales = numbers[~zero], own[~zero], expected.numbers, expected.scales
-    kind, mantissa = record.kind, record.mantissa
-    if expected.steps is not None:
-        kind, mantissa, numbers = WHOLE.kind, 0, find_multiples(expected, numbers).astype(np.float64)
-        wanted = np.zeros(len(numbers))
-    grid = cells.make_grid(wanted, scales, kind=kind, mantissa=mantissa)
-    said = cells.split(numbers, own, grid=grid, kind=kind, mantissa=mantissa)
-    bits += _count_bits(said.symbols.astype(np.int64), grid.contexts, cells.CONTEXTS, cells.ALPHABET)
-    return bits + float(said.tail_widths.sum() + said.low_widths.sum()) + 2.5 * len(said.tiny)
-
-
-def _count_bits(symbols: I64, contexts: I64, rows: int, alphabet: int) -> float:
-    """Entropy of symbols in their contexts, and what learning costs."""
-    counts = np.bincount(contexts * alphabet + symbols, minlength=rows * alphabet).reshape(rows, alphabet)
-    totals = counts.sum(1, keepdims=True)
-    with np.errstate(all="ignore"):
-        each = np.where(counts > 0, counts * np.log2(totals / np.maximum(counts, 1)), 0.0)
-    return float(each.sum()) + LEARNING_BITS * float((counts > 0).sum())
-
-
-def _estimate_integers(numbers: NDArray[np.int64]) -> float:
-    if not numbers.size:
-        return 0.0
-    flat = numbers.reshape(-1)
-    logs = np.where(flat == 0, 0, cells.get_exponents(np.maximum(np.abs(flat), 1).astype(np.float64)) + 1)
-    symbols = 2 * logs + (flat < 0)
-    zeros = np.zeros(len(flat), np.int64)
-    return _count_bits(symbols, zeros, 1, 80) + float(np.maximum(logs - 1, 0).sum())

@@ -149,11 +149,12 @@ def _count_along(record: Record, axis: int) -> int:
 
 def _read_factors(scales: I64, count: int, source: Source) -> I64:
     """int64 [rank, count]: integers whose size the scale of their rank tells."""
-    found = np.zeros((len(scales), count), np.int64)
-    for at, scale in enumerate(scales):
-        expected, wanted = np.zeros(count), np.full(count, np.clip(scale, 0, 64), np.int64)
-        found[at] = _read_cells(WHOLE, expected, wanted, source=source).view(np.int32)
-    return found
+    wanted = np.repeat(np.clip(scales, 0, 64), count)
+    found = np.zeros(len(wanted), np.int64)
+    for at in range(0, len(wanted), PIECE):
+        piece = wanted[at : at + PIECE]
+        found[at : at + PIECE] = _read_cells(WHOLE, np.zeros(len(piece)), piece, source=source).view(np.int32)
+    return found.reshape(len(scales), count)
 
 
 def _read_integers(count: int, context: int, source: Source) -> I64:
@@ -251,8 +252,9 @@ def _write_side(record: Record, side: Side, sink: Sink) -> None:
 
 
 def _write_factors(scales: I64, factors: I64, sink: Sink) -> None:
-    for scale, row in zip(scales, factors, strict=True):
-        _write_whole(row, np.full(len(row), np.clip(scale, 0, 64), np.int64), sink)
+    wanted, flat = np.repeat(np.clip(scales, 0, 64), factors.shape[1]), factors.reshape(-1)
+    for at in range(0, len(flat), PIECE):
+        _write_whole(flat[at : at + PIECE], wanted[at : at + PIECE], sink)
 
 
 def _write_integers(numbers: I64, context: int, sink: Sink) -> None:
