@@ -180,13 +180,15 @@ def change_header(container: Container, dice: random.Random) -> Container:
 def change_map(container: Container, dice: random.Random) -> Container:
     """Numbers of the map are others; it is coded again, so that it is read."""
     streams = container.streams
-    if streams is None:
+    if streams is None or not streams.map_bytes:
         return change_pieces(container, dice)
     plain = memoryview(codecs.decode(streams.map_method, b"", streams.map_data, streams.map_bytes))
     numbers, at = [], 0
     while at < len(plain):
         number, at = read_varint(plain, at)
         numbers.append(number)
+    if not numbers:  # a container that was damaged before
+        return change_pieces(container, dice)
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         index = dice.randrange(len(numbers))
         numbers[index] = pick_number(dice, numbers[index])

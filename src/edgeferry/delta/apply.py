@@ -88,8 +88,10 @@ def fill_remainder(container: Container, records: Iterable[AnyRecord], files: Fi
         size_bytes = left if piece.size_bytes < 0 else piece.size_bytes
         if size_bytes > left:
             raise DeltaDamaged(f"expected at most {left} bytes in a piece, found {size_bytes}")
-        found = _decode_piece(piece, rest, files, base_bytes=base_bytes, size_bytes=size_bytes)
-        gaps = _scatter(found, gaps, files.target)
+        # without a name: one piece is gone before the next is made
+        gaps = _scatter(
+            _decode_piece(piece, rest, files, base_bytes=base_bytes, size_bytes=size_bytes), gaps, files.target
+        )
         left -= size_bytes
     if left:
         raise DeltaDamaged(f"expected pieces for {left} bytes more")
