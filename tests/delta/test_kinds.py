@@ -55,8 +55,8 @@ def round_plainly(value: float, kind: Kind) -> float:
     if not math.isfinite(value):
         return 0.0
     exponent = max(math.frexp(value)[1] - 1, kind.exponent_min) - kind.mantissa
-    found = float(Fraction(round(Fraction(value) / Fraction(2) ** exponent)) * Fraction(2) ** exponent)
-    return found if kind.low <= found <= kind.high else 0.0
+    found = Fraction(round(Fraction(value) / Fraction(2) ** exponent)) * Fraction(2) ** exponent
+    return float(found) if kind.low <= found <= kind.high else 0.0
 
 
 @pytest.mark.parametrize("kind", FLOATS, ids=lambda kind: kind.name)
