@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnxruntime import InferenceSession
 from PIL import Image
 from scripts.delta_corpus import demo_pairs, onnx_edits, tflite_edits
-from scripts.delta_corpus.__main__ import NETS, make_pair, measure_equal, write_index
+from scripts.delta_corpus.making import NETS, make_pair, measure_equal, write_index
 from scripts.delta_corpus.pairs import KINDS, ROOT, Pair, list_pairs
 from scripts.delta_corpus.runs import RUNS
 from scripts.delta_corpus.textures import draw_textures
