@@ -156,13 +156,23 @@ def list_large_work(source: VersionPair, sizes_mb: Sequence[int], folder: Path) 
 def list_float_models(models: Iterable[tuple[str, Path]], pairs: Iterable[VersionPair]) -> list[tuple[str, Path]]:
     """Models and targets that consist of floats, each once; no corpus target that is mostly another's weights."""
     seen: dict[bytes, tuple[str, Path]] = {}
-    targets = ((one.name, one.target) for one in pairs if one.kind in OWN_WEIGHTS or one.name.startswith(THIRD_PARTY))
-    for name, path in (*models, *targets):
+    for name, path in (*models, *_list_own_targets(pairs)):
         data = path.read_bytes()
         floats = sum(one.elements * one.width for one in find_float_ranges(data))
         if floats >= FLOAT_SHARE_MIN * len(data):
             seen.setdefault(data, (name, path))
     return list(seen.values())
+
+
+def _list_own_targets(pairs: Iterable[VersionPair]) -> list[tuple[str, Path]]:
+    """Of the corpus one target for each change to each net in each format: training it longer codes no differently."""
+    first: dict[tuple[str, ...], VersionPair] = {}
+    for pair in pairs:
+        if pair.name.startswith(THIRD_PARTY):
+            first[(pair.name,)] = pair
+        elif pair.kind in OWN_WEIGHTS:
+            first.setdefault((pair.kind, *pair.name.split("-")[:3]), pair)
+    return [(pair.name, pair.target) for pair in first.values()]
 
 
 def find_source(pairs: Iterable[VersionPair]) -> VersionPair:
@@ -178,8 +188,8 @@ def measure(pairs: list[VersionPair], cache: PeerCache, large_mb: Sequence[int],
     """Peers, then everything that is made, then every patch applied alone."""
     models, lanes = list_float_models(find_models(MODELS, SHARED), pairs), Lanes(WORKERS, end_s)
     jobs: list[Job] = [(pair.base, pair.target, (*GENERIC, *RESEARCH)) for pair in pairs]
-    jobs += [(path, path, WITHOUT_BASE) for _, path in models]
     peers = measure_all_peers(jobs, cache, lanes)
+    peers += measure_all_peers([(path, path, WITHOUT_BASE) for _, path in models], cache, lanes)  # targets: known now
     with tempfile.TemporaryDirectory(dir=cache.path.parent) as name:
         works = list_work(pairs, models, Path(name))
         source = find_source(pairs)

@@ -46,10 +46,6 @@ RUNS = {
     "plain-sgd-many": Run("plain", "momentum", 500, 2e-3, "plain-v1", seed=2),
     "plain-adamw-few": Run("plain", "adamw", 20, 1e-4, "plain-v1", seed=3),
     "plain-adamw-many": Run("plain", "adamw", 500, 1e-4, "plain-v1", seed=4),
-    "plain-class-added": Run("plain", "adamw", 150, 1e-4, "plain-v1", classes=CLASSES + 4, seed=5),
-    "plain-half-frozen": Run(
-        "plain", "momentum", 150, 2e-3, "plain-v1", trained=("stage3", "head"), norm_moves=False, seed=6
-    ),
     "plain-retrained": Run("plain", "adamw", 800, 2e-3, worn=False, seed=7),
     "plain-drift": Run("plain", "statistics", 20, 0.0, "plain-v1", seed=8),
     "thin-v1": Run("thin", "adamw", 500, 2e-3, worn=False),

@@ -44,7 +44,7 @@ def list_pairs() -> list[Pair]:
 def _list_plain() -> Iterator[Pair]:
     """Dense 3x3 convolutions."""
     v1 = trained("plain-v1")
-    for run in ("sgd-few", "adamw-few", "sgd-many", "adamw-many", "class-added", "half-frozen"):
+    for run in ("sgd-few", "adamw-few", "sgd-many", "adamw-many"):
         yield Pair("fine-tune", f"plain-onnx-fp32-{run}", v1, trained(f"plain-{run}"))
     for run in ("sgd-many", "adamw-few"):
         v2 = trained(f"plain-{run}").edited(onnx_edits.to_half)
