@@ -122,7 +122,7 @@ class FakeActivator:
         return self.before
 
     def _fail(self, name: str) -> None:
-        if self.failures[name]:
+        if self.failures.get(name):
             raise self.failures[name].popleft()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,7 @@ def status(storage: str | None, role: str | None, as_json: bool, watch: bool) ->
     while True:
         found = _fetch_status(config)
         text = msgspec.json.encode(found).decode() if as_json else "\n".join(make_lines(found, time.time()))
-        if watch and click.get_text_stream("stdout").isatty() and not as_json:
+        if watch and sys.stdout.isatty() and not as_json:
             click.clear()
             click.echo(text)
         elif text != shown:  # where nothing can be redrawn, only what is new is said
