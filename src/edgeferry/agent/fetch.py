@@ -86,6 +86,42 @@ class Fetcher:
             partial.truncate(0)
             raise
 
+    async def fill(self, url: str, partial: PartialFile, *, start: int, stop: int, progress: Progress) -> bool:
+        """Fetches bytes `start` to `stop` of an object whose bytes are all here, in the place of damaged ones.
+
+        Returns:
+            False when the server has no ranges: then the whole object has come instead.
+
+        Raises:
+            LinkError, AccessError: the transfer ended early; what came is in `partial`.
+        """
+        size_bytes = partial.length_bytes
+        async with self._http.open_range(url, start=start, stop=stop, total_bytes=size_bytes) as reply:
+            if reply.status == 200:
+                partial.truncate(0)
+                await self._take(reply, partial, progress)
+                return False
+            async for block in reply.blocks:
+                partial.overwrite(start, block)
+                start += len(block)
+                progress(size_bytes)
+                await self._pace(len(block))
+            await in_thread(partial.sync)
+        if start != stop:
+            raise LinkBroken(f"expected bytes up to {stop}, the answer ended at {start}")
+        return True
+
+    async def fetch_small(self, url: str, *, max_bytes: int) -> bytes:
+        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer."""
+        data = bytearray()
+        async with self._http.open_range(url) as reply:
+            async for block in reply.blocks:
+                data += block
+                await self._pace(len(block))
+                if len(data) > max_bytes:
+                    break
+        return bytes(data)
+
     async def _take(self, reply: RangeReply, partial: PartialFile, progress: Progress) -> None:
         synced = partial.length_bytes
         async for block in reply.blocks:

@@ -113,21 +113,23 @@ class HttpClient:
         start: int = 0,
         if_match: str | None = None,
         total_bytes: int | None = None,
+        stop: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RangeReply]:
-        """Downloads an object from byte `start` on.
+        """Downloads an object from byte `start` on, to its end or to `stop`.
 
         Args:
             url: http or https.
             start: how many bytes are here already.
             if_match: the etag that the bytes here belong to, where one was seen.
             total_bytes: the object's size, where it is known.
+            stop: the first byte that is not wanted.
             headers: further request headers.
 
         Raises:
             ObjectChanged: begin anew from 0. Others: see `answers.judge_range` and `fetch`; also while reading blocks.
         """
-        request = RangeRequest(url, start, if_match, total_bytes)
+        request = RangeRequest(url, start, if_match, total_bytes, stop)
         async with self._open("GET", url, {**(headers or {}), **_get_range_headers(request)}) as response:
             facts = judge_range(request, response.status, _lower(response))
             blocks = self._iterate(response, url, facts)
@@ -251,10 +253,11 @@ def _hold_little(response: aiohttp.ClientResponse) -> None:
 
 
 def _get_range_headers(request: RangeRequest) -> dict[str, str]:
-    if request.start == 0:
+    if request.start == 0 and request.stop is None:
         return {}
     condition = {"If-Match": str(request.etag)} if is_strong_etag(request.etag) else {}
-    return {"Range": f"bytes={request.start}-", **condition}
+    last = "" if request.stop is None else request.stop - 1
+    return {"Range": f"bytes={request.start}-{last}", **condition}
 
 
 def _make_url(text: str) -> URL:
