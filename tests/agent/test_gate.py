@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ async def test_a_transfer_that_does_not_fit_spreads_over_days_and_sends_nothing_
             days, sent_bytes = days + 1, world.origin.sent_bytes
             world.clock_error_s += 24 * HOUR_S
             await agent.run_command("reload", None)
-            await poll(lambda: has_sent(world, sent_bytes + 1))
+            await poll(partial(has_sent, world, sent_bytes + 1))
             await asyncio.sleep(0.05)
         assert days >= 2
         assert world.origin.sent_bytes < 400_000 + (days + 1) * BOOKING_BYTES

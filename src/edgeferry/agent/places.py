@@ -55,6 +55,22 @@ def open_download(
     return open_partial(repository.partial_folder, get_download_key(record, artifact), max_bytes=max_bytes)
 
 
+def read_chunk_list(repository: Repository, artifact: Artifact, size_bytes: int) -> bytes | None:
+    """The list of the artifact's pieces as it was kept; None where it was not, or is damaged."""
+    path = _get_chunks_path(repository, artifact)
+    data = read_bounded(path, size_bytes) if path.is_file() else b""
+    return data if Digest.of(data) == Digest.from_str(artifact.chunks) else None
+
+
+def keep_chunk_list(repository: Repository, artifact: Artifact, data: bytes) -> None:
+    """Keeps a verified list beside the download."""
+    write_atomically(_get_chunks_path(repository, artifact), data)
+
+
+def _get_chunks_path(repository: Repository, artifact: Artifact) -> Path:
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.blob).hex}-chunks")
+
+
 def has_target(repository: Repository, artifact: Artifact) -> bool:
     """Whether the file that the artifact stands for lies here, verified, already."""
     return bool(artifact.target) and repository.has_blob(Digest.from_str(artifact.target))
@@ -194,7 +210,8 @@ def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
 def _list_keys(record: UpdateRecord) -> list[str]:
     downloads = [get_download_key(record, one) for one in record.artifacts]
     decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in record.artifacts if one.target]
-    return [*downloads, *decoded]
+    chunks = [f"{Digest.from_str(one.blob).hex}-chunks" for one in record.artifacts if one.chunks]
+    return [*downloads, *decoded, *chunks]
 
 
 def remove_traces(repository: Repository, record: UpdateRecord, *, owns_zip: bool) -> None:

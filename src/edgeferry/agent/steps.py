@@ -42,6 +42,7 @@ from edgeferry.agent.places import (
 from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.probation import find_ailment
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
+from edgeferry.agent.repair import repair
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Tools
 from edgeferry.errors import (
@@ -139,6 +140,8 @@ async def _transfer(
         await _transfer_classic(tools, record, target, partial, progress, most_bytes=most_bytes)
         return
     artifact = record.artifact
+    if artifact.chunks and record.damages and partial.length_bytes == artifact.size:
+        await repair(tools, artifact, target, partial, progress)
     url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
     await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress, most_bytes=most_bytes)
 
@@ -206,8 +209,11 @@ async def verify(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
 
 
 async def _refetch(record: UpdateRecord, partial: PartialFile) -> Outcome:
+    """The damaged pieces where a list tells them from the others, else the whole, once."""
     is_page = await _is_page(partial)
-    await in_thread(partial.discard)
+    is_listed = bool(record.artifact.chunks) and partial.length_bytes == record.artifact.size
+    if is_page or not is_listed or record.damages >= _DAMAGES_MAX:
+        await in_thread(partial.discard)
     if is_page:
         raise CaptivePortal("expected a model, the network answered with a page")
     if record.damages >= _DAMAGES_MAX:
