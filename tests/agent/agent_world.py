@@ -280,11 +280,12 @@ class World:
     activator: FakeActivator = field(default_factory=FakeActivator)
     wrap: Callable[[Journal], Any] = lambda journal: journal
     boot: str = "boot-1"
+    quota_bytes: int = 0
     agent: Agent | None = None
 
     @property
     def repository(self) -> Repository:
-        return Repository(self.root)
+        return Repository(self.root, quota_bytes=self.quota_bytes)
 
     @asynccontextmanager
     async def run(self, *, fresh_activator: bool = True) -> AsyncIterator[Agent]:

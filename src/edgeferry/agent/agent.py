@@ -25,13 +25,13 @@ from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
-from edgeferry.agent.machine import TERMINAL, Event, State
-from edgeferry.agent.places import find_stored, list_needed
+from edgeferry.agent.machine import Event, State
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
 from edgeferry.agent.reporter import Reporter, make_model_status, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
+from edgeferry.agent.room import collect
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
 from edgeferry.agent.turns import Turns
@@ -126,8 +126,8 @@ class Agent:
             await note_clean_stop(self._tools)
 
     async def _start(self) -> None:
+        await serve_active(self._tools)  # first: what it finds damaged is not what a record goes on with
         records = await restore_records(self._tools)
-        await serve_active(self._tools)
         for model in {one.model for one in records}:
             rows = {one.key: one for one in records if one.model == model}
             self._lanes[model] = Lane(model, self._around, rows, pick_current(rows.values()))
@@ -313,12 +313,8 @@ class Agent:
             self._view = msgspec.structs.replace(self._view, downloaded_bytes=self._view.downloaded_bytes + fresh)
 
     async def _note_settled(self, record: UpdateRecord) -> None:
-        """Keeps active, previous and what is under way; everything else goes."""
-        under_way = [row for lane in self._lanes.values() for row in lane.rows.values() if row.state not in TERMINAL]
-        found = [await in_thread(find_stored, self._parts.repository, row) for row in under_way]
-        needed = [await in_thread(list_needed, self._parts.repository, row) for row in under_way]
-        keep = [one for one in found if one is not None]
-        await in_thread(self._parts.repository.gc, keep, keep_blobs=frozenset().union(*needed))
+        """What nobody needs goes, and of what may stay as much as has no room."""
+        await collect(self._tools)
         lane = self._lanes[record.model]
         await release(self._parts.repository, self._parts.journal, list(lane.rows.values()))
         await lane.forget_old_rows()

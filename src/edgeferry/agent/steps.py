@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from edgeferry.agent.announce import announce
@@ -22,7 +22,9 @@ from edgeferry.agent.fetch import Progress, make_url
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
     adopt,
+    find_mended,
     find_stored,
+    find_verified,
     get_decoded_path,
     get_download_path,
     has_target,
@@ -40,8 +42,9 @@ from edgeferry.agent.places import (
 )
 from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
+from edgeferry.agent.room import making_room
 from edgeferry.agent.threads import in_thread
-from edgeferry.agent.tools import Outcome, Tools
+from edgeferry.agent.tools import Outcome, Step, Tools
 from edgeferry.errors import (
     CaptivePortal,
     ClassicRefused,
@@ -61,8 +64,6 @@ from edgeferry.storage.partial import PartialFile
 from edgeferry.storage.patching import decode_in_child
 from edgeferry.transport.http import RangeReply
 
-Step = Callable[[Tools, UpdateRecord, Target], Awaitable[Outcome]]
-
 _DAMAGES_MAX = 1
 """Bytes that did not have their digest are fetched once more; damaged again, they are what was published."""
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
@@ -71,16 +72,17 @@ _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 # --- RESOLVING --------------------------------------------------------------------------------------------------------
 async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     """Finds out what is to be fetched: nothing, a ZIP, or the artifacts of a signed manifest."""
-    stored = await in_thread(find_stored, tools.repository, record)
+    stored = await in_thread(find_mended, tools.repository, record)
     active = await in_thread(tools.repository.read_ref, record.model, "active")
     if stored is not None and active is not None and active.identity == record.identity and tools.is_served(record):
         return Outcome(Event.ALREADY_ACTIVE, record)
-    if stored is not None:
-        return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
     if record.kind == "classic":
         if tools.settings.require_md5 and not target.md5:
             raise ClassicRefused("this device takes classic updates only with ContentMD5")
         await claim(tools.repository, tools.journal, record.file_name)
+    if stored is not None:
+        return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
+    if record.kind == "classic":
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
     manifest, *others = await _fetch_manifests(tools, record, target)
     have = await in_thread(tools.repository.list_blobs)
@@ -279,8 +281,11 @@ async def _finish_storing(tools: Tools, record: UpdateRecord, stored: StoredVers
 
 # --- PROVING ----------------------------------------------------------------------------------------------------------
 async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """A worker loads the version, answers its golden truth and warms up; what serves is not touched."""
-    stored = await in_thread(find_stored, tools.repository, record)
+    """A worker loads the version once its bytes have been read again, answers its golden truth and warms up.
+
+    What serves is not touched.
+    """
+    stored = await in_thread(find_verified, tools.repository, record)
     if stored is None and record.kind == "local":
         stored = await in_thread(store_local, tools.repository, record, target, tools.settings.shared_root)
     if stored is None:
@@ -364,13 +369,13 @@ async def wait_for_retry(tools: Tools, record: UpdateRecord, target: Target) -> 
 
 STEPS: Mapping[State, Step] = MappingProxyType(
     {
-        State.RESOLVING: resolve,
-        State.DOWNLOADING: download,
+        State.RESOLVING: making_room(resolve),
+        State.DOWNLOADING: making_room(download),
         State.VERIFYING: verify,
-        State.PATCHING: patch,
-        State.STORING: store,
-        State.PROVING: prove,
-        State.SWITCHING: switch,
+        State.PATCHING: making_room(patch),
+        State.STORING: making_room(store),
+        State.PROVING: making_room(prove),
+        State.SWITCHING: making_room(switch),
         State.PROBATION: watch_probation,
         State.ACTIVE: watch_active,
         State.ROLLING_BACK: roll_back,

@@ -122,6 +122,13 @@ def get_free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def get_disk_bytes(path: Path) -> int:
+    """Size of the file system of `path`."""
+    with translate_disk_errors(path):
+        status = os.statvfs(path)
+    return status.f_blocks * status.f_frsize
+
+
 def make_folder(path: Path, *, mode: int = 0o755) -> Path:
     """Creates `path` and its parents where missing, each entry fsynced into its parent; returns `path`."""
     with translate_disk_errors(path):
