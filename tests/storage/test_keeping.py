@@ -62,6 +62,12 @@ def test_the_default_low_water_mark_is_a_tenth_of_a_small_disk_and_64_mb_of_a_la
         assert count_pressure(Disk(0, free, total), DiskLimits()) == pressure
 
 
+def test_all_that_may_go_goes_when_a_person_asks() -> None:
+    held = [hold("second", 0, rank=2), hold("active", 1, rank=0, needed=True)]
+    leaving = plan_gc(held, SIZES, needed=set(), disk=PLENTY, limits=LIMITS, everything=True)
+    assert (leaving.versions, leaving.blobs) == (("second",), set(BLOBS) - {BLOBS[1]})
+
+
 def test_a_quota_counts_what_is_ours_and_what_is_wanted() -> None:
     limits = DiskLimits(quota_bytes=50 * MB, reserve_bytes=4 * MB, low_water_bytes=0)
     disk = Disk(used_bytes=40 * MB, free_bytes=100 * MB, total_bytes=1000 * MB)
@@ -82,12 +88,14 @@ HELD = st.builds(
 BYTES = st.integers(0, 120 * MB)
 
 
-@given(st.lists(HELD, max_size=6), st.frozensets(st.sampled_from(BLOBS), max_size=3), BYTES, BYTES, BYTES, BYTES)
+LIMITS_DRAWN = st.builds(DiskLimits, quota_bytes=BYTES, low_water_bytes=BYTES, reserve_bytes=st.just(0))
+
+
+@given(st.lists(HELD, max_size=6), st.frozensets(st.sampled_from(BLOBS), max_size=3), LIMITS_DRAWN, BYTES, BYTES)
 def test_nothing_that_is_needed_ever_goes_and_what_stays_has_its_content(
-    held: list[Held], needed: frozenset[Digest], free: int, quota: int, low_water: int, wanted: int
+    held: list[Held], needed: frozenset[Digest], limits: DiskLimits, free: int, wanted: int
 ) -> None:
     disk = Disk(used_bytes=80 * MB, free_bytes=free, total_bytes=500 * MB)
-    limits = DiskLimits(quota, low_water, 0)
     leaving = plan_gc(held, SIZES, needed=needed, disk=disk, limits=limits, wanted_bytes=wanted)
     gone = {one.name for one in held if one.name in leaving.versions}
     stays = [one for one in held if one.name not in gone]

@@ -31,7 +31,7 @@ from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
 from edgeferry.agent.reporter import Reporter, make_model_status, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
-from edgeferry.agent.room import collect
+from edgeferry.agent.room import collect, run_gc, run_pin
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
 from edgeferry.agent.turns import Turns
@@ -39,6 +39,7 @@ from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.storage.files import get_free_bytes
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
+from edgeferry.storage.tidying import list_status
 from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
 from edgeferry.twin.status import DeviceStatus
 
@@ -229,14 +230,19 @@ class Agent:
         model = payload.get("model") if isinstance(payload, Mapping) else None
         match name:
             case "status":
-                return 200, msgspec.to_builtins(self.get_status())
+                versions = await in_thread(list_status, self._parts.repository)
+                return 200, msgspec.to_builtins(msgspec.structs.replace(self.get_status(), versions=versions))
+            case "gc":
+                return await run_gc(self._parts.repository, self._parts.journal)
+            case "pin":
+                return await run_pin(self._parts.repository, payload)
             case "reload":
                 return 200, self._reload()
             case "rollback":
                 return await self._order(model, Event.ROLL_BACK)
             case "cancel":
                 return await self._order(model, Event.CANCEL)
-        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload or cancel"}}
+        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload, cancel, gc or pin"}}
 
     def _reload(self) -> dict[str, Any]:
         for lane in self._lanes.values():
@@ -314,7 +320,7 @@ class Agent:
 
     async def _note_settled(self, record: UpdateRecord) -> None:
         """What nobody needs goes, and of what may stay as much as has no room."""
-        await collect(self._tools)
+        await collect(self._parts.repository, self._parts.journal)
         lane = self._lanes[record.model]
         await release(self._parts.repository, self._parts.journal, list(lane.rows.values()))
         await lane.forget_old_rows()

@@ -43,6 +43,13 @@ class Blobs:
         """Whether the content of `digest` lies here."""
         return self.get_path(digest).is_file()
 
+    def read_size(self, digest: Digest) -> int:
+        """Length of the content in bytes; 0 where it is not here."""
+        try:
+            return self.get_path(digest).stat().st_size
+        except OSError:
+            return 0
+
     def list_sizes(self) -> dict[Digest, int]:
         """All content here, with its length in bytes."""
         sizes = {}

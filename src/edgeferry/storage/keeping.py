@@ -85,6 +85,7 @@ def plan_gc(
     disk: Disk,
     limits: DiskLimits,
     wanted_bytes: int = 0,
+    everything: bool = False,
 ) -> Leaving:
     """Decides what goes.
 
@@ -95,6 +96,7 @@ def plan_gc(
         disk: as it is now.
         limits: how much of it may be taken.
         wanted_bytes: what is about to be written.
+        everything: whether all goes that may, room or not.
     """
     versions = sorted(held, key=lambda one: one.name)
     stays = [one for one in versions if one.needed]
@@ -105,6 +107,7 @@ def plan_gc(
     count = _find_count(freed, pressure)
     if freed[-1] >= shortage:
         count = max(count, _find_count(freed, shortage))
+    count = len(spare) if everything else count
     used = _list_used(needed, [*stays, *spare[count:]])
     return Leaving(tuple(one.name for one in (*useless, *spare[:count])), frozenset(sizes) - used)
 

@@ -15,12 +15,15 @@ from pathlib import Path
 
 from edgeferry.model.digest import Digest
 from edgeferry.model.stored import StoredVersion
+from edgeferry.names import require_version
 from edgeferry.storage.files import TEMP_PREFIX, remove_tree
 from edgeferry.storage.keeping import Held, plan_gc
 from edgeferry.storage.mending import find_content
 from edgeferry.storage.partial import get_partial_path
+from edgeferry.storage.refs import REF_NAMES, Ref
 from edgeferry.storage.repository import Repository
-from edgeferry.storage.versions import iterate_folder
+from edgeferry.storage.versions import OTHER_SIGN, iterate_folder
+from edgeferry.twin.status import VersionStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ def gc(
     *,
     keep_blobs: Collection[Digest] = (),
     wanted_bytes: int = 0,
+    everything: bool = False,
 ) -> Collected:
     """Removes what `keeping.plan_gc` says: what nobody needs, and kept versions that have no room any more.
 
@@ -46,6 +50,7 @@ def gc(
         keep: versions on their way (the target).
         keep_blobs: content that has come for a version which is not stored yet.
         wanted_bytes: what is about to be written.
+        everything: whether all goes that may, room or not.
     """
     kept = {stored.folder for stored in keep}
     held = {one.name: (one, folder) for one, folder in _iterate_held(repository, kept)}
@@ -56,6 +61,7 @@ def gc(
         disk=repository.read_disk(),
         limits=repository.limits,
         wanted_bytes=wanted_bytes,
+        everything=everything,
     )
     for name in leaving.versions:
         remove_tree(held[name][1])
@@ -85,6 +91,58 @@ def _find_named(repository: Repository, model: str, folder: Path, stored: Stored
     return ""
 
 
+# --- what people ask for ----------------------------------------------------------------------------------------------
+def pin_version(repository: Repository, model: str, version: str, *, remove: bool = False) -> bool:
+    """Pins all content that is stored as this version, or lets go of it; False where there is none of it.
+
+    Raises:
+        NameInvalid: no names.
+    """
+    folders = {folder.name for folder in repository.get_folders(model, require_version(version), None)}
+    here = {folder.name for folder in repository.list_folders(model)}
+    named = sorted(folders & (here | repository.refs.list_pins(model)))
+    for name in named:
+        if remove:
+            repository.refs.unpin(model, name)
+        elif name in here:
+            repository.refs.pin(model, name)
+    return bool(named)
+
+
+def list_status(repository: Repository) -> tuple[VersionStatus, ...]:
+    """Every version that lies here, with what it takes and why it stays."""
+    return tuple(
+        _make_status(repository, model, one)
+        for model in repository.list_models()
+        for one in repository.list_folders(model)
+    )
+
+
+def _make_status(repository: Repository, model: str, folder: Path) -> VersionStatus:
+    stored = repository.read_folder(model, folder)
+    refs = {name: repository.refs.read(model, name) for name in REF_NAMES}
+    identity = stored.identity if stored is not None else _find_named(repository, model, folder, stored)
+    sizes = {
+        digest: repository.blobs.read_size(digest)
+        for digest in find_content(repository, model, folder, identity=identity)
+    }
+    return VersionStatus(
+        model=model,
+        version=folder.name.partition(OTHER_SIGN)[0],
+        identity=identity,
+        size_bytes=sum(sizes.values()),
+        whole=stored is not None,
+        active=_is_ref(refs["active"], identity),
+        previous=_is_ref(refs["previous"], identity),
+        pinned=folder.name in repository.refs.list_pins(model),
+    )
+
+
+def _is_ref(ref: Ref | None, identity: str) -> bool:
+    return ref is not None and ref.identity == identity
+
+
+# --- after a crash ----------------------------------------------------------------------------------------------------
 def sweep(repository: Repository, keep_partials: Collection[str] | None = None) -> int:
     """Removes what a crash left in the making; call it at start, under the lock. Returns how many things went.
 

@@ -25,6 +25,19 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, str] | None = None
 
 
+class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One version that lies on the disk. `size_bytes` is all it takes, what it shares with others included."""
+
+    model: str
+    version: str
+    identity: str
+    size_bytes: int = 0
+    whole: bool = True
+    active: bool = False
+    previous: bool = False
+    pinned: bool = False
+
+
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The device at one moment.
 
@@ -42,3 +55,5 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     agent_version: str = __version__
     latest_file: str = ""
     problem: dict[str, str] | None = None
+    versions: tuple[VersionStatus, ...] = ()
+    """What lies on the disk, where somebody has looked."""
