@@ -115,7 +115,7 @@ async def download(tools: Tools, record: UpdateRecord, target: Target) -> Outcom
     with open_download(tools.repository, record, tools.settings.bundle_max_bytes) as partial:
         before = partial.length_bytes
         try:
-            await _require_space(tools, artifact, before)
+            await _take_space(tools, artifact, partial)
             await _transfer(tools, record, target, partial)
         except LinkError as error:
             gained = partial.length_bytes > before
@@ -144,8 +144,8 @@ async def _transfer_classic(
     etag = tag.decode("utf-8", "replace") if noted == own else ""
 
     async def begin(reply: RangeReply) -> None:
-        rest = (reply.total_bytes or 0) - partial.length_bytes
-        await in_thread(tools.repository.require_space, max(0, rest))
+        await in_thread(tools.repository.require_space, partial.count_missing(reply.total_bytes or 0))
+        await in_thread(partial.reserve, reply.total_bytes or 0)
         await tools.journal.set_value(key, own + b" " + (reply.etag or "").encode())
 
     if not etag and not target.md5:
@@ -163,9 +163,11 @@ async def _is_page(partial: PartialFile) -> bool:
     return head.lstrip().lower().startswith(_PAGE_STARTS)
 
 
-async def _require_space(tools: Tools, artifact: Artifact, here_bytes: int) -> None:
+async def _take_space(tools: Tools, artifact: Artifact, partial: PartialFile) -> None:
+    """The download's own bytes are reserved; for what it decodes to there must be room as well."""
     decoded = 0 if artifact.codec == "none" else artifact.target_size
-    await in_thread(tools.repository.require_space, max(0, artifact.size - here_bytes) + decoded)
+    await in_thread(tools.repository.require_space, partial.count_missing(artifact.size) + decoded)
+    await in_thread(partial.reserve, artifact.size)
 
 
 # --- VERIFYING --------------------------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class Repository:
         """The disk as it is now; content and downloads are ours, the rest is small."""
         partials = [path for path in iterate_folder(self.partial_folder) if path.is_file()]
         with translate_disk_errors(self.partial_folder):
-            used = sum(self.blobs.list_sizes().values()) + sum(path.stat().st_size for path in partials)
+            taken = [max(status.st_size, 512 * status.st_blocks) for status in (path.stat() for path in partials)]
+        used = sum(self.blobs.list_sizes().values()) + sum(taken)
         return Disk(used, get_free_bytes(self.root), get_disk_bytes(self.root))
 
     def require_space(self, size_bytes: int) -> None:
