@@ -26,6 +26,7 @@ from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
+from edgeferry.storage.mending import find_sound, mend
 from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
 from edgeferry.storage.repository import Repository
 
@@ -184,6 +185,16 @@ def find_stored(repository: Repository, record: UpdateRecord) -> StoredVersion |
     return repository.find_version(record.model, record.version, record.identity)
 
 
+def find_mended(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version, made whole first where all that it takes is here."""
+    return mend(repository, record.model, record.version, identity=record.identity)
+
+
+def find_verified(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version after every byte of it was read again; what is damaged goes."""
+    return find_sound(repository, record.model, record.version, identity=record.identity)
+
+
 def require_stored(repository: Repository, record: UpdateRecord) -> StoredVersion:
     """The record's version; raises StorageFailed when it is not here or not whole."""
     stored = find_stored(repository, record)
@@ -215,7 +226,7 @@ def _list_keys(record: UpdateRecord) -> list[str]:
 
 
 def remove_traces(repository: Repository, record: UpdateRecord, *, owns_zip: bool) -> None:
-    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `Repository.gc`'s."""
+    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `storage/tidying.py`'s."""
     for key in _list_keys(record):
         remove_tree(get_partial_path(repository.partial_folder, key))
     if owns_zip:
