@@ -7,8 +7,9 @@ import base64
 import hashlib
 import io
 import random
+import time
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from aiohttp import web
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.machine import State
+from edgeferry.agent.ports import ManifestSource
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.delta.apply import get_memory
@@ -42,7 +44,7 @@ from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, St
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal, open_journal
 from edgeferry.storage.repository import Repository
-from edgeferry.transport.http import open_http
+from edgeferry.transport.http import HttpClient, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
 
@@ -149,6 +151,8 @@ class Origin:
     block_delay_s: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent_bytes: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+    """The same by path."""
     url: str = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -181,6 +185,7 @@ class Origin:
         for at in range(0, len(body), 4096):
             await reply.write(body[at : at + 4096])
             self.sent_bytes += len(body[at : at + 4096])
+            self.sent[request.path] += len(body[at : at + 4096])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()
@@ -281,6 +286,9 @@ class World:
     wrap: Callable[[Journal], Any] = lambda journal: journal
     boot: str = "boot-1"
     agent: Agent | None = None
+    make_manifests: Callable[[HttpClient], ManifestSource] | None = None
+    """A real verifier in the place of `manifests`."""
+    now: Callable[[], float] = time.time
 
     @property
     def repository(self) -> Repository:
@@ -301,10 +309,10 @@ class World:
                 repository=repository,
                 journal=journal,
                 fetcher=Fetcher(http, rate_bps=self.settings.rate_bps),
-                manifests=self.manifests,
+                manifests=self.manifests if self.make_manifests is None else self.make_manifests(http),
                 activator=self.activator,
                 open_hub=self.hub.open,  # type: ignore[arg-type] # the fake has the shape
-                now=__import__("time").time,
+                now=self.now,
                 random=lambda: 0.5,
                 get_received_bytes=lambda: http.received_bytes,
                 boot=self.boot,
