@@ -27,7 +27,7 @@ import msgspec
 from agent.agent_world import FAST, FakeActivator, FakeHub, Origin, World
 from edgeferry.agent.machine import TERMINAL, State
 from edgeferry.agent.places import list_needed
-from edgeferry.agent.record import UpdateRecord
+from edgeferry.agent.record import UpdateRecord, read_record_bytes
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import read_manifest_bytes
@@ -35,6 +35,7 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import REF_NAMES, Repository
 from edgeferry.storage.versions import list_digests
+from edgeferry.twin.contract import CLASSIC_MODEL
 from soak.crash_calls import Calls, Point, arm
 from soak.power_cut import DiskLog, cut_power
 
@@ -57,8 +58,8 @@ class Job(msgspec.Struct, kw_only=True):
     point: Point | None = None
     power: int | None = None
     """None: only the process dies. 0: the machine does, and nothing is left that was not synced; else a seed."""
-    leaps_s: list[float] = []
-    """What the clock jumps by at each new state."""
+    leaps_s: dict[str, float] = {}
+    """What the clock jumps by the first time that the update is in a state."""
 
 
 class Account(msgspec.Struct, kw_only=True):
@@ -82,6 +83,8 @@ class Account(msgspec.Struct, kw_only=True):
     walked: list[str] = []
     waited_s: float = 0.0
     """The longest sleep in WAITING."""
+    met: list[str] = []
+    """What was waited for: codes of errors."""
 
 
 @dataclass
@@ -141,15 +144,39 @@ class NotingHub(FakeHub):
 class Clock:
     """Unix seconds that jump."""
 
-    def __init__(self, leaps_s: list[float]) -> None:
-        self._leaps_s = leaps_s
+    def __init__(self, leaps_s: dict[str, float]) -> None:
+        self._leaps_s = dict(leaps_s)
         self._off_s = 0.0
 
     def __call__(self) -> float:
         return time.time() + self._off_s
 
-    def leap(self) -> None:
-        self._off_s += self._leaps_s.pop(0) if self._leaps_s else 0.0
+    def leap(self, state: str) -> None:
+        self._off_s += self._leaps_s.pop(state, 0.0)
+
+
+class WatchedJournal:
+    """The real journal; notes which states the update walks through, and lets the clock jump there."""
+
+    def __init__(self, journal: Journal, job: Job, account: Account, clock: Clock) -> None:
+        self._journal, self._job, self._account, self._clock = journal, job, account, clock
+        self._since = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def save_record(self, key: str, *, model: str, state: str, body: bytes) -> None:
+        await self._journal.save_record(key, model=model, state=state, body=body)
+        record = read_record_bytes(body)
+        if (record.model, record.version) == (self._job.model, self._job.target):
+            walked, now = self._account.walked, time.monotonic()
+            if walked[-1:] == [State.WAITING]:
+                self._account.waited_s = max(self._account.waited_s, now - self._since)
+            if state == State.WAITING and record.fault is not None:
+                self._account.met.append(record.fault.code)
+            walked.append(state)
+            self._since = now
+            self._clock.leap(state)
 
 
 def make_world(job: Job, calls: Calls, now: Callable[[], float]) -> World:
@@ -164,15 +191,15 @@ def make_world(job: Job, calls: Calls, now: Callable[[], float]) -> World:
 
 async def live(job: Job, account: Account, calls: Calls) -> None:
     """Runs a device until the update has ended and everybody knows."""
-    clock = Clock(list(job.leaps_s))
+    clock = Clock(job.leaps_s)
     world = make_world(job, calls, clock)
     journals: list[Journal] = []
-    world.wrap = lambda journal: journals.append(journal) or journal
+    world.wrap = lambda journal: journals.append(journal) or WatchedJournal(journal, job, account, clock)
     async with asyncio.timeout(LONGEST_S), world.run(fresh_activator=False) as agent:
         account.started_with = list(world.activator.switched)
         if job.command:
             await agent.run_command(job.command, {"model": job.model})
-        await walk(world, job, account, clock)
+        await walk(world, job)
         record = world.get_record(job.model)
         assert record is not None
         account.state, account.version = record.state, record.version
@@ -188,19 +215,9 @@ async def live(job: Job, account: Account, calls: Calls) -> None:
     account.counts = dict(calls.counts)
 
 
-async def walk(world: World, job: Job, account: Account, clock: Clock) -> None:
-    """Until the update has ended, the hub has heard of it, and nothing is left to be said."""
-    since = time.monotonic()
-    while True:
-        record = world.get_record(job.model)
-        if record is not None and account.walked[-1:] != [record.state]:
-            if account.walked[-1:] == [State.WAITING]:
-                account.waited_s = max(account.waited_s, time.monotonic() - since)
-            account.walked.append(record.state)
-            since = time.monotonic()
-            clock.leap()
-        if record is not None and has_ended(world, record, job):
-            return
+async def walk(world: World, job: Job) -> None:
+    """Until the update has ended, and the hub has heard of it."""
+    while (record := world.get_record(job.model)) is None or not has_ended(world, record, job):
         await asyncio.sleep(0.002)
 
 
@@ -226,8 +243,8 @@ def list_orphans(world: World) -> list[str]:
         refs = [stored for name in REF_NAMES if (stored := repository.read_ref(model, name)) is not None]
         kept |= {stored.folder for stored in refs}
         used = used.union(*(list_digests(stored.folder) for stored in refs))
-        record = world.get_record(model)
-        used |= list_needed(repository, record) if record is not None else frozenset()
+        rows = [row for row in list_rows(world, model) if row.state not in TERMINAL]
+        used = used.union(*(list_needed(repository, row) for row in rows))
     versions = [path for path in repository.root.glob("models/*/versions/*") if path not in kept]
     partial = list(repository.partial_folder.iterdir())
     made = [path for path in world.root.rglob("*") if path.name.startswith((".edgeferry", "tmp"))]
@@ -237,10 +254,14 @@ def list_orphans(world: World) -> list[str]:
 
 def list_strangers(world: World) -> list[Path]:
     """In the shared root: only folders of classic versions that are kept."""
-    lane = world.agent._lanes.get("default") if world.agent is not None else None
-    rows = lane.rows.values() if lane is not None else ()
+    rows = list_rows(world, CLASSIC_MODEL)
     here = {row.file_name.removesuffix(".zip") for row in rows if is_kept(world.repository, row)}
     return [path for path in world.root.iterdir() if path.name not in {"edgeferry", *here}]
+
+
+def list_rows(world: World, model: str) -> list[UpdateRecord]:
+    lane = world.agent._lanes.get(model) if world.agent is not None else None
+    return list(lane.rows.values()) if lane is not None else []
 
 
 def is_kept(repository: Repository, row: UpdateRecord) -> bool:
@@ -284,7 +305,7 @@ def do_job(job: Job) -> Account:
     if died:
         if job.power is not None:
             lost = cut_power(folder / "storage", power, random.Random(job.power) if job.power else None)
-        fork(lambda: do_life(msgspec.structs.replace(job, point=None, command="", leaps_s=[]), power=None))
+        fork(lambda: do_life(msgspec.structs.replace(job, point=None, command=""), power=None))
     account = msgspec.json.decode((folder / "account").read_bytes() or b'{"error": "no account"}', type=Account)
     account.died, account.lost = died, lost
     log = folder / "messages"

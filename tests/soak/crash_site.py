@@ -24,14 +24,14 @@ import msgspec
 from tests.publish.desk import SPEC, make_model, make_request, say_nothing
 
 from agent.agent_world import Origin, make_zip, open_origin
-from edgeferry.agent.plan import make_wanted
+from edgeferry.agent.record import make_classic_key, make_local_version
 from edgeferry.model.digest import Digest
 from edgeferry.publish.publisher import publish
 from edgeferry.storage.blob_store import open_blob_store
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.keys import KeyFolder
 from edgeferry.trust.signer import Desk, init_repository
-from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
+from edgeferry.twin.contract import CLASSIC_MODEL
 from soak.crash_calls import Point
 from soak.crash_device import Account, Job
 
@@ -98,21 +98,25 @@ class CrashSite:
 
     def get_version(self, target: str) -> str:
         """How the device calls `target`."""
-        wanted = make_wanted(read_desired(self.make_desired(target)), accept_classic=True)
-        return next(iter(wanted.targets.values())).version
+        if target not in self.zips:
+            return target
+        desired = self.make_desired(target)
+        key = make_classic_key(target, desired["ContentMD5"], desired["DownloadUrl"])
+        return make_local_version(target, Digest.of(key.encode()))
 
     def count_payload(self) -> int:
         """Bytes of models that were sent to the last device: blobs and bundles, no metadata."""
         return sum(size for path, size in self.origin.sent.items() if "/blobs/" in path or path.endswith(".zip"))
 
     # --- lives --------------------------------------------------------------------------------------------------------
-    async def live(self, story: Story, point: Point | None = None, **more: Any) -> Account:
-        """A device that lived through `story.before` walks to the target, dying at `point`."""
+    async def live(self, story: Story, point: Point | None = None, *, busy: int = 0, **more: Any) -> Account:
+        """A device that lived through `story.before` walks to the target, dying at `point`; `busy` answers are 503."""
         begun = await self._begin(story.before)
         folder = self.folder / f"life-{self.lives}"
         self.lives += 1
         await _copy(begun, folder)
         self.origin.sent.clear()
+        self.origin.statuses.extend([503] * busy)
         try:
             return await self._ask(self._make_job(folder, story, point=point, **more))
         finally:
@@ -121,7 +125,7 @@ class CrashSite:
     async def _begin(self, targets: tuple[str, ...]) -> Path:
         """The folder of a device that ran `targets`, one after the other."""
         if targets not in self.begun:
-            folder = self.folder / f"begun-{len(self.begun)}"
+            folder = self.folder / "-".join(("begun", *targets))
             self.booked[targets] = 0
             if targets:
                 await _copy(await self._begin(targets[:-1]), folder)

@@ -61,8 +61,10 @@ class DiskLog:
             path, status = _find_path(args[0]), os.fstat(args[0])
             found = {"op": "sync", "ino": status.st_ino, "size": status.st_size, "folder": stat.S_ISDIR(status.st_mode)}
             return found if self._is_ours(path) else None
+        if name in ("ftruncate", "truncate"):
+            return None
         last = _join(args[1] if name in ("rename", "replace", "link", "symlink") else args[0], kwargs.get("dir_fd"))
-        if not self._is_ours(last) or name in ("ftruncate", "truncate"):
+        if not self._is_ours(last):
             return None
         if name in ("rename", "replace"):
             source = _name(os.path.abspath(os.fspath(args[0])))  # noqa: PTH100 - links are not followed

@@ -241,6 +241,7 @@ class Repository:
             keep_partials: keys of downloads that go on; others are removed. None keeps all.
         """
         leftovers = [path for folder in self._list_workplaces() for path in iterate_folder(folder, TEMP_PREFIX)]
+        leftovers += [path for path in iterate_folder(self.trust_folder, "tmp") if not path.suffix]  # python-tuf's
         if keep_partials is not None:
             kept = {get_partial_path(self.partial_folder, key).name for key in keep_partials}
             leftovers += [path for path in iterate_folder(self.partial_folder) if path.name not in kept]
