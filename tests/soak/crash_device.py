@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from agent.agent_world import FAST, FakeActivator, FakeHub, Origin, World
+from edgeferry.agent.gate import HUB
 from edgeferry.agent.machine import TERMINAL, State
 from edgeferry.agent.places import list_needed
 from edgeferry.agent.record import UpdateRecord, read_record_bytes
@@ -78,6 +79,7 @@ class Account(msgspec.Struct, kw_only=True):
     messages: list[tuple[str, str]] = []
     """(id, body) of everything that was sent, deaths included."""
     ledger_bytes: int = 0
+    """Payload: what the hub's conversation costs is left out."""
     orphans: list[str] = []
     error: str = ""
     walked: list[str] = []
@@ -207,7 +209,7 @@ async def live(job: Job, account: Account, calls: Calls) -> None:
         account.serves = world.activator.serving[job.model].version if job.model in world.activator.serving else ""
         account.reported = world.hub.reported.get("edgeferry", {}).get("models", {}).get(job.model, {})
         ledger = await journals[0].get_ledger()
-        account.ledger_bytes = sum(sum(kinds.values()) for kinds in ledger.values())
+        account.ledger_bytes = sum(size for kinds in ledger.values() for kind, size in kinds.items() if kind != HUB)
         account.orphans = await find_orphans(world)
         for name in REF_NAMES:
             stored = world.repository.read_ref(job.model, name)

@@ -76,7 +76,7 @@ class DiskLog:
         return {"op": "new", **_name(last)}
 
     def _is_ours(self, path: str) -> bool:
-        return path.startswith(self._root + "/") and _NOT_OURS not in path or path == self._root
+        return path == self._root or (path.startswith(self._root + "/") and _NOT_OURS not in path)
 
     def _keep(self, path: str) -> str | None:
         try:
@@ -95,7 +95,7 @@ class DiskLog:
 
 
 def _find_path(handle: int) -> str:
-    return readlink(f"/proc/self/fd/{handle}")
+    return readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 - `Path` may be wrapped
 
 
 def _join(path: Any, folder: int | None) -> str:
@@ -190,5 +190,3 @@ def _lose(path: Path, durable_bytes: int, *, zeros: bool) -> None:
         if zeros:
             file.truncate(size)
     path.chmod(mode)
-
-

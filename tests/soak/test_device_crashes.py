@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeferry.agent.ledger import BOOKING_BYTES
 from soak.crash_calls import KINDS, Point, Side
 from soak.crash_device import Account
 from soak.crash_site import STORIES, CrashSite, Story, open_crash_site
@@ -43,7 +44,7 @@ def check_end(site: CrashSite, story: Story, account: Account) -> None:
     assert (account.state, account.serves, account.refs["previous"]) in ends, account
     assert account.refs["active"] == account.serves, account
     assert (account.reported["state"], account.reported["active"]) == (account.state, account.serves), account
-    assert not before or set(account.started_with) <= {old, new} and account.started_with, account
+    assert not before or (account.started_with and set(account.started_with) <= {old, new}), account
     assert account.orphans == [], account
     check_messages(story, account)
 
@@ -56,14 +57,14 @@ def check_messages(story: Story, account: Account) -> None:
 
 
 def check_ledger(site: CrashSite, story: Story, account: Account) -> None:
-    """Nothing is counted that was not sent; of what was sent, a death loses what had not been booked yet.
+    """What was sent is counted, all but what was on its way when the device died; a death counts a booking too many.
 
-    Bytes are booked at each new state: what is lost is at most what came since, one object and the heads around it.
+    Bookings double where a link spends them within a second, as here: 64, 128, 256 KB.
     """
     counted = account.ledger_bytes - site.booked[story.before]
     sent = sum(site.origin.sent.values())
-    booking = max(site.origin.sent.values(), default=0) + 4096 if account.died else 0
-    assert sent - booking <= counted <= sent, (counted, sent, account)
+    on_its_way, booking = (BOOKING_BYTES, 4 * BOOKING_BYTES) if account.died else (0, 0)
+    assert sent - on_its_way <= counted <= sent + booking, (counted, sent, account)
 
 
 async def check_life(site: CrashSite, story: Story, whole_bytes: int, **more: object) -> Account:
