@@ -153,8 +153,7 @@ def _wrap_open(calls: Calls) -> Callable[..., int]:
     def counted(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
         if not flags & os.O_CREAT or os.path.lexists(path):
             return plain(path, flags, *args, **kwargs)
-        handle = int(calls.run("create", lambda: _create(calls, path, lambda: plain(path, flags, *args, **kwargs))))
-        return handle
+        return int(calls.run("create", lambda: _create(calls, path, lambda: plain(path, flags, *args, **kwargs))))
 
     return counted
 

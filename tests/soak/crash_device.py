@@ -27,17 +27,15 @@ import msgspec
 from agent.agent_world import FAST, FakeActivator, FakeHub, Origin, World
 from edgeferry.agent.gate import HUB
 from edgeferry.agent.machine import TERMINAL, State
-from edgeferry.agent.places import list_needed
 from edgeferry.agent.record import UpdateRecord, read_record_bytes
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal
-from edgeferry.storage.repository import REF_NAMES, Repository
-from edgeferry.storage.versions import list_digests
-from edgeferry.twin.contract import CLASSIC_MODEL
+from edgeferry.storage.repository import REF_NAMES
 from soak.crash_calls import Calls, Point, arm
+from soak.orphans import list_orphans
 from soak.power_cut import DiskLog, cut_power
 
 ENDS = TERMINAL | {State.ACTIVE}
@@ -232,43 +230,14 @@ def has_ended(world: World, record: UpdateRecord, job: Job) -> bool:
 async def find_orphans(world: World, patience_s: float = 1.0) -> list[str]:
     """What lies about and belongs to nothing, once tidying up has had its time."""
     ends_at = time.monotonic() + patience_s
-    while (found := list_orphans(world)) and time.monotonic() < ends_at:
+    while (found := list_orphans(world.repository, list_rows(world))) and time.monotonic() < ends_at:
         await asyncio.sleep(0.01)
     return found
 
 
-def list_orphans(world: World) -> list[str]:
-    repository = world.repository
-    kept: set[Path] = set()
-    used: set[Digest] = set()
-    for model in repository.list_models():
-        refs = [stored for name in REF_NAMES if (stored := repository.read_ref(model, name)) is not None]
-        kept |= {stored.folder for stored in refs}
-        used = used.union(*(list_digests(stored.folder) for stored in refs))
-        rows = [row for row in list_rows(world, model) if row.state not in TERMINAL]
-        used = used.union(*(list_needed(repository, row) for row in rows))
-    versions = [path for path in repository.root.glob("models/*/versions/*") if path not in kept]
-    partial = list(repository.partial_folder.iterdir())
-    made = [path for path in world.root.rglob("*") if path.name.startswith((".edgeferry", "tmp"))]
-    blobs = [repository.blob_path(digest) for digest in repository.list_blobs() - used]
-    return [str(path.relative_to(world.root)) for path in (*versions, *partial, *made, *blobs, *list_strangers(world))]
-
-
-def list_strangers(world: World) -> list[Path]:
-    """In the shared root: only folders of classic versions that are kept."""
-    rows = list_rows(world, CLASSIC_MODEL)
-    here = {row.file_name.removesuffix(".zip") for row in rows if is_kept(world.repository, row)}
-    return [path for path in world.root.iterdir() if path.name not in {"edgeferry", *here}]
-
-
-def list_rows(world: World, model: str) -> list[UpdateRecord]:
-    lane = world.agent._lanes.get(model) if world.agent is not None else None
-    return list(lane.rows.values()) if lane is not None else []
-
-
-def is_kept(repository: Repository, row: UpdateRecord) -> bool:
-    refs = [repository.read_ref(row.model, name) for name in REF_NAMES]
-    return any(stored is not None and stored.identity == row.identity for stored in refs)
+def list_rows(world: World) -> list[UpdateRecord]:
+    lanes = world.agent._lanes.values() if world.agent is not None else ()
+    return [row for lane in lanes for row in lane.rows.values()]
 
 
 # --- forking ----------------------------------------------------------------------------------------------------------
@@ -291,7 +260,7 @@ def do_life(job: Job, *, power: DiskLog | None) -> None:
     try:
         arm(calls)
         asyncio.run(live(job, account, calls))
-    except BaseException:  # the device under test failed: the test shows it
+    except BaseException:  # noqa: BLE001 - the device under test failed: the test shows it
         account.error = traceback.format_exc()[-3000:]
     write(told, msgspec.json.encode(account))
 

@@ -202,7 +202,7 @@ def collect(repository: Repository, rows: Iterable[UpdateRecord]) -> None:
 
 
 def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
-    """Names in the partial folder that updates still need; what a power cut brought back of others is not among them."""
+    """Names in the partial folder that updates still need; what a power cut brought back of others is none of them."""
     fetching = [record for record in records if record.state in _FETCHING]
     return [key for record in fetching for key in _list_keys(record, record.artifacts[record.index :])]
 
