@@ -53,7 +53,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     default_model: str = ""
     rate_bps: int = 0
     link: dict[str, Any] = {}
-    """Table `[link]`, as docs/link-policy.md has it; `app/` reads it. What it says of `rate_bps` comes first."""
+    """What the operator says about the link: the keys of `edgeferry.link` in the twin, which goes before it."""
     bundle_max_bytes: int = 2 << 30
     probation_requests: int = 20
     probation_s: float = 60.0
