@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgeferry.link.budget import (
@@ -147,6 +147,8 @@ def test_no_clock_and_no_ledger_raises_or_makes_an_allowance_negative(
 
 
 @given(st.sampled_from(ZONES), st.floats(0, 4e9), st.booleans())
+@example("UTC", get_unix("2026-01-31T12:00Z"), True)  # February is shorter than what is left of 31 days
+@example("Europe/Berlin", get_unix("2026-12-31T23:30Z"), True)
 def test_a_budget_renews_at_the_first_moment_of_the_next_day_or_month(zone: str, now: float, is_month: bool) -> None:
     policy = make_policy(zone=zone, month_bytes=100_000)
     renewal = find_renewal(policy, Spent(0, 100_000 if is_month else 0), now)

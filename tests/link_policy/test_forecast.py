@@ -151,6 +151,8 @@ def test_no_link_is_faster_than_its_rate_and_none_is_kept_waiting_for_ever(load:
     found = forecast_transfer(load, link, LinkPolicy(), now=NOW)
     assert found.wire_bytes * 8 / link.bps <= found.transfer_s
     waits_s = found.transfer_s - found.wire_bytes * 8 / link.tcp_bps
+    objects = len(load.metadata) + len(load.artifacts)
+    assert waits_s >= link.rtt_s * (objects + 1) * (1 - 1e-6) - 1e-6 * found.transfer_s
     assert waits_s <= link.rtt_s * (9 + len(load.artifacts) + 20)
     if found.finishes_at is not None:
         assert found.finishes_at - NOW == pytest.approx(found.transfer_s, abs=1e-3)
@@ -216,11 +218,12 @@ def test_the_link_is_what_the_policy_tells_else_the_named_one() -> None:
     assert forecast.find_link_rate(LinkPolicy()) is None
 
 
-def test_a_link_that_loses_is_slower_by_what_congestion_control_makes_of_it() -> None:
-    lossless = replace(PROFILES["vsat-512"], loss=0.0)
-    assert lossless.tcp_bps == 512_000 and 150_000 < PROFILES["vsat-512"].tcp_bps < 300_000
+def test_a_link_that_loses_is_slower_and_takes_acknowledgements_of_half_a_flight_for_each_loss() -> None:
+    lossy, lossless = PROFILES["vsat-512"], replace(PROFILES["vsat-512"], loss=0.0)
+    assert lossless.tcp_bps == 512_000 and 150_000 < lossy.tcp_bps < 300_000
     load = Load((1_000_000,))
-    lossy_s, clean_s = (
-        forecast_transfer(load, link, LinkPolicy(), now=NOW).transfer_s for link in (PROFILES["vsat-512"], lossless)
-    )
+    lossy_s, clean_s = (forecast_transfer(load, link, LinkPolicy(), now=NOW).transfer_s for link in (lossy, lossless))
     assert lossy_s > 1.5 * clean_s
+    losses, half_flight = 1_000_000 / lossy.mss * lossy.loss, lossy.tcp_bps * lossy.rtt_s / 8 / lossy.mtu / 2
+    more = count_wire_bytes(load, lossy) - count_wire_bytes(load, lossless)
+    assert more > losses * half_flight * forecast.HEADER_BYTES + losses * half_flight * 12

@@ -133,8 +133,11 @@ ROWS = [
     ("every 20 minutes from 5", "5/20 * * * *", "UTC", 60, "2026-11-07T00:46Z", "2026-11-07T01:05Z", None),
     ("by month's name", "0 0 1 dec *", "UTC", 60, "2026-11-07T00:01Z", "2026-12-01T00:00Z", None),
     ("eight years on", "0 0 29 2 *", "UTC", 60, "2096-02-29T01:00Z", "2104-02-29T00:00Z", None),
+    ("for days", "0 0 1 * *", "UTC", 5 * DAY_S, "2026-11-04T12:00Z", "2026-11-04T12:00Z", "2026-11-06T00:00Z"),
+    ("on a day that never was", "0 2 30 * *", "Pacific/Apia", 3600, "2011-12-30T12:30Z", "2011-12-30T12:30Z",
+     "2011-12-30T13:00Z"),
     ("over midnight", "0 23 * * *", "UTC", 7200, "2026-11-08T00:30Z", "2026-11-08T00:30Z", "2026-11-08T01:00Z"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("row", [pytest.param(row[1:], id=row[0]) for row in ROWS])
