@@ -122,7 +122,7 @@ class FakeActivator:
         return self.before
 
     def _fail(self, name: str) -> None:
-        if self.failures[name]:
+        if self.failures.get(name):
             raise self.failures[name].popleft()
 
 
@@ -176,18 +176,19 @@ class Origin:
         etag = f'"{hashlib.md5(data).hexdigest()}"' if self.etags else ""
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
+        start, stop = int(first or 0), int(last) + 1 if last else len(data)
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return await self._send(request, data, start, etag)
+        return await self._send(request, data, slice(start, min(stop, len(data))), etag)
 
-    async def _send(self, request: web.Request, data: bytes, start: int, etag: str) -> web.StreamResponse:
-        headers = {"Content-Length": str(len(data) - start), **({"ETag": etag} if etag else {})}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        reply = web.StreamResponse(status=206 if start else 200, headers=headers)
+    async def _send(self, request: web.Request, data: bytes, part: slice, etag: str) -> web.StreamResponse:
+        body, is_part = data[part], part != slice(0, len(data))
+        headers = {"Content-Length": str(len(body)), **({"ETag": etag} if etag else {})}
+        if is_part:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        reply = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         await reply.prepare(request)
-        body = data[start:]
         cut = self.cut_after.popleft() if self.cut_after else None
         body = body if cut is None else body[:cut]
         for at in range(0, len(body), 4096):
@@ -297,11 +298,12 @@ class World:
     interface: str = "eth0"
     clock_error_s: float = 0.0
     carried_bytes: int = 0
+    quota_bytes: int = 0
     agent: Agent | None = None
 
     @property
     def repository(self) -> Repository:
-        return Repository(self.root)
+        return Repository(self.root, quota_bytes=self.quota_bytes)
 
     @asynccontextmanager
     async def run(self, *, fresh_activator: bool = True) -> AsyncIterator[Agent]:

@@ -26,6 +26,7 @@ from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
+from edgeferry.storage.mending import find_sound, mend
 from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
 from edgeferry.storage.repository import Repository
 
@@ -53,6 +54,22 @@ def open_download(
     artifact = record.artifact
     max_bytes = limit_bytes if artifact.kind == "classic" else artifact.size
     return open_partial(repository.partial_folder, get_download_key(record, artifact), max_bytes=max_bytes)
+
+
+def read_chunk_list(repository: Repository, artifact: Artifact, size_bytes: int) -> bytes | None:
+    """The list of the artifact's pieces as it was kept; None where it was not, or is damaged."""
+    path = _get_chunks_path(repository, artifact)
+    data = read_bounded(path, size_bytes) if path.is_file() else b""
+    return data if Digest.of(data) == Digest.from_str(artifact.chunks) else None
+
+
+def keep_chunk_list(repository: Repository, artifact: Artifact, data: bytes) -> None:
+    """Keeps a verified list beside the download."""
+    write_atomically(_get_chunks_path(repository, artifact), data)
+
+
+def _get_chunks_path(repository: Repository, artifact: Artifact) -> Path:
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.blob).hex}-chunks")
 
 
 def has_target(repository: Repository, artifact: Artifact) -> bool:
@@ -168,6 +185,16 @@ def find_stored(repository: Repository, record: UpdateRecord) -> StoredVersion |
     return repository.find_version(record.model, record.version, record.identity)
 
 
+def find_mended(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version, made whole first where all that it takes is here."""
+    return mend(repository, record.model, record.version, identity=record.identity)
+
+
+def find_verified(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version after every byte of it was read again; what is damaged goes."""
+    return find_sound(repository, record.model, record.version, identity=record.identity)
+
+
 def require_stored(repository: Repository, record: UpdateRecord) -> StoredVersion:
     """The record's version; raises StorageFailed when it is not here or not whole."""
     stored = find_stored(repository, record)
@@ -194,11 +221,12 @@ def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
 def _list_keys(record: UpdateRecord) -> list[str]:
     downloads = [get_download_key(record, one) for one in record.artifacts]
     decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in record.artifacts if one.target]
-    return [*downloads, *decoded]
+    chunks = [f"{Digest.from_str(one.blob).hex}-chunks" for one in record.artifacts if one.chunks]
+    return [*downloads, *decoded, *chunks]
 
 
 def remove_traces(repository: Repository, record: UpdateRecord, *, owns_zip: bool) -> None:
-    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `Repository.gc`'s."""
+    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `storage/tidying.py`'s."""
     for key in _list_keys(record):
         remove_tree(get_partial_path(repository.partial_folder, key))
     if owns_zip:
