@@ -91,9 +91,13 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
+Trace = Sequence[tuple[float, int]]
+"""(time.monotonic, end of the stream) as bytes arrived."""
+
+
 @dataclass(frozen=True, slots=True)
 class FlowFacts:
-    """One conversation in one direction; `trace` is (time.monotonic, end of the stream) as bytes arrived."""
+    """One conversation in one direction."""
 
     protocol: int
     left_port: int
@@ -101,7 +105,7 @@ class FlowFacts:
     entered: Count
     arrived: Count
     stream_bytes: int
-    trace: tuple[tuple[float, int], ...]
+    trace: Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,33 @@ class Counts:
     def stream_bytes(self) -> int:
         """Bytes above TCP, both ways, each counted once."""
         return sum(f.stream_bytes for way in (self.up, self.down) for f in way.flows if f.protocol == TCP)
+
+    def sum_stream_bytes(self, right_port: int) -> int:
+        """The same, of all connections to a port of the right side."""
+        return self.up.sum_stream_bytes(right_port) + self.down.sum_stream_bytes(right_port)
+
+    def sum_left_ip_bytes(self, right_port: int) -> int:
+        """`left_ip_bytes` of all conversations with a port of the right side."""
+        up, down = ([flow for flow in way.flows if flow.right_port == right_port] for way in (self.up, self.down))
+        return sum(flow.entered.ip_bytes for flow in up) + sum(flow.arrived.ip_bytes for flow in down)
+
+    def find_answer(self, right_port: int) -> tuple[int, float] | None:
+        """The largest answer of a port where requests follow upon whole answers: its bytes, and the seconds from its
+        first byte to its last. None without an answer, or without traces."""
+        asked = {flow.left_port: flow.trace for flow in self.up.flows if flow.right_port == right_port}
+        streams = [flow for flow in self.down.flows if flow.right_port == right_port]
+        found = [answer for flow in streams for answer in _list_answers(asked.get(flow.left_port, ()), flow.trace)]
+        return max(found, default=None)
+
+
+def _list_answers(asked: Trace, came: Trace) -> Iterator[tuple[int, float]]:
+    """What came between a request's arrival and the next one's."""
+    ends = [at for at, _ in asked[1:]] + [float("inf")]
+    for (from_at, _), until_at in zip(asked, ends, strict=True):
+        before = max((end for at, end in came if at <= from_at), default=0)
+        answer = [(at, end) for at, end in came if from_at < at <= until_at]
+        if answer:
+            yield answer[-1][1] - before, answer[-1][0] - answer[0][0]
 
 
 @dataclass

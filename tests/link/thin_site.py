@@ -41,10 +41,14 @@ _STEP_S = 0.05
 
 @dataclass(frozen=True)
 class Prepared:
-    """A folder with a published model and a hub that has deployed it. `artifact_bytes` is what travels of the model."""
+    """A folder with a published model and a hub that has deployed it.
+
+    `artifact_bytes` is what travels of the model itself, `payload_bytes` of all files of its version.
+    """
 
     folder: Path
     artifact_bytes: int
+    payload_bytes: int
 
 
 def prepare(folder: Path, ballast_bytes: int) -> Prepared:
@@ -64,7 +68,8 @@ def prepare(folder: Path, ballast_bytes: int) -> Prepared:
         link.right.run([*COMMAND, "deploy", *words], env={**os.environ, "EDGEFERRY_HUB": service})
     key = _run("hub", "device", "connection-string", DEVICE, "--module", MODULE, *hub).strip()
     (folder / "identity").write_text(key)
-    return Prepared(folder, int(report["update_bytes"]))
+    largest = max(int(found["coded_size"]) for found in report["files"])
+    return Prepared(folder, largest, int(report["download_bytes"]))
 
 
 def _run(*words: str | Path) -> str:
@@ -113,7 +118,6 @@ class ThinSite:
     link: Link
     folder: Path
     ready: dict[str, Any]
-    artifact_bytes: int
     identity: str = field(repr=False)
 
     def start_device(self, *extra: str, name: str = "device", settings: str = QUICK) -> Device:
@@ -131,6 +135,10 @@ class ThinSite:
     def wait_state(self, device: Device, state: str, timeout_s: float) -> None:
         """Waits until the update of `device` is in `state`."""
         self.wait(device, lambda: device.find_state() == state, timeout_s)
+
+    def wait_connected(self, device: Device, timeout_s: float) -> None:
+        """Waits until `device` has its hub."""
+        self.wait(device, lambda: bool((device.find_status() or {}).get("connected")), timeout_s)
 
     def wait_downloaded(self, device: Device, size_bytes: int, timeout_s: float) -> None:
         """Waits until so many bytes have come from the repository's port."""
@@ -167,7 +175,7 @@ def open_thin_site(link: Link, prepared: Prepared, folder: Path) -> Iterator[Thi
     """A hub that runs on the right of `link` on a copy of what was prepared; no device runs yet."""
     shutil.copytree(prepared.folder, folder, dirs_exist_ok=True)
     with _open_hub(link.right, folder) as ready:
-        yield ThinSite(link, folder, ready, prepared.artifact_bytes, (folder / "identity").read_text())
+        yield ThinSite(link, folder, ready, (folder / "identity").read_text())
 
 
 @contextmanager
