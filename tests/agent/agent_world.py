@@ -7,8 +7,9 @@ import base64
 import hashlib
 import io
 import random
+import time
 import zipfile
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from aiohttp import web
 
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import Gate
+from edgeferry.agent.ledger import Ledger
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.agent.tools import AgentSettings
@@ -28,7 +31,9 @@ from edgeferry.delta.apply import get_memory
 from edgeferry.delta.codecs import compress_zstd
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
+from edgeferry.link.policy import LinkPolicy
 from edgeferry.model.digest import Digest
+from edgeferry.model.health import Health
 from edgeferry.model.manifest import (
     FileEntry,
     Golden,
@@ -78,13 +83,16 @@ class Crash(BaseException):
 class FakeActivator:
     """Serving in memory. `failures` are raised by the next calls of that name."""
 
-    failures: dict[str, deque[Exception]] = field(default_factory=lambda: {"prove": deque(), "switch": deque()})
+    failures: dict[str, deque[Exception]] = field(default_factory=lambda: defaultdict(deque))
     proven: list[str] = field(default_factory=list)
     switched: list[str] = field(default_factory=list)
     serving: dict[str, StoredVersion] = field(default_factory=dict)
     discarded: int = 0
     deaths: int = 0
     answered: int = 0
+    health: Health | None = None
+    before: Health | None = None
+    proven_again: int = 0
     hold: asyncio.Event | None = None
 
     async def prove(self, version: StoredVersion) -> None:
@@ -103,11 +111,15 @@ class FakeActivator:
     async def discard(self, model: str) -> None:
         self.discarded += 1
 
-    def get_worker_deaths(self, model: str) -> int:
-        return self.deaths
+    async def prove_again(self, model: str) -> None:
+        self._fail("prove_again")
+        self.proven_again += 1
 
-    def get_requests_answered(self, model: str) -> int:
-        return self.answered
+    def get_health(self, model: str) -> Health:
+        return self.health or Health(deaths=self.deaths, answered=self.answered)
+
+    def find_health_before(self, model: str) -> Health | None:
+        return self.before
 
     def _fail(self, name: str) -> None:
         if self.failures[name]:
@@ -199,6 +211,7 @@ class FakeHub:
         self.down = False
         self.connections = 0
         self.expires_at = 4e9
+        self.bytes = 0
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
     @asynccontextmanager
@@ -280,6 +293,10 @@ class World:
     activator: FakeActivator = field(default_factory=FakeActivator)
     wrap: Callable[[Journal], Any] = lambda journal: journal
     boot: str = "boot-1"
+    policy: LinkPolicy = field(default_factory=LinkPolicy)
+    interface: str = "eth0"
+    clock_error_s: float = 0.0
+    carried_bytes: int = 0
     agent: Agent | None = None
 
     @property
@@ -297,16 +314,23 @@ class World:
         async with AsyncExitStack() as stack:
             journal = self.wrap(await stack.enter_async_context(open_journal(repository.journal_path)))
             http = await stack.enter_async_context(open_http())
+            meters = {"http": lambda: self.carried_bytes + http.received_bytes, "hub": lambda: self.hub.bytes}
+            gate = Gate(
+                Ledger(journal, meters),
+                policy=self.policy,
+                now=lambda: time.time() + self.clock_error_s,
+                find_interface=lambda: self.interface,
+            )
             parts = Parts(
                 repository=repository,
                 journal=journal,
-                fetcher=Fetcher(http, rate_bps=self.settings.rate_bps),
+                gate=gate,
+                fetcher=Fetcher(http, gate, rate_bps=self.settings.rate_bps),
                 manifests=self.manifests,
                 activator=self.activator,
                 open_hub=self.hub.open,  # type: ignore[arg-type] # the fake has the shape
-                now=__import__("time").time,
+                now=lambda: time.time() + self.clock_error_s,
                 random=lambda: 0.5,
-                get_received_bytes=lambda: http.received_bytes,
                 boot=self.boot,
             )
             self.agent = Agent(parts, self.settings)

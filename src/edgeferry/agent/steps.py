@@ -19,6 +19,7 @@ from types import MappingProxyType
 from edgeferry.agent.announce import announce
 from edgeferry.agent.claims import claim
 from edgeferry.agent.fetch import Progress, make_url
+from edgeferry.agent.gate import CLOSED, get_payload_limit
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
     adopt,
@@ -39,6 +40,7 @@ from edgeferry.agent.places import (
     unpack_and_store,
 )
 from edgeferry.agent.plan import plan_artifacts
+from edgeferry.agent.probation import find_ailment
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Tools
@@ -51,6 +53,8 @@ from edgeferry.errors import (
     LinkError,
     ManifestInvalid,
     ModelCrashed,
+    ModelError,
+    ProbationFailed,
     StorageFailed,
 )
 from edgeferry.model.digest import Digest
@@ -65,6 +69,8 @@ Step = Callable[[Tools, UpdateRecord, Target], Awaitable[Outcome]]
 
 _DAMAGES_MAX = 1
 """Bytes that did not have their digest are fetched once more; damaged again, they are what was published."""
+_CLOSED_CODES = frozenset(kind.code for kind in CLOSED)
+_LOOK_AGAIN_S = 60.0
 _PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 
 
@@ -82,7 +88,8 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
             raise ClassicRefused("this device takes classic updates only with ContentMD5")
         await claim(tools.repository, tools.journal, record.file_name)
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
-    manifest, *others = await _fetch_manifests(tools, record, target)
+    async with tools.gate.open(record.priority):
+        manifest, *others = await _fetch_manifests(tools, record, target)
     have = await in_thread(tools.repository.list_blobs)
     artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole)
     event = Event.PLANNED if artifacts else Event.NOTHING_MISSING
@@ -114,27 +121,36 @@ async def download(tools: Tools, record: UpdateRecord, target: Target) -> Outcom
         before = partial.length_bytes
         try:
             await _require_space(tools, artifact, before)
-            await _transfer(tools, record, target, partial)
+            async with tools.gate.open(record.priority) as verdict:
+                await _transfer(tools, record, target, partial, most_bytes=get_payload_limit(verdict))
         except LinkError as error:
             gained = partial.length_bytes > before
             return Outcome(Event.TRY_LATER, change(record, retries=0) if gained else record, error)
     return Outcome(Event.DOWNLOADED, record)
 
 
-async def _transfer(tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile) -> None:
+async def _transfer(
+    tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile, *, most_bytes: int | None
+) -> None:
     def progress(length_bytes: int) -> None:
         tools.progress(record.key, length_bytes)
 
     if record.kind == "classic":
-        await _transfer_classic(tools, record, target, partial, progress)
+        await _transfer_classic(tools, record, target, partial, progress, most_bytes=most_bytes)
         return
     artifact = record.artifact
     url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
-    await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress)
+    await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress, most_bytes=most_bytes)
 
 
 async def _transfer_classic(
-    tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile, progress: Progress
+    tools: Tools,
+    record: UpdateRecord,
+    target: Target,
+    partial: PartialFile,
+    progress: Progress,
+    *,
+    most_bytes: int | None,
 ) -> None:
     """A URL names no content: what came before goes on only for the same entity tag, or where an MD5 will tell."""
     key, own = f"etag:{record.model}", record.identity.encode()
@@ -149,7 +165,13 @@ async def _transfer_classic(
     if not etag and not target.md5:
         partial.truncate(0)
     await tools.fetcher.download(
-        target.url, partial, size_bytes=None, progress=progress, etag=etag or None, begin=begin
+        target.url,
+        partial,
+        size_bytes=None,
+        progress=progress,
+        etag=etag or None,
+        begin=begin,
+        most_bytes=most_bytes,
     )
     if not target.md5 and await _is_page(partial):  # nothing that comes later would tell
         partial.truncate(0)
@@ -302,7 +324,10 @@ async def switch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
 
 # --- PROBATION --------------------------------------------------------------------------------------------------------
 async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Serves and watches: enough answers or enough time without repeated deaths, and the version stays."""
+    """Serves and watches: enough answers and enough time without ailment, and the version stays.
+
+    Where nobody asked for enough answers, the golden truth is asked once more instead.
+    """
     settings = tools.settings
     stored = await in_thread(require_stored, tools.repository, record)
     await announce(tools, record, stored)  # said already, unless a crash came between
@@ -312,14 +337,23 @@ async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) ->
         error = ModelCrashed(f"this device died {record.unclean_boots} times while {stored} was on probation")
         return Outcome(Event.UNHEALTHY, record, error)
     ends_at = time.monotonic() + settings.probation_s
-    while True:
-        deaths = tools.activator.get_worker_deaths(record.model)
-        if deaths >= settings.probation_deaths:
-            return Outcome(Event.UNHEALTHY, record, ModelCrashed(f"the worker of {stored} died {deaths} times"))
-        answered = tools.activator.get_requests_answered(record.model)
-        if answered >= settings.probation_requests or time.monotonic() >= ends_at:
-            return Outcome(Event.HEALTHY, record)
+    while time.monotonic() < ends_at:
+        ailment = _find_ailment(tools, record, deaths_max=settings.probation_deaths)
+        if ailment:
+            return Outcome(Event.UNHEALTHY, record, _make_verdict(f"{stored}: {ailment}", tools, record))
         await asyncio.sleep(settings.poll_s)
+    if tools.serves and tools.activator.get_health(record.model).answered < settings.probation_requests:
+        await tools.activator.prove_again(record.model)
+    return Outcome(Event.HEALTHY, record)
+
+
+def _find_ailment(tools: Tools, record: UpdateRecord, *, deaths_max: int) -> str:
+    model, activator = record.model, tools.activator
+    return find_ailment(activator.get_health(model), activator.find_health_before(model), deaths_max=deaths_max)
+
+
+def _make_verdict(text: str, tools: Tools, record: UpdateRecord) -> ModelError:
+    return ModelCrashed(text) if tools.activator.get_health(record.model).deaths else ProbationFailed(text)
 
 
 # --- ACTIVE -----------------------------------------------------------------------------------------------------------
@@ -327,7 +361,7 @@ async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Ou
     """Serves for as long as nothing newer comes and its worker does not die again and again."""
     while True:
         await asyncio.sleep(1.0)
-        deaths = tools.activator.get_worker_deaths(record.model)
+        deaths = tools.activator.get_health(record.model).deaths
         if tools.serves and deaths >= tools.settings.active_deaths and tools.is_served(record):
             previous = await in_thread(tools.repository.read_ref, record.model, "previous")
             if previous is not None:
@@ -356,10 +390,23 @@ async def roll_back(tools: Tools, record: UpdateRecord, target: Target) -> Outco
 
 # --- WAITING ----------------------------------------------------------------------------------------------------------
 async def wait_for_retry(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than one step of the back-off."""
+    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than one step of the back-off.
+
+    Where the link may not be used, it is asked again every minute: a clock that is set right opens a window too.
+    """
+    if record.fault is not None and record.fault.code in _CLOSED_CODES:
+        return await _wait_for_link(tools, record)
     longest = max(tools.settings.retry_max_s, tools.settings.access_retry_s) * 2
     await asyncio.sleep(min(max(0.0, record.retry_at - tools.now()), longest))
     return Outcome(Event.RETRY_DUE, record)
+
+
+async def _wait_for_link(tools: Tools, record: UpdateRecord) -> Outcome:
+    while True:
+        rest_s = record.retry_at - tools.now()
+        if rest_s <= 0 or tools.gate.judge(record.priority).may_send:
+            return Outcome(Event.RETRY_DUE, record)
+        await asyncio.sleep(min(rest_s, _LOOK_AGAIN_S))
 
 
 STEPS: Mapping[State, Step] = MappingProxyType(

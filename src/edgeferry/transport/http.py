@@ -36,6 +36,7 @@ from edgeferry.transport.answers import (
     require_ok,
 )
 from edgeferry.transport.tls import make_tls_context
+from edgeferry.transport.wire_bytes import WireMeter
 
 __all__ = ["HttpAnswer", "HttpClient", "HttpSettings", "RangeReply", "open_http", "redact_url", "require_ok"]
 
@@ -204,14 +205,16 @@ class _Pace:
 
 
 @asynccontextmanager
-async def open_http(settings: HttpSettings | None = None) -> AsyncIterator[HttpClient]:
-    """Opens a client; raises ConfigInvalid when its CA certificates cannot be read."""
+async def open_http(
+    settings: HttpSettings | None = None, *, meter: WireMeter | None = None
+) -> AsyncIterator[HttpClient]:
+    """Opens a client whose connections `meter` counts; raises ConfigInvalid when its CA certificates cannot be read."""
     settings = settings or HttpSettings()
     timeout = aiohttp.ClientTimeout(
         total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.read_timeout_s
     )
     async with aiohttp.ClientSession(
-        connector=_make_connector(settings),
+        connector=_make_connector(settings, meter),
         timeout=timeout,
         headers={"User-Agent": f"edgeferry/{__version__}", "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -222,10 +225,15 @@ async def open_http(settings: HttpSettings | None = None) -> AsyncIterator[HttpC
         yield HttpClient(session, settings)
 
 
-def _make_connector(settings: HttpSettings) -> aiohttp.BaseConnector:
+def _make_connector(settings: HttpSettings, meter: WireMeter | None) -> aiohttp.BaseConnector:
     if settings.unix_socket is not None:
         return aiohttp.UnixConnector(str(settings.unix_socket), limit=4)
-    return aiohttp.TCPConnector(ssl=make_tls_context(settings.ca_pem, system_too=True), limit=8, keepalive_timeout=60)
+    return aiohttp.TCPConnector(
+        ssl=make_tls_context(settings.ca_pem, system_too=True),
+        limit=8,
+        keepalive_timeout=60,
+        socket_factory=None if meter is None else lambda place: meter.make_socket(*place[:3]),
+    )
 
 
 def _get_range_headers(request: RangeRequest) -> dict[str, str]:
