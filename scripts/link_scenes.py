@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from delta_child import read_memory
 from hub_site import read_cpu_s
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-from edgeferry.config import read_device_config
-from edgeferry.errors import ConfigInvalid
 from edgeferry.transport.mqtt import HubSettings
 from link.measure import run_bulk
 from link.profiles import LTE_M, Profile
@@ -38,6 +34,8 @@ _DAY_S = 86400
 _QUIET_S = 5.0
 _SETTLE_S = 65.0
 """A kept HTTP connection is closed after a minute (transport/http.py); that is no cost of being idle."""
+RENEW_BEFORE_S = 120.0
+"""How long before its token's end a device connects anew (agent/hub_link.py)."""
 _SEED = 20261126
 
 
@@ -50,7 +48,7 @@ class Update:
             through one connection.
         https, mqtt: what went through either door both ways above TCP, each byte counted once; payload included.
         wire: IP bytes that the device sent and received.
-        ledger: what the device says of that; None: it does not say.
+        ledger: what the device says of that.
     """
 
     seconds: float
@@ -58,7 +56,7 @@ class Update:
     https: int
     mqtt: int
     wire: int
-    ledger: int | None
+    ledger: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,8 @@ class LinkRun:
 class Idle:
     """A connected device with nothing to do; IP bytes.
 
-    `ping_bytes` crossed within `pings` keepalives, `connect_bytes` for one connection, closed and made again.
+    `ping_bytes` crossed within `pings` keepalives, `connect_bytes` for one connection, closed and made again, which
+    lasts `connection_s`.
     `resident_bytes` and `cpu_share` are the main process', without a worker.
     """
 
@@ -99,14 +98,16 @@ class Idle:
     pings: int
     ping_bytes: int
     connect_bytes: int
-    token_ttl_s: float
+    connection_s: float
     resident_bytes: int
     cpu_share: float
 
     @property
     def day_bytes(self) -> float:
         """Bytes a day: keepalives, and a new connection whenever the token's time is up."""
-        return self.ping_bytes / self.pings * _DAY_S / self.keepalive_s + self.connect_bytes * _DAY_S / self.token_ttl_s
+        return (
+            self.ping_bytes / self.pings * _DAY_S / self.keepalive_s + self.connect_bytes * _DAY_S / self.connection_s
+        )
 
 
 def run_updates(profile: Profile, prepared: Prepared, folder: Path) -> LinkRun:
@@ -140,23 +141,18 @@ def _read_update(site: ThinSite, device: Device, took_s: float, prepared: Prepar
         https=counts.sum_stream_bytes(HTTPS_PORT),
         mqtt=counts.sum_stream_bytes(MQTT_PORT),
         wire=counts.sum_left_ip_bytes(HTTPS_PORT) + counts.sum_left_ip_bytes(MQTT_PORT),
-        ledger=find_ledger_bytes(device.find_status() or {}),
+        ledger=(device.find_status() or {})["ledger"]["total_bytes"],
     )
 
 
-def find_ledger_bytes(status: dict[str, Any]) -> int | None:
-    """All that the ledger of `device status` has booked; None where it has no ledger."""
-    ledger: dict[str, int] | None = status.get("ledger")
-    return None if ledger is None else ledger["total_bytes"]
-
-
-def run_idle(keepalive_s: int, prepared: Prepared, folder: Path, *, pings: int) -> Idle | None:
-    """A loader that has done its update; None where a device cannot be told its keepalive."""
-    settings = make_keepalive_settings(keepalive_s)
-    if settings is None:
-        return None
+def run_idle(keepalive_s: int, prepared: Prepared, folder: Path, *, pings: int) -> Idle:
+    """A loader that has done its update."""
+    settings = f"{QUICK}[link]\nkeepalive_s = {keepalive_s}\n"
     with open_link(LTE_M) as link, open_thin_site(link, prepared, folder) as site:
-        start: Callable[[], Device] = lambda: site.start_device("--role", "loader", settings=QUICK + settings)  # noqa: E731
+
+        def start() -> Device:
+            return site.start_device("--role", "loader", settings=settings)
+
         device = start()
         site.wait_state(device, "ACTIVE", UPDATE_TIMEOUT_S)
         time.sleep(_SETTLE_S)
@@ -167,7 +163,7 @@ def run_idle(keepalive_s: int, prepared: Prepared, folder: Path, *, pings: int) 
             pings=pings,
             ping_bytes=link.counts().left_ip_bytes - crossed,
             connect_bytes=0,
-            token_ttl_s=float(HubSettings().token_ttl_s),
+            connection_s=HubSettings().token_ttl_s - RENEW_BEFORE_S,
             resident_bytes=read_memory(str(device.child.pid), "VmRSS"),
             cpu_share=(read_cpu_s(device.child.pid) - used_s) / (keepalive_s * pings),
         )
@@ -176,13 +172,3 @@ def run_idle(keepalive_s: int, prepared: Prepared, folder: Path, *, pings: int) 
         site.wait_connected(start(), UPDATE_TIMEOUT_S)
         site.wait_quiet(_QUIET_S)
         return replace(idle, connect_bytes=link.counts().sum_left_ip_bytes(MQTT_PORT) - crossed)
-
-
-def make_keepalive_settings(keepalive_s: int) -> str | None:
-    """Lines of a device's TOML file; None where it has no such setting and another keepalive."""
-    text = f"[link]\nkeepalive_s = {keepalive_s}\n"
-    try:
-        read_device_config((QUICK + text).encode(), {})
-    except ConfigInvalid:
-        return "" if keepalive_s == HubSettings().keepalive_s else None
-    return text

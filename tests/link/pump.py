@@ -4,8 +4,8 @@ What this file leaves to others: when a packet is due (`pipe.py`), namespaces an
 
 Rules:
 - Due times are computed, not slept: a wake-up that comes late delays a packet and never those behind it.
-- One JSON line on the control socket asks, one answers. When the socket closes the pump ends, and with it the link:
-  a test that dies leaves nothing behind.
+- One JSON line on the control socket asks, one answers. When the socket closes the pump ends, and with it the link
+  and whatever still runs on its sides: a test that dies leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import itertools
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -120,6 +122,14 @@ def _read_lines(control: socket.socket) -> Iterator[bytes]:
         yield line
 
 
+def _remove_namespace(name: str) -> None:
+    listed = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True, text=True)
+    for pid in listed.stdout.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
 def main() -> None:
     """Arguments: JSON with profile, seed, file numbers (control, left, right) and the namespaces' names."""
     told = json.loads(sys.argv[1])
@@ -129,7 +139,7 @@ def main() -> None:
             run(Pump(Profile(**told["profile"]), told["seed"], devices), control, devices)
         finally:
             for name in told["namespaces"]:
-                subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
+                _remove_namespace(name)
 
 
 if __name__ == "__main__":

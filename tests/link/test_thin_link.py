@@ -30,6 +30,14 @@ def list_namespaces() -> list[str]:
     return [found["name"] for found in shown]
 
 
+def is_running(pid: int) -> bool:
+    """False for one that has ended, also while nobody has collected it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def read_interface_bytes(link: Link) -> tuple[int, int]:
     """What the left side's own network stack counted: received and sent."""
     [shown] = json.loads(link.left.run(["ip", "-s", "-j", "link", "show", "thin0"]).stdout)
@@ -133,7 +141,8 @@ import time
 from link.profiles import LTE_M
 from link.thin_link import open_link
 with open_link(LTE_M) as link:
-    print(link.left.namespace, link.right.namespace, flush=True)
+    child = link.left.start(["sleep", "600"])
+    print(child.pid, link.left.namespace, link.right.namespace, flush=True)
     time.sleep(600)
 """
 
@@ -142,11 +151,12 @@ def test_nothing_of_a_link_stays_behind_when_its_process_is_killed(tmp_path: Pat
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     child = subprocess.Popen([sys.executable, "-c", _STAY], stdout=subprocess.PIPE, env=environment, cwd=tmp_path)
     assert child.stdout is not None
-    names = set(child.stdout.readline().decode().split())
-    assert names <= set(list_namespaces())
+    pid, *names = child.stdout.readline().decode().split()
+    assert set(names) <= set(list_namespaces())
     child.kill()
     child.communicate()
     deadline = time.monotonic() + 10
-    while names & set(list_namespaces()) and time.monotonic() < deadline:
+    while set(names) & set(list_namespaces()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not names & set(list_namespaces())
+    assert not set(names) & set(list_namespaces())
+    assert not is_running(int(pid))

@@ -54,8 +54,7 @@ class Prepared:
 def prepare(folder: Path, ballast_bytes: int) -> Prepared:
     """Publishes a model of about `ballast_bytes` and deploys it to a device that is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    site, hub = folder / "site", ["--data", folder / "hub"]
-    place = ["--to", site, "--keys", folder / "keys"]
+    site, hub, place = folder / "site", ("--data", folder / "hub"), ("--to", folder / "site", "--keys", folder / "keys")
     _run("repo", "init", *place)
     model = folder / "model.zip"
     model.write_bytes(make_quadrant_bundle(ballast_bytes=ballast_bytes))
@@ -98,8 +97,8 @@ class Device:
 
     def find_state(self) -> str | None:
         """The state of the one model."""
-        models = (self.find_status() or {}).get("models") or [{}]
-        return models[0].get("state")
+        models = (self.find_status() or {}).get("models")
+        return str(models[0]["state"]) if models else None
 
     def kill(self) -> None:
         """kill -9, by its id."""
