@@ -262,8 +262,8 @@ async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
         reader: ObjectReader = open_blob_store(terms.site, terms.environ)
     else:
         query = _sign(terms.repo, service.connection, terms=terms)
-        reader = _HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
-    draft = await asyncio.to_thread(_read_unpinned, reader)
+        reader = HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
+    draft = await asyncio.to_thread(read_unpinned, reader)
     listed = draft.find_version(terms.model, terms.version)
     if listed is None:
         known = ", ".join(one.version for one in draft.list_versions(terms.model)) or "no version at all"
@@ -271,14 +271,15 @@ async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
     return listed
 
 
-def _read_unpinned(reader: ObjectReader) -> Draft:
+def read_unpinned(reader: ObjectReader) -> Draft:
+    """The metadata as its own first root vouches for it; raises ConfigInvalid where there is no repository."""
     found = reader.find(FIRST_ROOT, 64 << 10)
     if found is None:
         raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
     return read_draft(reader, found[0])
 
 
-class _HttpReader:
+class HttpReader:
     """Reads a repository behind plain HTTP, from a thread, through the loop's client."""
 
     def __init__(self, http: HttpClient, base: str, *, query: str, loop: asyncio.AbstractEventLoop) -> None:

@@ -4,7 +4,7 @@ What this file leaves to others: packets and their loss (a link between network 
 
 Rules:
 - It sees bytes, never what they mean: TLS passes through as it is.
-- All connections share one bucket per direction, as they would share one link.
+- All connections share one bucket per direction, as they would share one link. A rate counts headers of IP and TCP.
 - The receiver is never more than one block ahead of the rate; what is under way is what the rate brings in the delay,
   and what queues before the link is bounded.
 - A connection takes a round trip to come about. A cut loses nothing: what TCP would repeat waits.
@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from edgeferry.link.forecast import HEADER_BYTES
 from edgeferry.link.rate import TokenBucket, make_bucket
 
 _BLOCK_BYTES = 1448
@@ -78,7 +79,7 @@ class Lane:
         await self._wait_whole()
         if self._bucket is None:
             return
-        self._bucket, wait_s = self._bucket.take(size_bytes, time.monotonic())
+        self._bucket, wait_s = self._bucket.take(size_bytes + HEADER_BYTES, time.monotonic())
         if wait_s:
             await asyncio.sleep(wait_s)
 
