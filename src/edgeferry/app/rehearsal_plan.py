@@ -35,7 +35,6 @@ from edgeferry.trust.verifier import get_manifest_path
 
 NO_VERSION = "none"
 """What `--from` says for a device that has nothing."""
-_CA_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,8 @@ async def read_plan(source: Source, model: str, *, version: str, base: str, copy
     require_model_name(model)
     folder = source.find_folder()
     async with _open_reader(source) as reader:
-        if folder is None:
-            folder, reader = copy_to, _Copying(reader, copy_to)
-        return await asyncio.to_thread(_read_plan, reader, folder, model, version=version, base=base)
+        keeping = _Copying(reader, copy_to) if folder is None else reader
+        return await asyncio.to_thread(_read_plan, keeping, folder or copy_to, model, version=version, base=base)
 
 
 @asynccontextmanager
