@@ -57,14 +57,13 @@ async def play(rehearsal: Rehearsal) -> Figures:
     return figures
 
 
-async def test_an_update_by_patch_takes_what_was_forecast_while_the_device_answers(published: Path) -> None:
+async def test_an_update_by_patch_is_played_while_the_device_answers(published: Path) -> None:
     plan = await plan_update(published, "1.1.0")
     assert plan.base == "1.0.0"
     figures = await play(Rehearsal(plan, FAST))
     assert (figures.state, figures.error, figures.route) == ("ACTIVE", None, "patch")
     assert figures.payload_bytes == figures.forecast.payload_bytes == plan.artifacts[0].size
-    assert figures.wire_bytes == pytest.approx(figures.forecast.wire_bytes, rel=0.1)
-    assert figures.stream_bytes < figures.wire_bytes
+    assert figures.payload_bytes < figures.stream_bytes < figures.wire_bytes
     assert figures.requests > 0
     assert figures.failures == []
 
@@ -97,7 +96,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         """Says nothing."""
 
 
-async def test_a_fresh_loader_gets_what_lies_behind_a_url_and_a_cut_costs_its_time(
+async def test_a_fresh_loader_takes_what_was_forecast_of_what_lies_behind_a_url_and_a_cut_costs_its_time(
     site_url: str, tmp_path: Path
 ) -> None:
     plan = await read_plan(Source(site_url), "gauge", version="1.0.0", base="none", copy_to=tmp_path)
@@ -107,6 +106,7 @@ async def test_a_fresh_loader_gets_what_lies_behind_a_url_and_a_cut_costs_its_ti
     assert (figures.state, figures.route, figures.requests) == ("ACTIVE", "full", 0)
     assert figures.transfer_s >= 1.5 + figures.payload_bytes * 8 / link.bps
     assert figures.goodput_bps < link.bps
+    assert figures.wire_bytes == pytest.approx(figures.forecast.wire_bytes, rel=0.06)
 
 
 async def test_versions_that_are_not_published_and_folders_that_are_not_there_are_said_by_name(published: Path) -> None:
