@@ -15,10 +15,10 @@ import pytest
 
 from edgeferry.app.operator import Place, PublishFiles, make_repository, publish_files
 from edgeferry.app.rehearsal import Figures, ForecastFigures, find_error, rehearse, require_short
-from edgeferry.app.rehearsal_plan import RehearsalPlan, Source, read_plan
+from edgeferry.app.rehearsal_plan import Copying, RehearsalPlan, Source, read_plan
 from edgeferry.app.rehearsal_stage import Rehearsal
 from edgeferry.cli.exit_codes import LINK, REFUSED, get_exit_code
-from edgeferry.errors import ConfigInvalid, MetadataExpired, ObjectMissing
+from edgeferry.errors import ConfigInvalid, MetadataExpired, MetadataUntrusted, ObjectMissing
 from edgeferry.link.forecast import LinkRate
 
 FAST = LinkRate(400_000, 0.1)
@@ -107,6 +107,20 @@ async def test_a_fresh_loader_takes_what_was_forecast_of_what_lies_behind_a_url_
     assert figures.transfer_s >= 1.5 + figures.payload_bytes * 8 / link.bps
     assert figures.goodput_bps < link.bps
     assert figures.wire_bytes == pytest.approx(figures.forecast.wire_bytes, rel=0.06)
+
+
+def test_a_repository_does_not_choose_where_its_copy_lies(tmp_path: Path) -> None:
+    class Anything:
+        def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
+            return path.encode(), ""
+
+    copying = Copying(Anything(), tmp_path / "copy")
+    assert copying.find("metadata/1.root.json", 100) == (b"metadata/1.root.json", "")
+    assert (tmp_path / "copy" / "metadata" / "1.root.json").is_file()
+    for path in ("metadata/1.../../../evil.json", "../evil.json", str(tmp_path / "evil.json")):
+        with pytest.raises(MetadataUntrusted, match="inside"):
+            copying.find(path, 100)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 async def test_versions_that_are_not_published_and_folders_that_are_not_there_are_said_by_name(published: Path) -> None:
