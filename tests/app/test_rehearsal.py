@@ -117,7 +117,7 @@ def test_a_repository_does_not_choose_where_its_copy_lies(tmp_path: Path) -> Non
     copying = Copying(Anything(), tmp_path / "copy")
     assert copying.find("metadata/1.root.json", 100) == (b"metadata/1.root.json", "")
     assert (tmp_path / "copy" / "metadata" / "1.root.json").is_file()
-    for path in ("metadata/1.../../../evil.json", "../evil.json", str(tmp_path / "evil.json")):
+    for path in ("metadata/../../evil.json", "../evil.json", str(tmp_path / "evil.json")):
         with pytest.raises(MetadataUntrusted, match="inside"):
             copying.find(path, 100)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
