@@ -155,12 +155,15 @@ class Origin:
     odd: deque[Odd] = field(default_factory=deque)
     """The next large files are answered by these; None: as usual."""
     requests: list[tuple[str, str]] = field(default_factory=list)
+    connections: set[object] = field(default_factory=set)
+    """Who has asked: address and port."""
     sent_bytes: int = 0
     url: str = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         asked = request.headers.get("Range", "")
         self.requests.append((request.path, asked))
+        self.connections.add(request.transport and request.transport.get_extra_info("peername"))
         if self.statuses:
             return web.Response(status=self.statuses.popleft())
         if self.sas and request.query_string != self.sas:
