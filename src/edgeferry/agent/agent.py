@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,16 +23,19 @@ import msgspec
 from edgeferry.agent.announce import INPUT
 from edgeferry.agent.claims import release
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import HUB, Gate
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
-from edgeferry.agent.machine import TERMINAL, Event, State
-from edgeferry.agent.places import find_stored, list_needed
+from edgeferry.agent.machine import Event, State
+from edgeferry.agent.outlook import forecast, make_ledger_status, make_link_status
+from edgeferry.agent.pace import Pace
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
-from edgeferry.agent.reporter import Reporter, make_model_status, make_problem
+from edgeferry.agent.reporter import Reporter, get_report_every_s, make_model_status, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
+from edgeferry.agent.room import collect, run_gc, run_pin
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
 from edgeferry.agent.turns import Turns
@@ -39,12 +43,14 @@ from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.storage.files import get_free_bytes
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
+from edgeferry.storage.tidying import list_status
 from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
 from edgeferry.twin.status import DeviceStatus
 
 _LOG = logging.getLogger(__name__)
 _DESIRED_KEY, _LOCAL_KEY = "desired", "local"
 _DEFECT_PAUSE_S = 5.0
+_TALK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Parts:
     open_hub: OpenHub | None
     now: Callable[[], float]
     random: Callable[[], float]
-    get_received_bytes: Callable[[], int]
+    gate: Gate
     boot: str = ""
     take_default_model: Callable[[str | None], None] = field(default=lambda name: None)
     """Is told which model the twin makes the default one, if it does."""
@@ -77,6 +83,7 @@ class Agent:
             settings=settings,
             repository=parts.repository,
             journal=parts.journal,
+            gate=parts.gate,
             fetcher=parts.fetcher,
             manifests=parts.manifests,
             activator=parts.activator,
@@ -93,8 +100,9 @@ class Agent:
         self._view = DeviceStatus(device=settings.device, role=settings.role)
         self._refs: dict[str, tuple[str, str]] = {}
         self._here_bytes: dict[str, int] = {}
+        self._pace = Pace()
         self._observed_here = 0
-        self._booked_bytes = 0
+        self._link_policy = parts.gate.policy
         self._unkept: dict[str, bytes] = {}
         self._disk_problem: dict[str, str] | None = None
         self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
@@ -105,7 +113,13 @@ class Agent:
             raise AssertionError("a link needs a hub")
         pauses = (self.settings.connect_base_s, self.settings.connect_max_s)
         return HubLink(
-            parts.open_hub, self, reporter=self.reporter, journal=parts.journal, random=parts.random, pauses_s=pauses
+            parts.open_hub,
+            self,
+            gate=parts.gate,
+            reporter=self.reporter,
+            journal=parts.journal,
+            random=parts.random,
+            pauses_s=pauses,
         )
 
     async def run(self) -> None:
@@ -120,14 +134,16 @@ class Agent:
                 self.started.set()
                 if self._link is not None:
                     tasks.create_task(self._guard("hub", self._link.run))
+                    tasks.create_task(self._guard("ledger", self._book_talk))
                 await asyncio.get_running_loop().create_future()
         finally:
             self._tasks = None
             await note_clean_stop(self._tools)
+            await self._parts.gate.settle(HUB)
 
     async def _start(self) -> None:
+        await serve_active(self._tools)  # first: what it finds damaged is not what a record goes on with
         records = await restore_records(self._tools)
-        await serve_active(self._tools)
         for model in {one.model for one in records}:
             rows = {one.key: one for one in records if one.model == model}
             self._lanes[model] = Lane(model, self._around, rows, pick_current(rows.values()))
@@ -137,9 +153,7 @@ class Agent:
 
     async def _recall(self) -> None:
         """Goes on with what was last asked, as long as the hub says nothing newer."""
-        ledger = await self._parts.journal.get_ledger()
-        total = sum(sum(kinds.values()) for kinds in ledger.values())
-        self._view = msgspec.structs.replace(self._view, downloaded_bytes=total)
+        await self._parts.gate.ledger.load()
         desired = read_message(await self._parts.journal.get_value(_DESIRED_KEY) or b"")
         local = await self._parts.journal.get_value(_LOCAL_KEY)
         try:
@@ -183,7 +197,7 @@ class Agent:
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
-        wanted = make_wanted(desired, accept_classic=self.settings.accept_classic)
+        wanted = make_wanted(desired, self._link_policy, accept_classic=self.settings.accept_classic)
         self._targets = {} if self.settings.role == "inferencer" else dict(wanted.targets)
         first = next(iter(wanted.problems), None)
         self._view = msgspec.structs.replace(
@@ -193,7 +207,9 @@ class Agent:
         )
         for problem in wanted.problems:
             _LOG.warning("cannot follow the twin: %s", problem.error.message)
-        self._parts.fetcher.set_rate(self.settings.rate_bps if wanted.rate_bps is None else wanted.rate_bps)
+        self._parts.gate.policy = wanted.link
+        self._parts.fetcher.set_rate(wanted.link.rate_bps)
+        self.reporter.every_s = get_report_every_s(wanted.link, self.settings.report_every_s)
         self._parts.take_default_model(wanted.default_model)
 
     def _aim(self) -> None:
@@ -229,14 +245,19 @@ class Agent:
         model = payload.get("model") if isinstance(payload, Mapping) else None
         match name:
             case "status":
-                return 200, msgspec.to_builtins(self.get_status())
+                versions = await in_thread(list_status, self._parts.repository)
+                return 200, msgspec.to_builtins(msgspec.structs.replace(self.get_status(), versions=versions))
+            case "gc":
+                return await run_gc(self._parts.repository, self._parts.journal)
+            case "pin":
+                return await run_pin(self._parts.repository, payload)
             case "reload":
                 return 200, self._reload()
             case "rollback":
                 return await self._order(model, Event.ROLL_BACK)
             case "cancel":
                 return await self._order(model, Event.CANCEL)
-        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload or cancel"}}
+        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload, cancel, gc or pin"}}
 
     def _reload(self) -> dict[str, Any]:
         for lane in self._lanes.values():
@@ -267,10 +288,17 @@ class Agent:
             record = lane.record if lane is not None else None
             active, previous = self._refs.get(model, ("", ""))
             here = self._here_bytes.get(record.key, 0) if record is not None else 0
-            models.append(make_model_status(model, record, active=active, previous=previous, here_bytes=here))
-        problem = self._view.problem or self._disk_problem
-        file = self._get_latest_file()
-        return msgspec.structs.replace(self._view, models=tuple(models), latest_file=file, problem=problem)
+            bps = self._pace.get_bps(record.key) if record is not None else 0.0
+            one = make_model_status(model, record, active=active, previous=previous, here_bytes=here)
+            models.append(forecast(one, self._parts.gate, bps, priority=record.priority) if record is not None else one)
+        return msgspec.structs.replace(
+            self._view,
+            models=tuple(models),
+            latest_file=self._get_latest_file(),
+            problem=self._view.problem or self._disk_problem,
+            ledger=make_ledger_status(self._parts.gate),
+            link=make_link_status(self._parts.gate),
+        )
 
     def _get_latest_file(self) -> str:
         lane = self._lanes.get(CLASSIC_MODEL)
@@ -280,6 +308,7 @@ class Agent:
 
     def _note_progress(self, key: str, length_bytes: int) -> None:
         self._here_bytes[key] = length_bytes
+        self._pace.note(key, length_bytes, time.monotonic())
         self.reporter.note_progress()
 
     async def _note_moved(self, record: UpdateRecord) -> None:
@@ -289,7 +318,6 @@ class Agent:
             await self._keep(key, document)  # the journal could be written just now
         try:
             await self._read_refs(record.model)
-            await self._book_bytes()
             free = await in_thread(get_free_bytes, self._parts.repository.root)
             self._view = msgspec.structs.replace(self._view, disk_free_bytes=free)
         except StorageError as error:
@@ -304,21 +332,18 @@ class Agent:
         refs = [await in_thread(self._parts.repository.read_ref, model, name) for name in ("active", "previous")]
         self._refs[model] = (refs[0].version if refs[0] else "", refs[1].version if refs[1] else "")
 
-    async def _book_bytes(self) -> None:
-        received = self._parts.get_received_bytes()
-        fresh, self._booked_bytes = received - self._booked_bytes, received
-        if fresh > 0:
-            day = _format_day(self._parts.now())
-            await self._parts.journal.add_bytes(day, "http", fresh)
-            self._view = msgspec.structs.replace(self._view, downloaded_bytes=self._view.downloaded_bytes + fresh)
+    async def _book_talk(self) -> None:
+        """Keeps the account of the hub's connection, which speaks whenever it likes."""
+        while True:
+            try:
+                await self._parts.gate.book_talk()
+            except StorageError as error:
+                _LOG.warning("what the hub's connection costs is not in the ledger: %s", error.message)
+            await asyncio.sleep(_TALK_EVERY_S)
 
     async def _note_settled(self, record: UpdateRecord) -> None:
-        """Keeps active, previous and what is under way; everything else goes."""
-        under_way = [row for lane in self._lanes.values() for row in lane.rows.values() if row.state not in TERMINAL]
-        found = [await in_thread(find_stored, self._parts.repository, row) for row in under_way]
-        needed = [await in_thread(list_needed, self._parts.repository, row) for row in under_way]
-        keep = [one for one in found if one is not None]
-        await in_thread(self._parts.repository.gc, keep, keep_blobs=frozenset().union(*needed))
+        """What nobody needs goes, and of what may stay as much as has no room."""
+        await collect(self._parts.repository, self._parts.journal)
         lane = self._lanes[record.model]
         await release(self._parts.repository, self._parts.journal, list(lane.rows.values()))
         await lane.forget_old_rows()
@@ -349,9 +374,3 @@ class Agent:
                 _LOG.exception("a defect in %s", name)
                 failed = True
                 await asyncio.sleep(_DEFECT_PAUSE_S)
-
-
-def _format_day(now: float) -> str:
-    import datetime as dt
-
-    return dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()
