@@ -344,14 +344,14 @@ async def roll_back(tools: Tools, record: UpdateRecord, target: Target) -> Outco
 
 # --- WAITING ----------------------------------------------------------------------------------------------------------
 async def wait_for_retry(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than one step of the back-off.
+    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than was meant.
 
     Where the link may not be used, it is asked again every minute: a clock that is set right opens a window too.
     """
     if record.fault is not None and record.fault.code in _CLOSED_CODES:
         return await _wait_for_link(tools, record)
-    longest = max(tools.settings.retry_max_s, tools.settings.access_retry_s) * 2
-    await asyncio.sleep(min(max(0.0, record.retry_at - tools.now()), longest))
+    longest = record.retry_at - record.changed_at
+    await asyncio.sleep(max(0.0, min(record.retry_at - tools.now(), longest)))
     return Outcome(Event.RETRY_DUE, record)
 
 
