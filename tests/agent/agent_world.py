@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import hashlib
 import io
 import random
+import sys
+import termios
 import time
 import zipfile
 from collections import Counter, defaultdict, deque
@@ -123,7 +126,7 @@ class FakeActivator:
         return self.before
 
     def _fail(self, name: str) -> None:
-        if self.failures[name]:
+        if self.failures.get(name):
             raise self.failures[name].popleft()
 
 
@@ -165,6 +168,8 @@ class Origin:
     sent: Counter[str] = field(default_factory=Counter)
     """The same by path."""
     url: str = ""
+    holds_back: bool = False
+    """A block counts as sent, and the next one follows, once the device's kernel has it."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         asked = request.headers.get("Range", "")
@@ -179,28 +184,40 @@ class Origin:
         etag = f'"{hashlib.md5(data).hexdigest()}"' if self.etags else ""
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
+        start, stop = int(first or 0), int(last) + 1 if last else len(data)
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return await self._send(request, data, start, etag)
+        return await self._send(request, data, slice(start, min(stop, len(data))), etag)
 
-    async def _send(self, request: web.Request, data: bytes, start: int, etag: str) -> web.StreamResponse:
-        headers = {"Content-Length": str(len(data) - start), **({"ETag": etag} if etag else {})}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        reply = web.StreamResponse(status=206 if start else 200, headers=headers)
+    async def _send(self, request: web.Request, data: bytes, part: slice, etag: str) -> web.StreamResponse:
+        body, is_part = data[part], part != slice(0, len(data))
+        headers = {"Content-Length": str(len(body)), **({"ETag": etag} if etag else {})}
+        if is_part:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        reply = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         await reply.prepare(request)
-        body = data[start:]
         cut = self.cut_after.popleft() if self.cut_after else None
         body = body if cut is None else body[:cut]
         for at in range(0, len(body), 4096):
             await reply.write(body[at : at + 4096])
+            if self.holds_back:
+                await wait_acknowledged(request)
             self.sent_bytes += len(body[at : at + 4096])
             self.sent[request.path] += len(body[at : at + 4096])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()
         return reply
+
+
+async def wait_acknowledged(request: web.Request) -> None:
+    while (transport := request.transport) is not None and transport.get_extra_info("socket").fileno() >= 0:
+        left = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        if not int.from_bytes(left, sys.byteorder) and not transport.get_write_buffer_size():
+            return
+        await asyncio.sleep(0.0002)
+    raise ConnectionResetError("the device has gone")
 
 
 class FakeHub:
@@ -301,6 +318,7 @@ class World:
     interface: str = "eth0"
     clock_error_s: float = 0.0
     carried_bytes: int = 0
+    quota_bytes: int = 0
     agent: Agent | None = None
     make_manifests: Callable[[HttpClient], ManifestSource] | None = None
     """A real verifier in the place of `manifests`."""
@@ -309,7 +327,7 @@ class World:
 
     @property
     def repository(self) -> Repository:
-        return Repository(self.root)
+        return Repository(self.root, quota_bytes=self.quota_bytes)
 
     @asynccontextmanager
     async def run(self, *, fresh_activator: bool = True) -> AsyncIterator[Agent]:

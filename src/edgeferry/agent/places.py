@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
+from edgeferry.storage.mending import find_sound, mend
 from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
 from edgeferry.storage.repository import Repository
 
@@ -47,11 +48,7 @@ def get_download_path(repository: Repository, record: UpdateRecord) -> Path:
 
 def get_decoded_path(repository: Repository, artifact: Artifact) -> Path:
     """Where the file that a coded artifact stands for appears before it is adopted."""
-    return get_partial_path(repository.partial_folder, _get_decoded_key(artifact.target))
-
-
-def _get_decoded_key(target: str) -> str:
-    return f"{Digest.from_str(target).hex}-decoded"
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.target).hex}-decoded")
 
 
 def open_download(
@@ -61,6 +58,22 @@ def open_download(
     artifact = record.artifact
     max_bytes = limit_bytes if artifact.kind == "classic" else artifact.size
     return open_partial(repository.partial_folder, get_download_key(record, artifact), max_bytes=max_bytes)
+
+
+def read_chunk_list(repository: Repository, artifact: Artifact, size_bytes: int) -> bytes | None:
+    """The list of the artifact's pieces as it was kept; None where it was not, or is damaged."""
+    path = _get_chunks_path(repository, artifact)
+    data = read_bounded(path, size_bytes) if path.is_file() else b""
+    return data if Digest.of(data) == Digest.from_str(artifact.chunks) else None
+
+
+def keep_chunk_list(repository: Repository, artifact: Artifact, data: bytes) -> None:
+    """Keeps a verified list beside the download."""
+    write_atomically(_get_chunks_path(repository, artifact), data)
+
+
+def _get_chunks_path(repository: Repository, artifact: Artifact) -> Path:
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.blob).hex}-chunks")
 
 
 def has_target(repository: Repository, artifact: Artifact) -> bool:
@@ -176,6 +189,16 @@ def find_stored(repository: Repository, record: UpdateRecord) -> StoredVersion |
     return repository.find_version(record.model, record.version, record.identity)
 
 
+def find_mended(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version, made whole first where all that it takes is here."""
+    return mend(repository, record.model, record.version, identity=record.identity)
+
+
+def find_verified(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version after every byte of it was read again; what is damaged goes."""
+    return find_sound(repository, record.model, record.version, identity=record.identity)
+
+
 def require_stored(repository: Repository, record: UpdateRecord) -> StoredVersion:
     """The record's version; raises StorageFailed when it is not here or not whole."""
     stored = find_stored(repository, record)
@@ -194,26 +217,21 @@ def point_refs(repository: Repository, stored: StoredVersion) -> None:
 
 
 # --- tidying ----------------------------------------------------------------------------------------------------------
-def collect(repository: Repository, rows: Iterable[UpdateRecord]) -> None:
-    """Removes versions and content that are neither active nor previous, and that none of `rows` still needs."""
-    under_way = [row for row in rows if row.state not in TERMINAL]
-    keep = [stored for row in under_way if (stored := find_stored(repository, row)) is not None]
-    repository.gc(keep, keep_blobs=frozenset().union(*(list_needed(repository, row) for row in under_way)))
-
-
 def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
     """Names in the partial folder that updates still need; what a power cut brought back of others is none of them."""
     fetching = [record for record in records if record.state in _FETCHING]
     return [key for record in fetching for key in _list_keys(record, record.artifacts[record.index :])]
 
 
-def _list_keys(record: UpdateRecord, artifacts: Iterable[Artifact]) -> list[str]:
-    keys = [(get_download_key(record, one), one.target) for one in artifacts]
-    return [name for key, target in keys for name in (key, *([_get_decoded_key(target)] if target else []))]
+def _list_keys(record: UpdateRecord, artifacts: Collection[Artifact]) -> list[str]:
+    downloads = [get_download_key(record, one) for one in artifacts]
+    decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in artifacts if one.target]
+    chunks = [f"{Digest.from_str(one.blob).hex}-chunks" for one in artifacts if one.chunks]
+    return [*downloads, *decoded, *chunks]
 
 
 def remove_traces(repository: Repository, record: UpdateRecord, *, owns_zip: bool) -> None:
-    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `Repository.gc`'s."""
+    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `storage/tidying.py`'s."""
     for key in _list_keys(record, record.artifacts):
         remove_tree(get_partial_path(repository.partial_folder, key))
     if owns_zip:
