@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import hashlib
 import io
 import random
+import sys
+import termios
 import time
 import zipfile
 from collections import Counter, defaultdict, deque
@@ -165,6 +168,8 @@ class Origin:
     sent: Counter[str] = field(default_factory=Counter)
     """The same by path."""
     url: str = ""
+    holds_back: bool = False
+    """A block counts as sent, and the next one follows, once the device's kernel has it."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         asked = request.headers.get("Range", "")
@@ -196,12 +201,23 @@ class Origin:
         body = body if cut is None else body[:cut]
         for at in range(0, len(body), 4096):
             await reply.write(body[at : at + 4096])
+            if self.holds_back:
+                await wait_acknowledged(request)
             self.sent_bytes += len(body[at : at + 4096])
             self.sent[request.path] += len(body[at : at + 4096])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()
         return reply
+
+
+async def wait_acknowledged(request: web.Request) -> None:
+    while (transport := request.transport) is not None and transport.get_extra_info("socket").fileno() >= 0:
+        left = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        if not int.from_bytes(left, sys.byteorder) and not transport.get_write_buffer_size():
+            return
+        await asyncio.sleep(0.0002)
+    raise ConnectionResetError("the device has gone")
 
 
 class FakeHub:
