@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgeferry.agent.agent import Agent, Parts
@@ -37,6 +38,7 @@ from edgeferry.serve.engine import ChildEngine
 from edgeferry.serve.slots import Slots
 from edgeferry.storage.files import open_folder_lock, read_bounded
 from edgeferry.storage.journal import Journal, open_journal
+from edgeferry.storage.mending import require_sound
 from edgeferry.storage.repository import Repository
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http
 from edgeferry.transport.mqtt import HubConnection, HubIdentity, Sign, make_key_sign, open_hub_connection
@@ -92,7 +94,8 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
     await asyncio.to_thread(repository.prepare)
     with open_folder_lock(repository.root):
         async with open_journal(repository.journal_path) as journal, open_http(HttpSettings(ca_pem=ca_pem)) as http:
-            slots = Slots(ChildEngine(WorkerSettings()), default_model=config.default_model)
+            engine = ChildEngine(WorkerSettings(), require_sound=partial(require_sound, repository))
+            slots = Slots(engine, default_model=config.default_model)
             try:
                 parts = _make_parts(config, _Means(repository, journal, http, slots), root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
@@ -166,6 +169,7 @@ def _make_agent_settings(config: DeviceConfig, *, is_pinned: bool) -> AgentSetti
         probation_requests=config.probation_requests,
         probation_s=config.probation_s,
         report_every_s=config.report_every_s,
+        scrub_every_s=config.scrub_every_s,
     )
 
 
