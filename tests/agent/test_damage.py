@@ -18,6 +18,7 @@ from agent.agent_world import FAST, PICTURE, World, make_model_file, open_origin
 from edgeferry.agent.machine import State
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
+from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.blobs import is_sound
 from edgeferry.storage.mending import list_pieces
 from polling import poll
@@ -228,3 +229,35 @@ async def test_damage_in_a_download_is_found_by_its_digest(world: World) -> None
     async with world.run():
         await world.wait_state(State.ACTIVE)
     assert world.list_leftovers() == []
+
+
+# --- unsigned versions: the bundle is the smallest part that can be had -------------------------------------------------
+CLASSIC = [
+    ("its model is damaged", flip, "gauge.onnx", True),
+    ("its labels are gone", remove, "labels.txt", False),  # the content is here under its other name
+    ("what we noted of it is damaged", flip, "manifest.json", True),
+    ("its identity is damaged", flip, "identity:", True),
+]
+
+
+@pytest.mark.parametrize(("name", "harm", "file", "fetches"), CLASSIC, ids=[row[0] for row in CLASSIC])
+async def test_a_damaged_unsigned_version_is_fetched_as_the_bundle_it_came_in(
+    world: World, classic_zip: bytes, name: str, harm: Harm, file: str, fetches: bool
+) -> None:
+    async with world.run():
+        world.deploy_classic("gauge.zip", classic_zip)
+        await world.wait_state(State.ACTIVE, model="default")
+    active = world.repository.read_ref("default", "active")
+    assert active is not None
+    harm(active.folder / file)
+    world.origin.sent_bytes = 0
+    async with world.run():
+        await world.wait_state(State.ACTIVE, model="default")
+        await poll(lambda: is_as_before(world, active))
+        assert world.activator.serving["default"] == active
+    assert world.origin.sent_bytes == (len(classic_zip) if fetches else 0)
+    assert world.list_leftovers() == ["gauge"]
+
+
+async def is_as_before(world: World, active: StoredVersion) -> bool:
+    return world.repository.read_ref("default", "active") == active

@@ -15,10 +15,12 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import structlog
 
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.control import open_control
@@ -28,7 +30,7 @@ from edgeferry.agent.tools import AgentSettings
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.serving import open_api
 from edgeferry.config import DeviceConfig, WorkloadConfig
-from edgeferry.errors import ConfigInvalid
+from edgeferry.errors import ConfigInvalid, StorageFailed
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.runtime.child import WorkerSettings
@@ -51,6 +53,7 @@ ROOT_FILE = "root.json"
 CONFIG_FILE = "device.toml"
 _PEM_MAX_BYTES = 1 << 20
 _ROOT_MAX_BYTES = 1 << 20
+_log = structlog.get_logger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -101,13 +104,24 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
                 app = make_app(slots, agent, ApiSettings(access=access))
                 async with (
-                    open_control(repository.socket_path, agent.run_command),
+                    _open_door(repository, agent),
                     _running(agent),
                     open_api(app, config.host, config.port) as address,
                 ):
                     yield RunningDevice(address.url, agent, slots, repository)
             finally:
                 await slots.close()
+
+
+@asynccontextmanager
+async def _open_door(repository: Repository, agent: Agent) -> AsyncIterator[None]:
+    """agent.sock, where the disk lets it be made: without it a device serves all the same."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(open_control(repository.socket_path, agent.run_command))
+        except StorageFailed as error:
+            _log.warning("no_agent_socket", code=error.code, message=error.message)
+        yield
 
 
 @asynccontextmanager
