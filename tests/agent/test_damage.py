@@ -6,6 +6,7 @@ Not a byte of it is ever loaded: the world's activator looks at every byte of wh
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -231,31 +232,59 @@ async def test_damage_in_a_download_is_found_by_its_digest(world: World) -> None
     assert world.list_leftovers() == []
 
 
-# --- unsigned versions: the bundle is the smallest part that can be had -------------------------------------------------
+# --- any file at all --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("seed", range(12))
+async def test_any_byte_of_any_file_may_rot_and_the_device_comes_back_whole(damaged_world: World, seed: int) -> None:
+    world = damaged_world
+    world.settings = replace(world.settings, scrub_every_s=0.05)
+    pick = random.Random(seed)
+    files = sorted(path for path in (world.root / "edgeferry").rglob("*") if path.is_file() and path.stat().st_size)
+    path = pick.choice(files)
+    data = bytearray(path.read_bytes())
+    at = pick.randrange(len(data))
+    data[at] ^= 1 << pick.randrange(8)
+    path.chmod(0o644)
+    path.write_bytes(data)
+    print(f"bit of byte {at} of {path}")
+    async with world.run():
+        await poll(lambda: is_healed(world))
+        assert world.activator.serving["detector"].version == "1.1.0"
+    assert world.origin.sent_bytes <= len(data)
+
+
+# --- unsigned versions: the bundle is the smallest part that can be had -----------------------------------------------
+@dataclass(frozen=True)
+class ClassicRow:
+    name: str
+    harm: Harm
+    file: str
+    fetches: bool = True
+
+
 CLASSIC = [
-    ("its model is damaged", flip, "gauge.onnx", True),
-    ("its labels are gone", remove, "labels.txt", False),  # the content is here under its other name
-    ("what we noted of it is damaged", flip, "manifest.json", True),
-    ("its identity is damaged", flip, "identity:", True),
+    ClassicRow("its model is damaged", flip, "gauge.onnx"),
+    ClassicRow("its labels are gone under one of their two names", remove, "labels.txt", fetches=False),
+    ClassicRow("what we noted of it is damaged", flip, "manifest.json"),
+    ClassicRow("its identity is damaged", flip, "identity:"),
 ]
 
 
-@pytest.mark.parametrize(("name", "harm", "file", "fetches"), CLASSIC, ids=[row[0] for row in CLASSIC])
+@pytest.mark.parametrize("row", CLASSIC, ids=lambda row: row.name)
 async def test_a_damaged_unsigned_version_is_fetched_as_the_bundle_it_came_in(
-    world: World, classic_zip: bytes, name: str, harm: Harm, file: str, fetches: bool
+    world: World, classic_zip: bytes, row: ClassicRow
 ) -> None:
     async with world.run():
         world.deploy_classic("gauge.zip", classic_zip)
         await world.wait_state(State.ACTIVE, model="default")
     active = world.repository.read_ref("default", "active")
     assert active is not None
-    harm(active.folder / file)
+    row.harm(active.folder / row.file)
     world.origin.sent_bytes = 0
     async with world.run():
         await world.wait_state(State.ACTIVE, model="default")
         await poll(lambda: is_as_before(world, active))
         assert world.activator.serving["default"] == active
-    assert world.origin.sent_bytes == (len(classic_zip) if fetches else 0)
+    assert world.origin.sent_bytes == (len(classic_zip) if row.fetches else 0)
     assert world.list_leftovers() == ["gauge"]
 
 
