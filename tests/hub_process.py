@@ -103,8 +103,8 @@ class HubProcess:
         text = str(ConnectionString("localhost", key, *identity))
         async with self.open_socket() as raw:
             accepted = await raw.connect(text)
-            if accepted is None:
-                raise ConnectionError("the hub closed the connection")
+            if accepted is None or accepted == mqtt.ConnAck(mqtt.CONNACK_UNAVAILABLE):
+                raise ConnectionError("the hub closed the connection, or is not available")
             assert isinstance(accepted, mqtt.ConnAck) and accepted.code == mqtt.CONNACK_ACCEPTED, accepted
             yield Client(raw, identity, accepted.session_present)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -52,6 +52,8 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_networks: tuple[str, ...] = ()
     default_model: str = ""
     rate_bps: int = 0
+    link: dict[str, Any] = {}
+    """What the operator says about the link: the keys of `edgeferry.link` in the twin, which goes before it."""
     bundle_max_bytes: int = 2 << 30
     quota_bytes: int = 0
     low_water_bytes: int | None = None

@@ -124,6 +124,21 @@ class HubUnreachable(LinkError):
     advice = "Nothing to do: the device serves on and connects when the hub is back."
 
 
+class WindowClosed(LinkError):
+    code = "window_closed"
+    advice = "Nothing to do: the transfer goes on when the next window opens, as edgeferry.link.windows say."
+
+
+class BudgetSpent(LinkError):
+    code = "budget_spent"
+    advice = "Nothing to do: the transfer goes on when the budget of edgeferry.link renews, or when it is raised."
+
+
+class LinkForbidden(LinkError):
+    code = "link_forbidden"
+    advice = "Connect the device over another interface, or allow this one in edgeferry.link.interfaces."
+
+
 # --- AccessError: renew a right, then try later ----------------------------------------------------------------------
 class AccessError(EdgeferryError):
     """The other end knows us and says no."""
@@ -254,6 +269,11 @@ class GoldenMismatch(ModelError):
 class ModelCrashed(ModelError):
     code = "model_crashed"
     advice = "Try the model on a bench: its worker process died. The old version serves on."
+
+
+class ProbationFailed(ModelError):
+    code = "probation_failed"
+    advice = "Look at the named figure, publish a version that does better; the version before serves again."
 
 
 class ModelTimeout(ModelError):

@@ -7,8 +7,9 @@ import base64
 import hashlib
 import io
 import random
+import time
 import zipfile
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,14 +22,19 @@ from aiohttp import web
 
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import Gate
+from edgeferry.agent.ledger import Ledger
 from edgeferry.agent.machine import State
+from edgeferry.agent.ports import ManifestSource
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.delta.apply import get_memory
 from edgeferry.delta.codecs import compress_zstd
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
+from edgeferry.link.policy import LinkPolicy
 from edgeferry.model.digest import Digest
+from edgeferry.model.health import Health
 from edgeferry.model.manifest import (
     FileEntry,
     Golden,
@@ -42,7 +48,7 @@ from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, St
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal, open_journal
 from edgeferry.storage.repository import Repository
-from edgeferry.transport.http import open_http
+from edgeferry.transport.http import HttpClient, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
 
@@ -87,13 +93,16 @@ def check_sound(version: StoredVersion) -> None:
 class FakeActivator:
     """Serving in memory. `failures` are raised by the next calls of that name."""
 
-    failures: dict[str, deque[Exception]] = field(default_factory=lambda: {"prove": deque(), "switch": deque()})
+    failures: dict[str, deque[Exception]] = field(default_factory=lambda: defaultdict(deque))
     proven: list[str] = field(default_factory=list)
     switched: list[str] = field(default_factory=list)
     serving: dict[str, StoredVersion] = field(default_factory=dict)
     discarded: int = 0
     deaths: int = 0
     answered: int = 0
+    health: Health | None = None
+    before: Health | None = None
+    proven_again: int = 0
     hold: asyncio.Event | None = None
 
     async def prove(self, version: StoredVersion) -> None:
@@ -112,14 +121,18 @@ class FakeActivator:
     async def discard(self, model: str) -> None:
         self.discarded += 1
 
-    def get_worker_deaths(self, model: str) -> int:
-        return self.deaths
+    async def prove_again(self, model: str) -> None:
+        self._fail("prove_again")
+        self.proven_again += 1
 
-    def get_requests_answered(self, model: str) -> int:
-        return self.answered
+    def get_health(self, model: str) -> Health:
+        return self.health or Health(deaths=self.deaths, answered=self.answered)
+
+    def find_health_before(self, model: str) -> Health | None:
+        return self.before
 
     def _fail(self, name: str) -> None:
-        if self.failures[name]:
+        if self.failures.get(name):
             raise self.failures[name].popleft()
 
 
@@ -158,6 +171,8 @@ class Origin:
     block_delay_s: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent_bytes: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+    """The same by path."""
     url: str = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -173,23 +188,25 @@ class Origin:
         etag = f'"{hashlib.md5(data).hexdigest()}"' if self.etags else ""
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
+        start, stop = int(first or 0), int(last) + 1 if last else len(data)
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return await self._send(request, data, start, etag)
+        return await self._send(request, data, slice(start, min(stop, len(data))), etag)
 
-    async def _send(self, request: web.Request, data: bytes, start: int, etag: str) -> web.StreamResponse:
-        headers = {"Content-Length": str(len(data) - start), **({"ETag": etag} if etag else {})}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        reply = web.StreamResponse(status=206 if start else 200, headers=headers)
+    async def _send(self, request: web.Request, data: bytes, part: slice, etag: str) -> web.StreamResponse:
+        body, is_part = data[part], part != slice(0, len(data))
+        headers = {"Content-Length": str(len(body)), **({"ETag": etag} if etag else {})}
+        if is_part:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        reply = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         await reply.prepare(request)
-        body = data[start:]
         cut = self.cut_after.popleft() if self.cut_after else None
         body = body if cut is None else body[:cut]
         for at in range(0, len(body), 4096):
             await reply.write(body[at : at + 4096])
             self.sent_bytes += len(body[at : at + 4096])
+            self.sent[request.path] += len(body[at : at + 4096])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()
@@ -208,6 +225,7 @@ class FakeHub:
         self.down = False
         self.connections = 0
         self.expires_at = 4e9
+        self.bytes = 0
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
     @asynccontextmanager
@@ -289,8 +307,16 @@ class World:
     activator: FakeActivator = field(default_factory=FakeActivator)
     wrap: Callable[[Journal], Any] = lambda journal: journal
     boot: str = "boot-1"
+    policy: LinkPolicy = field(default_factory=LinkPolicy)
+    interface: str = "eth0"
+    clock_error_s: float = 0.0
+    carried_bytes: int = 0
     quota_bytes: int = 0
     agent: Agent | None = None
+    make_manifests: Callable[[HttpClient], ManifestSource] | None = None
+    """A real verifier in the place of `manifests`."""
+    now: Callable[[], float] = time.time
+    """The clock that `clock_error_s` adds to."""
 
     @property
     def repository(self) -> Repository:
@@ -307,16 +333,23 @@ class World:
         async with AsyncExitStack() as stack:
             journal = self.wrap(await stack.enter_async_context(open_journal(repository.journal_path)))
             http = await stack.enter_async_context(open_http())
+            meters = {"http": lambda: self.carried_bytes + http.received_bytes, "hub": lambda: self.hub.bytes}
+            gate = Gate(
+                Ledger(journal, meters),
+                policy=self.policy,
+                now=lambda: self.now() + self.clock_error_s,
+                find_interface=lambda: self.interface,
+            )
             parts = Parts(
                 repository=repository,
                 journal=journal,
-                fetcher=Fetcher(http, rate_bps=self.settings.rate_bps),
-                manifests=self.manifests,
+                gate=gate,
+                fetcher=Fetcher(http, gate, rate_bps=self.settings.rate_bps),
+                manifests=self.manifests if self.make_manifests is None else self.make_manifests(http),
                 activator=self.activator,
                 open_hub=self.hub.open,  # type: ignore[arg-type] # the fake has the shape
-                now=__import__("time").time,
+                now=lambda: self.now() + self.clock_error_s,
                 random=lambda: 0.5,
-                get_received_bytes=lambda: http.received_bytes,
                 boot=self.boot,
             )
             self.agent = Agent(parts, self.settings)

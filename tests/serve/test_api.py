@@ -11,7 +11,7 @@ from edgeferry.errors import ModelUnsupported
 from edgeferry.runtime.child import Terms
 from edgeferry.serve.fake import FakeEngine
 from edgeferry.serve.slots import Slots
-from edgeferry.twin.status import DeviceStatus
+from edgeferry.twin.status import DeviceStatus, LedgerStatus
 from edgeferry.vision.answer import Answer, ClassificationAnswer, ClassScore, DetectionAnswer
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ async def test_health_is_always_there_and_readiness_follows_the_workers(
     assert ((await client.get("/readyz")).status, (await client.get("/readyz")).body) == (200, b"ready\n")
     engine.start_s = 60
     engine.started[0].die()
-    await until(lambda: slots.get_worker_deaths("detector") == 1)
+    await until(lambda: slots.get_health("detector").deaths == 1)
     assert ((await client.get("/healthz")).status, (await client.get("/readyz")).status) == (200, 503)
 
 
@@ -226,16 +226,19 @@ async def test_metrics_count_requests_inferences_and_models(
 class _Agent:
     def get_status(self) -> DeviceStatus:
         return DeviceStatus(
-            device="d1", role="both", connected=True, observed=3, downloaded_bytes=70, disk_free_bytes=9
+            device="d1",
+            role="both",
+            connected=True,
+            observed=3,
+            ledger=LedgerStatus(total_bytes=70),
+            disk_free_bytes=9,
         )
 
 
 async def test_metrics_show_what_the_agent_says(slots: Slots, open_client: OpenClient) -> None:
     async with open_client(slots, device=_Agent()) as client:
         lines = (await client.get("/metrics")).body.decode().splitlines()
-    assert {"edgeferry_connected 1.0", "edgeferry_downloaded_bytes_total 70.0", "edgeferry_disk_free_bytes 9.0"} <= set(
-        lines
-    )
+    assert {"edgeferry_connected 1.0", "edgeferry_wire_bytes_total 70.0", "edgeferry_disk_free_bytes 9.0"} <= set(lines)
 
 
 async def test_many_requests_go_over_one_kept_connection(

@@ -163,7 +163,7 @@ async def test_a_killed_worker_is_back_and_only_what_it_held_fails(
     assert len(statuses) == 100
     assert set(lost) <= {(503, "worker_lost")}
     assert len(lost) <= 4, "only requests in flight"
-    assert slots.get_worker_deaths("detector") == 1
+    assert slots.get_health("detector").deaths == 1
     assert (await client.get("/readyz")).status == 200
 
 

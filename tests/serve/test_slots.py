@@ -42,7 +42,7 @@ async def test_a_proven_version_serves_after_the_switch_with_the_same_worker(
     await slots.switch(make_version())
     assert await _ask(slots) == ("1.0.0", "label-of-1.0.0")
     assert len(engine.started) == 1
-    assert slots.get_requests_answered("detector") == 1
+    assert slots.get_health("detector").answered == 1
 
 
 async def test_a_switch_without_a_candidate_proves_first(
@@ -73,7 +73,7 @@ async def test_the_old_worker_ends_after_the_switch(
     await slots.switch(make_version("2.0.0"))
     await until(lambda: engine.started[0].closed)
     assert engine.started[1].alive
-    assert slots.get_worker_deaths("detector") == 0
+    assert slots.get_health("detector").deaths == 0
 
 
 async def test_a_request_in_flight_is_answered_by_the_version_it_leased(
@@ -87,7 +87,7 @@ async def test_a_request_in_flight_is_answered_by_the_version_it_leased(
     assert not engine.started[0].closed
     assert await request == ("1.0.0", "label-of-1.0.0")
     await until(lambda: engine.started[0].closed)
-    assert slots.get_requests_answered("detector") == 0, "answers of the old version do not count for the new one"
+    assert slots.get_health("detector").answered == 0, "answers of the old version do not count for the new one"
 
 
 async def test_draining_is_bounded(engine: FakeEngine, make_version: MakeVersion, until: Until) -> None:
@@ -208,7 +208,7 @@ async def test_switching_to_what_serves_changes_nothing(
     await _ask(slots)
     await slots.prove(make_version("2.0.0"))
     await slots.switch(make_version())
-    assert slots.get_requests_answered("detector") == 1
+    assert slots.get_health("detector").answered == 1
     assert [worker.alive for worker in engine.started] == [True, False]
 
 
@@ -225,9 +225,9 @@ async def test_a_dead_worker_fails_its_requests_alone_and_comes_back(
     with pytest.raises(WorkerLost):
         await in_flight
     assert later == ("1.0.0", "label-of-1.0.0")
-    assert slots.get_worker_deaths("detector") == 1
+    assert slots.get_health("detector").deaths == 1
     await slots.switch(make_version("2.0.0"))
-    assert slots.get_worker_deaths("detector") == 0
+    assert slots.get_health("detector").deaths == 0
 
 
 async def test_waiting_for_a_restart_is_bounded(engine: FakeEngine, make_version: MakeVersion) -> None:
@@ -282,7 +282,7 @@ async def test_a_switch_ends_the_restarts_of_the_dead_version(
     await slots.switch(make_version())
     engine.start_s = 0.1
     engine.started[0].die()
-    await until(lambda: slots.get_worker_deaths("detector") == 1)
+    await until(lambda: slots.get_health("detector").deaths == 1)
     engine.start_s = 0.0
     await slots.switch(make_version("2.0.0"))
     await asyncio.sleep(0.2)
@@ -327,7 +327,7 @@ async def test_a_failed_request_gives_its_place_back_and_is_not_counted(
         with pytest.raises(Exception, match="expected a picture"):
             await _ask(slots, picture=b"bad")
     assert slots.gate.taken == 0
-    assert slots.get_requests_answered("detector") == 0
+    assert slots.get_health("detector").answered == 0
 
 
 async def test_models_are_served_side_by_side(slots: Slots, make_version: MakeVersion) -> None:
@@ -335,7 +335,7 @@ async def test_models_are_served_side_by_side(slots: Slots, make_version: MakeVe
     await slots.switch(make_version("3.0.0", model="gauge"))
     assert await _ask(slots, "gauge") == ("3.0.0", "label-of-3.0.0")
     assert list(slots.get_models()) == ["detector", "gauge"]
-    assert slots.get_worker_deaths("unknown") == slots.get_requests_answered("unknown") == 0
+    assert slots.get_health("unknown").deaths == slots.get_health("unknown").answered == 0
 
 
 async def test_close_ends_every_worker_even_one_that_drains(

@@ -15,7 +15,7 @@ from edgeferry.agent.announce import INPUT, OUTPUT
 from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.reporter import make_reported
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, Desired, read_desired
-from edgeferry.twin.status import DeviceStatus, ModelStatus
+from edgeferry.twin.status import DeviceStatus, LedgerStatus, ModelStatus
 
 ROOT = Path(__file__).parent.parent.parent
 VECTORS = ROOT / "tests" / "vectors" / "twin"
@@ -96,7 +96,7 @@ def test_the_reported_record_on_the_page_is_what_a_device_reports() -> None:
             ModelStatus(model="detector", active="1.0.0", target="1.1.0", state="WAITING", progress=0.42, error=error),
             ModelStatus(model="gauge", active="1.0.0", previous="0.9.0", target="1.0.0", state="ACTIVE"),
         ),
-        downloaded_bytes=1_883_204,
+        ledger=LedgerStatus(day_bytes=48_120, month_bytes=1_883_204),
         disk_free_bytes=5_120 << 20,
         agent_version="0.1.0",
     )

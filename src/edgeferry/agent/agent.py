@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +23,18 @@ import msgspec
 from edgeferry.agent.announce import INPUT
 from edgeferry.agent.claims import release
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import HUB, Gate
 from edgeferry.agent.healing import watch_content
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.machine import Event, State
+from edgeferry.agent.outlook import forecast, make_ledger_status, make_link_status
+from edgeferry.agent.pace import Pace
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
-from edgeferry.agent.reporter import Reporter, make_model_status, make_problem
+from edgeferry.agent.reporter import Reporter, get_report_every_s, make_model_status, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
 from edgeferry.agent.room import collect, run_gc, run_pin
 from edgeferry.agent.threads import in_thread
@@ -47,6 +51,7 @@ from edgeferry.twin.status import DeviceStatus
 _LOG = logging.getLogger(__name__)
 _DESIRED_KEY, _LOCAL_KEY = "desired", "local"
 _DEFECT_PAUSE_S = 5.0
+_TALK_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Parts:
     open_hub: OpenHub | None
     now: Callable[[], float]
     random: Callable[[], float]
-    get_received_bytes: Callable[[], int]
+    gate: Gate
     boot: str = ""
     take_default_model: Callable[[str | None], None] = field(default=lambda name: None)
     """Is told which model the twin makes the default one, if it does."""
@@ -79,6 +84,7 @@ class Agent:
             settings=settings,
             repository=parts.repository,
             journal=parts.journal,
+            gate=parts.gate,
             fetcher=parts.fetcher,
             manifests=parts.manifests,
             activator=parts.activator,
@@ -95,8 +101,9 @@ class Agent:
         self._view = DeviceStatus(device=settings.device, role=settings.role)
         self._refs: dict[str, tuple[str, str]] = {}
         self._here_bytes: dict[str, int] = {}
+        self._pace = Pace()
         self._observed_here = 0
-        self._booked_bytes = 0
+        self._link_policy = parts.gate.policy
         self._unkept: dict[str, bytes] = {}
         self._disk_problem: dict[str, str] | None = None
         self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
@@ -107,7 +114,13 @@ class Agent:
             raise AssertionError("a link needs a hub")
         pauses = (self.settings.connect_base_s, self.settings.connect_max_s)
         return HubLink(
-            parts.open_hub, self, reporter=self.reporter, journal=parts.journal, random=parts.random, pauses_s=pauses
+            parts.open_hub,
+            self,
+            gate=parts.gate,
+            reporter=self.reporter,
+            journal=parts.journal,
+            random=parts.random,
+            pauses_s=pauses,
         )
 
     async def run(self) -> None:
@@ -123,10 +136,12 @@ class Agent:
                 tasks.create_task(self._guard("scrub", lambda: watch_content(self._tools, self._note_hurt)))
                 if self._link is not None:
                     tasks.create_task(self._guard("hub", self._link.run))
+                    tasks.create_task(self._guard("ledger", self._book_talk))
                 await asyncio.get_running_loop().create_future()
         finally:
             self._tasks = None
             await note_clean_stop(self._tools)
+            await self._parts.gate.settle(HUB)
 
     async def _start(self) -> None:
         await serve_active(self._tools)  # first: what it finds damaged is not what a record goes on with
@@ -140,9 +155,7 @@ class Agent:
 
     async def _recall(self) -> None:
         """Goes on with what was last asked, as long as the hub says nothing newer."""
-        ledger = await self._parts.journal.get_ledger()
-        total = sum(sum(kinds.values()) for kinds in ledger.values())
-        self._view = msgspec.structs.replace(self._view, downloaded_bytes=total)
+        await self._parts.gate.ledger.load()
         desired = read_message(await self._parts.journal.get_value(_DESIRED_KEY) or b"")
         local = await self._parts.journal.get_value(_LOCAL_KEY)
         try:
@@ -186,7 +199,7 @@ class Agent:
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
-        wanted = make_wanted(desired, accept_classic=self.settings.accept_classic)
+        wanted = make_wanted(desired, self._link_policy, accept_classic=self.settings.accept_classic)
         self._targets = {} if self.settings.role == "inferencer" else dict(wanted.targets)
         first = next(iter(wanted.problems), None)
         self._view = msgspec.structs.replace(
@@ -196,7 +209,9 @@ class Agent:
         )
         for problem in wanted.problems:
             _LOG.warning("cannot follow the twin: %s", problem.error.message)
-        self._parts.fetcher.set_rate(self.settings.rate_bps if wanted.rate_bps is None else wanted.rate_bps)
+        self._parts.gate.policy = wanted.link
+        self._parts.fetcher.set_rate(wanted.link.rate_bps)
+        self.reporter.every_s = get_report_every_s(wanted.link, self.settings.report_every_s)
         self._parts.take_default_model(wanted.default_model)
 
     def _aim(self) -> None:
@@ -275,10 +290,17 @@ class Agent:
             record = lane.record if lane is not None else None
             active, previous = self._refs.get(model, ("", ""))
             here = self._here_bytes.get(record.key, 0) if record is not None else 0
-            models.append(make_model_status(model, record, active=active, previous=previous, here_bytes=here))
-        problem = self._view.problem or self._disk_problem
-        file = self._get_latest_file()
-        return msgspec.structs.replace(self._view, models=tuple(models), latest_file=file, problem=problem)
+            bps = self._pace.get_bps(record.key) if record is not None else 0.0
+            one = make_model_status(model, record, active=active, previous=previous, here_bytes=here)
+            models.append(forecast(one, self._parts.gate, bps, priority=record.priority) if record is not None else one)
+        return msgspec.structs.replace(
+            self._view,
+            models=tuple(models),
+            latest_file=self._get_latest_file(),
+            problem=self._view.problem or self._disk_problem,
+            ledger=make_ledger_status(self._parts.gate),
+            link=make_link_status(self._parts.gate),
+        )
 
     def _get_latest_file(self) -> str:
         lane = self._lanes.get(CLASSIC_MODEL)
@@ -288,6 +310,7 @@ class Agent:
 
     def _note_progress(self, key: str, length_bytes: int) -> None:
         self._here_bytes[key] = length_bytes
+        self._pace.note(key, length_bytes, time.monotonic())
         self.reporter.note_progress()
 
     async def _note_moved(self, record: UpdateRecord) -> None:
@@ -297,7 +320,6 @@ class Agent:
             await self._keep(key, document)  # the journal could be written just now
         try:
             await self._read_refs(record.model)
-            await self._book_bytes()
             free = await in_thread(get_free_bytes, self._parts.repository.root)
             self._view = msgspec.structs.replace(self._view, disk_free_bytes=free)
         except StorageError as error:
@@ -320,13 +342,14 @@ class Agent:
         refs = [await in_thread(self._parts.repository.read_ref, model, name) for name in ("active", "previous")]
         self._refs[model] = (refs[0].version if refs[0] else "", refs[1].version if refs[1] else "")
 
-    async def _book_bytes(self) -> None:
-        received = self._parts.get_received_bytes()
-        fresh, self._booked_bytes = received - self._booked_bytes, received
-        if fresh > 0:
-            day = _format_day(self._parts.now())
-            await self._parts.journal.add_bytes(day, "http", fresh)
-            self._view = msgspec.structs.replace(self._view, downloaded_bytes=self._view.downloaded_bytes + fresh)
+    async def _book_talk(self) -> None:
+        """Keeps the account of the hub's connection, which speaks whenever it likes."""
+        while True:
+            try:
+                await self._parts.gate.book_talk()
+            except StorageError as error:
+                _LOG.warning("what the hub's connection costs is not in the ledger: %s", error.message)
+            await asyncio.sleep(_TALK_EVERY_S)
 
     async def _note_settled(self, record: UpdateRecord) -> None:
         """What nobody needs goes, and of what may stay as much as has no room."""
@@ -361,9 +384,3 @@ class Agent:
                 _LOG.exception("a defect in %s", name)
                 failed = True
                 await asyncio.sleep(_DEFECT_PAUSE_S)
-
-
-def _format_day(now: float) -> str:
-    import datetime as dt
-
-    return dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()

@@ -17,13 +17,15 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
+from edgeferry.agent.gate import Gate
 from edgeferry.agent.threads import in_thread
-from edgeferry.errors import BundleTooLarge, CaptivePortal, LinkBroken, LinkTimeout, ObjectChanged
+from edgeferry.errors import BudgetSpent, BundleTooLarge, CaptivePortal, LinkBroken, LinkTimeout, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
 from edgeferry.transport.http import HttpClient, RangeReply, require_ok
 
 _SYNC_EVERY_BYTES = 4 << 20
+_NO_END = 1 << 62
 _SMALL_FETCH_TIMEOUT_S = 600.0  # a whole bundle object over the thinnest link that is supported
 
 Progress = Callable[[int], None]
@@ -33,10 +35,11 @@ Begin = Callable[[RangeReply], Awaitable[None]]
 
 
 class Fetcher:
-    """One road for payload bytes; `rate_bps` in bits per second, 0 for no cap."""
+    """One road for payload bytes, each booked at the gate; `rate_bps` in bits per second, 0 for no cap."""
 
-    def __init__(self, http: HttpClient, *, rate_bps: int = 0) -> None:
+    def __init__(self, http: HttpClient, gate: Gate, *, rate_bps: int = 0) -> None:
         self._http = http
+        self._gate = gate
         self._bucket: TokenBucket | None = None
         self.set_rate(rate_bps)
 
@@ -53,6 +56,7 @@ class Fetcher:
         progress: Progress,
         etag: str | None = None,
         begin: Begin | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         """Fetches the rest of an object into `partial`.
 
@@ -63,8 +67,10 @@ class Fetcher:
             progress: is told the partial file's length after each block.
             etag: of the object that the partial bytes came from, where the digest of the whole is not the name.
             begin: is told the size and tag of the object that is being fetched.
+            most_bytes: what the budget allows; None: any number.
 
         Raises:
+            BudgetSpent: `most_bytes` came, and the object is not whole.
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
             ObjectChanged: the object is another one now; `partial` is empty again.
             BundleTooLarge: nobody announced a size, and it is more than `partial` takes.
@@ -72,22 +78,64 @@ class Fetcher:
         """
         if size_bytes is not None and partial.length_bytes == size_bytes:
             return
-        start = partial.length_bytes
+        start, stop = partial.length_bytes, None
+        if most_bytes is not None and size_bytes is not None and start + most_bytes < size_bytes:
+            stop = start + most_bytes  # what is not asked for is not sent, and not paid for
         try:
-            async with self._http.open_range(url, start=start, if_match=etag, total_bytes=size_bytes) as reply:
+            async with self._http.open_range(
+                url, start=start, stop=stop, if_match=etag, total_bytes=size_bytes
+            ) as reply:
                 if reply.start == 0:
                     partial.truncate(0)
                 if size_bytes is None:
                     _require_bounded(reply.total_bytes or 0, partial)
                 if begin is not None:
                     await begin(reply)
-                await self._take(reply, partial, progress)
+                await self._take(reply, partial, progress, most_bytes=most_bytes)
         except ObjectChanged:
             partial.truncate(0)
             raise
 
-    async def _take(self, reply: RangeReply, partial: PartialFile, progress: Progress) -> None:
-        synced = partial.length_bytes
+    async def fill(self, url: str, partial: PartialFile, *, start: int, stop: int, progress: Progress) -> bool:
+        """Fetches bytes `start` to `stop` of an object whose bytes are all here, in the place of damaged ones.
+
+        Returns:
+            False when the server has no ranges: then the whole object has come instead.
+
+        Raises:
+            LinkError, AccessError: the transfer ended early; what came is in `partial`.
+        """
+        size_bytes = partial.length_bytes
+        async with self._http.open_range(url, start=start, stop=stop, total_bytes=size_bytes) as reply:
+            if reply.status == 200:
+                partial.truncate(0)
+                await self._take(reply, partial, progress)
+                return False
+            async for block in reply.blocks:
+                partial.overwrite(start, block)
+                start += len(block)
+                progress(size_bytes)
+                await self._pace(len(block))
+            await in_thread(partial.sync)
+        if start != stop:
+            raise LinkBroken(f"expected bytes up to {stop}, the answer ended at {start}")
+        return True
+
+    async def fetch_small(self, url: str, *, max_bytes: int) -> bytes:
+        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer."""
+        data = bytearray()
+        async with self._http.open_range(url) as reply:
+            async for block in reply.blocks:
+                data += block
+                await self._pace(len(block))
+                if len(data) > max_bytes:
+                    break
+        return bytes(data)
+
+    async def _take(
+        self, reply: RangeReply, partial: PartialFile, progress: Progress, *, most_bytes: int | None = None
+    ) -> None:
+        began = synced = partial.length_bytes
         async for block in reply.blocks:
             if reply.total_bytes is None:
                 _require_bounded(partial.length_bytes + len(block), partial)
@@ -97,11 +145,17 @@ class Fetcher:
                 await in_thread(partial.sync)
                 synced = partial.length_bytes
             await self._pace(len(block))
+            if partial.length_bytes - began >= (most_bytes or _NO_END):
+                break
         await in_thread(partial.sync)
+        if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != reply.total_bytes:
+            raise BudgetSpent(f"the budget held {partial.length_bytes - began} bytes of this object")
         if reply.total_bytes is not None and partial.length_bytes != reply.total_bytes:
             raise LinkBroken(f"expected {reply.total_bytes} bytes, the answer ended after {partial.length_bytes}")
 
     async def _pace(self, size_bytes: int) -> None:
+        """After each block: books the next ones, and waits as the rate cap wants it."""
+        await self._gate.book()
         if self._bucket is not None:
             self._bucket, wait_s = self._bucket.take(size_bytes, time.monotonic())
             await asyncio.sleep(wait_s)

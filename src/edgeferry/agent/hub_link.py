@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from edgeferry.agent.gate import Gate
 from edgeferry.agent.reporter import Reporter
 from edgeferry.errors import AccessError, ConfigError, EdgeferryError, LinkError, ProtocolError, StorageError
 from edgeferry.storage.journal import Journal
@@ -59,12 +60,14 @@ class HubLink:
         open_hub: OpenHub,
         listener: Listener,
         *,
+        gate: Gate,
         reporter: Reporter,
         journal: Journal,
         random: Callable[[], float],
         pauses_s: tuple[float, float] = (1.0, 300.0),
     ) -> None:
         self._open_hub = open_hub
+        self._gate = gate
         self._listener = listener
         self._reporter = reporter
         self._journal = journal
@@ -87,10 +90,11 @@ class HubLink:
         shortest_s, longest_s = self._pauses_s
         pause_s = shortest_s
         while True:
+            open_s = await self._gate.wait_hub_open()
             began = time.monotonic()
             try:
-                await self._connect()
-                pause_s = 0.0  # the token's time was up
+                await self._connect(open_s)
+                pause_s = 0.0  # the token's time was up, or the window's
             except* _PASSING as group:
                 _LOG.warning("no hub: %s", _get_message(group))
             self._listener.note_connected(False)
@@ -98,12 +102,12 @@ class HubLink:
             pause_s = shortest_s if steady or pause_s == 0.0 else min(longest_s, pause_s * 2)
             await asyncio.sleep(pause_s * (0.5 + self._random() / 2))
 
-    async def _connect(self) -> None:
+    async def _connect(self, open_s: float) -> None:
         async with self._open_hub() as hub:
             twin = await hub.fetch_twin()
             self._listener.note_connected(True)
             await self._listener.take_twin(_get_mapping(twin, "desired"))
-            lasts_s = max(1.0, hub.expires_at - time.time() - _RENEW_BEFORE_S)
+            lasts_s = min(open_s, max(1.0, hub.expires_at - time.time() - _RENEW_BEFORE_S))
             try:
                 async with asyncio.timeout(lasts_s) as limit, asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._listen(hub))

@@ -20,6 +20,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from edgeferry.agent.claims import is_claimed
+from edgeferry.agent.gate import CLOSED
 from edgeferry.agent.machine import (
     LOOP_LIMIT,
     TERMINAL,
@@ -35,7 +36,7 @@ from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, chang
 from edgeferry.agent.steps import STEPS
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Outcome, Tools
-from edgeferry.agent.turns import Turns
+from edgeferry.agent.turns import Hold, Turns
 from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkError, StorageError
 
 _LOG = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ _FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
+_SPREAD_MAX_S, _SPREAD_SHARE = 60.0, 0.01
 _SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED})
 
 
@@ -161,16 +163,23 @@ class Lane:
                 await asyncio.wait({step})
 
     async def _run_step(self, record: UpdateRecord) -> Outcome:
+        """Runs the step in its turn; on the link it gives way to a more urgent update, and begins again after it."""
         try:
-            async with self._take_turn(record):
-                return await STEPS[record.state](self.around.tools, record, self._get_target(record))
+            while True:
+                async with self._take_turn(record) as hold:
+                    step = STEPS[record.state](self.around.tools, record, self._get_target(record))
+                    outcome = await _run_unless(step, hold.overtaken)
+                if outcome is not None:
+                    return outcome
         except EdgeferryError as error:
             return Outcome(get_error_event(type(error)), record, error)
 
-    def _take_turn(self, record: UpdateRecord) -> AbstractAsyncContextManager[None]:
+    def _take_turn(self, record: UpdateRecord) -> AbstractAsyncContextManager[Hold]:
         if record.state in _LINK_STATES:
             return self.around.turns.link.take(record.priority)
-        return nullcontext() if record.state in _FREE_STATES else self.around.turns.work.take(record.priority)
+        if record.state in _FREE_STATES:
+            return nullcontext(Hold(record.priority))
+        return self.around.turns.work.take(record.priority, gives_way=False)
 
     def _get_target(self, record: UpdateRecord) -> Target:
         if self.target is not None and self.target.key == record.key:
@@ -246,6 +255,19 @@ class Lane:
         await self.around.moved(record)
 
 
+async def _run_unless(step: Awaitable[Outcome], overtaken: asyncio.Event) -> Outcome | None:
+    """What the step says; None when it was cut off because somebody more urgent waits."""
+    running, waiting = asyncio.ensure_future(step), asyncio.ensure_future(overtaken.wait())
+    try:
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return running.result() if running.done() else None
+    finally:
+        waiting.cancel()
+        if not running.done():
+            running.cancel()
+            await asyncio.wait({running})
+
+
 def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: float) -> UpdateRecord:
     """The record after `outcome`: state by the table, loop guard, back-off and the error to show.
 
@@ -264,13 +286,13 @@ def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: 
     if stalled > LOOP_LIMIT:
         error = InvariantBroken(f"{stalled} transitions without progress: gave up in {record.state}")
         after = find_next(record.state, Event.GIVE_UP, record.resume) or after
-    waits = after is State.WAITING
+    waits, failed = after is State.WAITING, not isinstance(error, CLOSED)
     return change(
         record,
         state=after,
         resume=(record.resume or record.state) if waits else None,
         retry_at=now + get_retry_delay(record.retries, error, settings, random=random) if waits else 0.0,
-        retries=record.retries + 1 if waits else record.retries if event in _SETBACKS else 0,
+        retries=record.retries + failed if waits else record.retries if event in _SETBACKS else 0,
         stalled=stalled,
         mark=mark,
         changed_at=now,
@@ -285,7 +307,13 @@ def _make_fault(event: Event, error: EdgeferryError | None) -> Fault | None:
 
 
 def get_retry_delay(retries: int, error: EdgeferryError | None, settings: AgentSettings, *, random: float) -> float:
-    """Seconds until the next try: doubling, capped, half of it left to chance; never sooner than a server asked."""
+    """Seconds until the next try: doubling, capped, half of it left to chance; never sooner than a server asked.
+
+    A window that opens or a budget that renews is waited for as long as it takes; a fleet comes a little apart.
+    """
+    if isinstance(error, CLOSED):
+        opens_s = error.retry_after_s or 0.0
+        return opens_s + random * min(_SPREAD_MAX_S, opens_s * _SPREAD_SHARE)
     if isinstance(error, AccessError):
         delay = settings.access_retry_s
     else:

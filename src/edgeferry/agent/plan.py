@@ -21,6 +21,7 @@ from edgeferry.agent.record import (
     make_signed_key,
 )
 from edgeferry.errors import ClassicRefused, EdgeferryError, NameInvalid, TwinInvalid
+from edgeferry.link.policy import LinkPolicy, read_link_policy
 from edgeferry.link.route import Step, pick_route
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import PATCH_CODECS, Manifest
@@ -28,7 +29,6 @@ from edgeferry.names import get_stem, require_file_name
 from edgeferry.twin.contract import CLASSIC_MODEL, SECTION, ClassicDesired, Desired, Problem
 
 _OURS = re.compile(r"\.?edgeferry", re.IGNORECASE)
-_RATE_MAX_BPS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,22 @@ class Wanted:
 
     targets: Mapping[str, Target] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
-    rate_bps: int | None = None
-    """A cap on downloads, bits per second, 0 for none; None: the twin says nothing."""
+    link: LinkPolicy = field(default_factory=LinkPolicy)
     default_model: str | None = None
 
 
-def make_wanted(desired: Desired, *, accept_classic: bool) -> Wanted:
-    """Turns a full desired document into what this device shall do; never raises on what a cloud may send."""
+def make_wanted(desired: Desired, link: LinkPolicy, *, accept_classic: bool) -> Wanted:
+    """Turns a full desired document into what this device shall do; never raises on what a cloud may send.
+
+    `link` is what this device's own settings say; the twin goes before them.
+    """
     targets, problems = _make_targets(desired, accept_classic=accept_classic)
-    rate, model = desired.link.get("rate_bps"), desired.policy.get("default_model")
-    sane = rate is None or (type(rate) is int and 0 <= rate <= _RATE_MAX_BPS)
-    if not sane:
-        problems += (_make_problem(f"{SECTION}.link.rate_bps", "expected bits per second as a whole number from 0"),)
+    link, wrong = read_link_policy(desired.link, link)
+    model = desired.policy.get("default_model")
+    problems += tuple(_make_problem(f"{SECTION}.link.{one.key}", one.message) for one in wrong)
     if model is not None and not isinstance(model, str):
         problems += (_make_problem(f"{SECTION}.policy.default_model", "expected the name of a model"),)
-    return Wanted(targets, problems, rate if sane else None, model if isinstance(model, str) else None)
+    return Wanted(targets, problems, link, model if isinstance(model, str) else None)
 
 
 def _make_problem(place: str, message: str) -> Problem:
@@ -148,6 +149,7 @@ def _make_artifact(step: Step) -> Artifact:
         base=source.base,
         target=str(step.target),
         target_size=step.size,
+        chunks=source.chunks,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgeferry.model.digest import Digest
+from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
 
 
@@ -31,11 +32,14 @@ class Activator(Protocol):
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""
 
-    def get_worker_deaths(self, model: str) -> int:
-        """How often the serving worker of this model died since the last switch."""
+    async def prove_again(self, model: str) -> None:
+        """Runs the golden truth once more on the worker that serves `model`; raises as `prove`, WorkerLost too."""
 
-    def get_requests_answered(self, model: str) -> int:
-        """How many requests the serving version of this model answered since the last switch."""
+    def get_health(self, model: str) -> Health:
+        """How the serving version of this model does since the last switch."""
+
+    def find_health_before(self, model: str) -> Health | None:
+        """How the version before did that served here until the last switch; None when there was none."""
 
 
 class ManifestSource(Protocol):

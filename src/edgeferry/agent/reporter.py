@@ -18,6 +18,7 @@ import msgspec
 
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.errors import EdgeferryError
+from edgeferry.link.policy import LinkPolicy
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
 from edgeferry.twin.document import make_patch
 from edgeferry.twin.status import DeviceStatus, ModelStatus
@@ -26,6 +27,8 @@ CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
 _COALESCE_S = 0.1
+_REPORT_BYTES = 1500
+"""A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
 
 
@@ -33,6 +36,7 @@ def make_model_status(
     model: str, record: UpdateRecord | None, *, active: str, previous: str, here_bytes: int
 ) -> ModelStatus:
     """The view of one model; `here_bytes` of its current artifact have come."""
+    done, total = _count_bytes(record, here_bytes) if record is not None else (0, 0)
     if record is None:
         return ModelStatus(model=model, active=active, previous=previous, state="ACTIVE" if active else "")
     return ModelStatus(
@@ -41,17 +45,25 @@ def make_model_status(
         previous=previous,
         target=record.version,
         state=record.state,
-        progress=_get_progress(record, here_bytes),
+        progress=round(done / total, 2) if total else 0.0,
+        done_bytes=done,
+        total_bytes=total,
+        retry_at=record.retry_at,
         error=msgspec.to_builtins(record.fault) if record.fault else None,
     )
 
 
-def _get_progress(record: UpdateRecord, here_bytes: int) -> float:
+def _count_bytes(record: UpdateRecord, here_bytes: int) -> tuple[int, int]:
+    """Bytes of the downloads that have come, and of all of them; (0, 0) where nobody announced a size."""
     total = sum(one.size for one in record.artifacts)
-    if not total:
-        return 0.0
-    done = sum(one.size for one in record.artifacts[: record.index]) + here_bytes
-    return round(min(1.0, done / total), 2)
+    return min(total, sum(one.size for one in record.artifacts[: record.index]) + here_bytes), total
+
+
+def get_report_every_s(policy: LinkPolicy, every_s: float) -> float:
+    """Seconds between reports of progress: as told, or more, so that a day of them stays in its share of the budget."""
+    days = [policy.day_bytes, policy.month_bytes / 31]
+    share = min((size * policy.report_share for size in days if size), default=0.0)
+    return max(every_s, 86_400 * _REPORT_BYTES / share) if share else every_s
 
 
 def make_reported(view: DeviceStatus) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def _make_section(view: DeviceStatus, left_out: tuple[str, ...]) -> dict[str, An
     section: dict[str, Any] = {
         "observed": view.observed,
         "models": {one.model: _make_model(one, left_out) for one in view.models},
-        "ledger": {"down": view.downloaded_bytes},
+        "ledger": {"day": view.ledger.day_bytes, "month": view.ledger.month_bytes},
         "disk": {"free_mb": view.disk_free_bytes >> 20},
         "agent": view.agent_version,
     }
@@ -103,7 +115,7 @@ class Reporter:
 
     def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float) -> None:
         self._view = view
-        self._every_s = every_s
+        self.every_s = every_s
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
@@ -130,7 +142,7 @@ class Reporter:
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(self._every_s):
+            async with asyncio.timeout(self.every_s):
                 await self._changed.wait()
                 await asyncio.sleep(_COALESCE_S)  # several rows often move together: one report for all
         except TimeoutError:

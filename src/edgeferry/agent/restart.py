@@ -13,9 +13,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from edgeferry.agent.claims import release
 from edgeferry.agent.machine import TERMINAL, State, get_restart
 from edgeferry.agent.places import list_download_keys
 from edgeferry.agent.record import UpdateRecord, change, read_record_bytes, write_record_bytes
+from edgeferry.agent.room import collect
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Tools
 from edgeferry.errors import EdgeferryError, StorageError
@@ -34,13 +36,20 @@ async def restore_records(tools: Tools) -> list[UpdateRecord]:
     rows = await tools.journal.load_records()
     found = [await _restore(tools, key, body, was_clean=was_clean) for key, body in rows]
     records = [one for one in found if one is not None]
-    await _sweep(tools, list_download_keys(one for one in records if one.state not in TERMINAL))
+    await _tidy(tools, records)
     return records
 
 
-async def _sweep(tools: Tools, keys: list[str]) -> None:
+async def _tidy(tools: Tools, records: list[UpdateRecord]) -> None:
+    """Removes what was cut off in the making, and what an update that had ended did not get to remove.
+
+    Without the journal of before nobody knows what content was fetched for: it stays until the next update has ended.
+    """
     try:
-        await in_thread(sweep, tools.repository, keys)
+        await in_thread(sweep, tools.repository, list_download_keys(records))
+        if tools.journal.damage is None:
+            await collect(tools.repository, tools.journal)
+            await release(tools.repository, tools.journal, records)
     except StorageError as error:  # a disk that cannot be written keeps no device from serving
         _LOG.warning("cannot tidy up: %s", error.message)
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from edgeferry.agent.announce import announce
 from edgeferry.agent.claims import claim
-from edgeferry.agent.fetch import Progress, make_url
+from edgeferry.agent.gate import CLOSED, get_payload_limit
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
     adopt,
@@ -41,10 +41,12 @@ from edgeferry.agent.places import (
     unpack_and_store,
 )
 from edgeferry.agent.plan import plan_artifacts
+from edgeferry.agent.probation import find_ailment
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
 from edgeferry.agent.room import making_room
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Step, Tools
+from edgeferry.agent.transfer import is_page, transfer
 from edgeferry.errors import (
     CaptivePortal,
     ClassicRefused,
@@ -54,6 +56,8 @@ from edgeferry.errors import (
     LinkError,
     ManifestInvalid,
     ModelCrashed,
+    ModelError,
+    ProbationFailed,
     StorageFailed,
 )
 from edgeferry.model.digest import Digest
@@ -62,11 +66,11 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import remove_tree
 from edgeferry.storage.partial import PartialFile
 from edgeferry.storage.patching import decode_in_child
-from edgeferry.transport.http import RangeReply
 
 _DAMAGES_MAX = 1
 """Bytes that did not have their digest are fetched once more; damaged again, they are what was published."""
-_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
+_CLOSED_CODES = frozenset(kind.code for kind in CLOSED)
+_LOOK_AGAIN_S = 60.0
 
 
 # --- RESOLVING --------------------------------------------------------------------------------------------------------
@@ -84,7 +88,8 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
         return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
     if record.kind == "classic":
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
-    manifest, *others = await _fetch_manifests(tools, record, target)
+    async with tools.gate.open(record.priority):
+        manifest, *others = await _fetch_manifests(tools, record, target)
     have = await in_thread(tools.repository.list_blobs)
     artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole)
     event = Event.PLANNED if artifacts else Event.NOTHING_MISSING
@@ -115,52 +120,13 @@ async def download(tools: Tools, record: UpdateRecord, target: Target) -> Outcom
     with open_download(tools.repository, record, tools.settings.bundle_max_bytes) as partial:
         before = partial.length_bytes
         try:
-            await _take_space(tools, artifact, partial)
-            await _transfer(tools, record, target, partial)
+            async with tools.gate.open(record.priority) as verdict:
+                await _take_space(tools, artifact, partial)
+                await transfer(tools, record, target, partial, most_bytes=get_payload_limit(verdict))
         except LinkError as error:
             gained = partial.length_bytes > before
             return Outcome(Event.TRY_LATER, change(record, retries=0) if gained else record, error)
     return Outcome(Event.DOWNLOADED, record)
-
-
-async def _transfer(tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile) -> None:
-    def progress(length_bytes: int) -> None:
-        tools.progress(record.key, length_bytes)
-
-    if record.kind == "classic":
-        await _transfer_classic(tools, record, target, partial, progress)
-        return
-    artifact = record.artifact
-    url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
-    await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress)
-
-
-async def _transfer_classic(
-    tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile, progress: Progress
-) -> None:
-    """A URL names no content: what came before goes on only for the same entity tag, or where an MD5 will tell."""
-    key, own = f"etag:{record.model}", record.identity.encode()
-    noted, _, tag = (await tools.journal.get_value(key) or b"").partition(b" ")
-    etag = tag.decode("utf-8", "replace") if noted == own else ""
-
-    async def begin(reply: RangeReply) -> None:
-        await in_thread(tools.repository.require_space, partial.count_missing(reply.total_bytes or 0))
-        await in_thread(partial.reserve, reply.total_bytes or 0)
-        await tools.journal.set_value(key, own + b" " + (reply.etag or "").encode())
-
-    if not etag and not target.md5:
-        partial.truncate(0)
-    await tools.fetcher.download(
-        target.url, partial, size_bytes=None, progress=progress, etag=etag or None, begin=begin
-    )
-    if not target.md5 and await _is_page(partial):  # nothing that comes later would tell
-        partial.truncate(0)
-        raise CaptivePortal("expected a bundle, the network answered with a page")
-
-
-async def _is_page(partial: PartialFile) -> bool:
-    head = await in_thread(partial.read_head)
-    return head.lstrip().lower().startswith(_PAGE_STARTS)
 
 
 async def _take_space(tools: Tools, artifact: Artifact, partial: PartialFile) -> None:
@@ -188,9 +154,12 @@ async def verify(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
 
 
 async def _refetch(record: UpdateRecord, partial: PartialFile) -> Outcome:
-    is_page = await _is_page(partial)
-    await in_thread(partial.discard)
-    if is_page:
+    """The damaged pieces where a list tells them from the others, else the whole, once."""
+    found_page = await is_page(partial)
+    is_listed = bool(record.artifact.chunks) and partial.length_bytes == record.artifact.size
+    if found_page or not is_listed or record.damages >= _DAMAGES_MAX:
+        await in_thread(partial.discard)
+    if found_page:
         raise CaptivePortal("expected a model, the network answered with a page")
     if record.damages >= _DAMAGES_MAX:
         what = "ContentMD5" if record.kind == "classic" else "digest"
@@ -309,7 +278,10 @@ async def switch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
 
 # --- PROBATION --------------------------------------------------------------------------------------------------------
 async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Serves and watches: enough answers or enough time without repeated deaths, and the version stays."""
+    """Serves and watches: enough answers and enough time without ailment, and the version stays.
+
+    Where nobody asked for enough answers, the golden truth is asked once more instead.
+    """
     settings = tools.settings
     stored = await in_thread(require_stored, tools.repository, record)
     await announce(tools, record, stored)  # said already, unless a crash came between
@@ -319,14 +291,23 @@ async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) ->
         error = ModelCrashed(f"this device died {record.unclean_boots} times while {stored} was on probation")
         return Outcome(Event.UNHEALTHY, record, error)
     ends_at = time.monotonic() + settings.probation_s
-    while True:
-        deaths = tools.activator.get_worker_deaths(record.model)
-        if deaths >= settings.probation_deaths:
-            return Outcome(Event.UNHEALTHY, record, ModelCrashed(f"the worker of {stored} died {deaths} times"))
-        answered = tools.activator.get_requests_answered(record.model)
-        if answered >= settings.probation_requests or time.monotonic() >= ends_at:
-            return Outcome(Event.HEALTHY, record)
+    while time.monotonic() < ends_at:
+        ailment = _find_ailment(tools, record, deaths_max=settings.probation_deaths)
+        if ailment:
+            return Outcome(Event.UNHEALTHY, record, _make_verdict(f"{stored}: {ailment}", tools, record))
         await asyncio.sleep(settings.poll_s)
+    if tools.serves and tools.activator.get_health(record.model).answered < settings.probation_requests:
+        await tools.activator.prove_again(record.model)
+    return Outcome(Event.HEALTHY, record)
+
+
+def _find_ailment(tools: Tools, record: UpdateRecord, *, deaths_max: int) -> str:
+    model, activator = record.model, tools.activator
+    return find_ailment(activator.get_health(model), activator.find_health_before(model), deaths_max=deaths_max)
+
+
+def _make_verdict(text: str, tools: Tools, record: UpdateRecord) -> ModelError:
+    return ModelCrashed(text) if tools.activator.get_health(record.model).deaths else ProbationFailed(text)
 
 
 # --- ACTIVE -----------------------------------------------------------------------------------------------------------
@@ -338,7 +319,7 @@ async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Ou
     seen = 0
     while True:
         await asyncio.sleep(1.0)
-        deaths = tools.activator.get_worker_deaths(record.model)
+        deaths = tools.activator.get_health(record.model).deaths
         if deaths > seen and await in_thread(find_verified, tools.repository, record) is None:
             return Outcome(Event.DAMAGED, record)
         seen = deaths
@@ -370,10 +351,23 @@ async def roll_back(tools: Tools, record: UpdateRecord, target: Target) -> Outco
 
 # --- WAITING ----------------------------------------------------------------------------------------------------------
 async def wait_for_retry(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than one step of the back-off."""
-    longest = max(tools.settings.retry_max_s, tools.settings.access_retry_s) * 2
-    await asyncio.sleep(min(max(0.0, record.retry_at - tools.now()), longest))
+    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than was meant.
+
+    Where the link may not be used, it is asked again every minute: a clock that is set right opens a window too.
+    """
+    if record.fault is not None and record.fault.code in _CLOSED_CODES:
+        return await _wait_for_link(tools, record)
+    longest = record.retry_at - record.changed_at
+    await asyncio.sleep(max(0.0, min(record.retry_at - tools.now(), longest)))
     return Outcome(Event.RETRY_DUE, record)
+
+
+async def _wait_for_link(tools: Tools, record: UpdateRecord) -> Outcome:
+    while True:
+        rest_s = record.retry_at - tools.now()
+        if rest_s <= 0 or tools.gate.judge(record.priority).may_send:
+            return Outcome(Event.RETRY_DUE, record)
+        await asyncio.sleep(min(rest_s, _LOOK_AGAIN_S))
 
 
 STEPS: Mapping[State, Step] = MappingProxyType(

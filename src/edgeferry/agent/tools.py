@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import Gate
 from edgeferry.agent.machine import Event
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord
@@ -60,6 +61,7 @@ class Tools:
     settings: AgentSettings
     repository: Repository
     journal: Journal
+    gate: Gate
     fetcher: Fetcher
     manifests: ManifestSource
     activator: Activator

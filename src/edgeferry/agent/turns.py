@@ -2,6 +2,8 @@
 
 Rules:
 - One at a time; among those who wait the highest priority goes first, then who came first.
+- Who holds a turn is told when somebody of higher priority waits (`Hold.overtaken`), and gives way, unless it said that
+  it does not.
 - A turn that is cancelled while it waits, or while it is taken, is nobody's.
 """
 
@@ -15,29 +17,41 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A turn that is held; `overtaken` is set when somebody of higher priority waits for it."""
+
+    priority: int
+    gives_way: bool = True
+    overtaken: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Turn:
     """A lock with priorities."""
 
     def __init__(self) -> None:
-        self._held = False
+        self._held: Hold | None = None
         self._count = itertools.count()
-        self._queue: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._queue: list[tuple[int, int, Hold, asyncio.Future[None]]] = []
 
     @asynccontextmanager
-    async def take(self, priority: int = 0) -> AsyncIterator[None]:
+    async def take(self, priority: int = 0, *, gives_way: bool = True) -> AsyncIterator[Hold]:
         """Waits for the turn and holds it as long as the block runs; a higher `priority` goes first."""
-        await self._wait(priority)
+        hold = Hold(priority, gives_way)
+        await self._wait(hold)
         try:
-            yield
+            yield hold
         finally:
             self._pass_on()
 
-    async def _wait(self, priority: int) -> None:
-        if not self._held:
-            self._held = True
+    async def _wait(self, hold: Hold) -> None:
+        if self._held is None:
+            self._held = hold
             return
+        if hold.priority > self._held.priority and self._held.gives_way:
+            self._held.overtaken.set()
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (-priority, next(self._count), mine))
+        heapq.heappush(self._queue, (-hold.priority, next(self._count), hold, mine))
         try:
             await mine
         except asyncio.CancelledError:
@@ -47,11 +61,12 @@ class Turn:
 
     def _pass_on(self) -> None:
         while self._queue:
-            _, _, other = heapq.heappop(self._queue)
+            _, _, hold, other = heapq.heappop(self._queue)
             if not other.done():
+                self._held = hold
                 other.set_result(None)
                 return
-        self._held = False
+        self._held = None
 
 
 @dataclass(frozen=True, slots=True)

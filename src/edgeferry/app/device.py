@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +25,15 @@ import structlog
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.control import open_control
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import HTTP, HUB, Gate
 from edgeferry.agent.hub_link import OpenHub
+from edgeferry.agent.ledger import Ledger
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.serving import open_api
 from edgeferry.config import DeviceConfig, WorkloadConfig
 from edgeferry.errors import ConfigInvalid, StorageFailed
+from edgeferry.link.policy import LinkPolicy, read_link_policy
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.runtime.child import WorkerSettings
@@ -43,7 +46,9 @@ from edgeferry.storage.journal import Journal, open_journal
 from edgeferry.storage.mending import require_sound
 from edgeferry.storage.repository import Repository
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http
-from edgeferry.transport.mqtt import HubConnection, HubIdentity, Sign, make_key_sign, open_hub_connection
+from edgeferry.transport.interface import find_interface
+from edgeferry.transport.mqtt import HubConnection, HubIdentity, HubSettings, make_key_sign, open_hub_connection
+from edgeferry.transport.wire_bytes import WireMeter
 from edgeferry.transport.workload import Workload
 from edgeferry.twin.status import DeviceStatus
 from edgeferry.wire.iothub_auth import parse_connection_string
@@ -91,16 +96,24 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
     """
     repository = get_repository(config)
     root, ca_pem = _read_root(config, repository), await _read_ca(config)
-    open_hub = make_open_hub(config, ca_pem)
     access = make_access(config.token, config.allow_networks)
     access.require_guarded(config.host)
     await asyncio.to_thread(repository.prepare)
     with open_folder_lock(repository.root):
-        async with open_journal(repository.journal_path) as journal, open_http(HttpSettings(ca_pem=ca_pem)) as http:
+        meters = Meters(WireMeter(), WireMeter())
+        async with (
+            open_journal(repository.journal_path) as journal,
+            open_http(HttpSettings(ca_pem=ca_pem), meter=meters.http) as http,
+        ):
             engine = ChildEngine(WorkerSettings(), require_sound=partial(require_sound, repository))
             slots = Slots(engine, default_model=config.default_model)
             try:
-                parts = _make_parts(config, _Means(repository, journal, http, slots), root=root, open_hub=open_hub)
+                gate = _make_gate(config, journal, meters)
+                open_hub = make_open_hub(
+                    config, ca_pem, meter=meters.hub, get_keepalive_s=lambda: gate.policy.keepalive_s
+                )
+                means = _Means(repository, journal, http, gate, slots)
+                parts = _make_parts(config, means, root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
                 app = make_app(slots, agent, ApiSettings(access=access))
                 async with (
@@ -147,11 +160,28 @@ class _Means:
     repository: Repository
     journal: Journal
     http: HttpClient
+    gate: Gate
     slots: Slots
 
 
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """What crosses the wire: for updates, and for the hub's connection."""
+
+    http: WireMeter
+    hub: WireMeter
+
+
+def _make_gate(config: DeviceConfig, journal: Journal, meters: Meters) -> Gate:
+    policy, problems = read_link_policy(config.link, LinkPolicy(rate_bps=config.rate_bps))
+    for problem in problems:
+        raise ConfigInvalid(f"link.{problem.key}: {problem.message}")
+    ledger = Ledger(journal, {HTTP: meters.http.get_bytes, HUB: meters.hub.get_bytes})
+    return Gate(ledger, policy=policy, now=time.time, find_interface=find_interface)
+
+
 def _make_parts(config: DeviceConfig, means: _Means, *, root: bytes | Digest | None, open_hub: OpenHub | None) -> Parts:
-    repository, http, slots = means.repository, means.http, means.slots
+    repository, http, gate, slots = means.repository, means.http, means.gate, means.slots
 
     def take_default_model(name: str | None) -> None:
         slots.default_model = config.default_model if name is None else name
@@ -159,13 +189,13 @@ def _make_parts(config: DeviceConfig, means: _Means, *, root: bytes | Digest | N
     return Parts(
         repository=repository,
         journal=means.journal,
-        fetcher=Fetcher(http, rate_bps=config.rate_bps),
+        gate=gate,
+        fetcher=Fetcher(http, gate, rate_bps=gate.policy.rate_bps),
         manifests=TrustedManifests(http, repository.trust_folder, root, now=time.time),
         activator=slots,
         open_hub=open_hub,
         now=time.time,
         random=random.random,
-        get_received_bytes=lambda: http.received_bytes,
         boot=_BOOT_ID.read_text("ascii").strip() if _BOOT_ID.is_file() else "",
         take_default_model=take_default_model,
     )
@@ -211,14 +241,40 @@ async def _read_ca(config: DeviceConfig) -> bytes | None:
     return None
 
 
-def make_open_hub(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub | None:
-    """How this device connects, by its key or by what IoT Edge signs; None when it has no hub."""
+def make_open_hub(
+    config: DeviceConfig,
+    ca_pem: bytes | None,
+    *,
+    meter: WireMeter | None = None,
+    get_keepalive_s: Callable[[], int] = lambda: HubSettings().keepalive_s,
+) -> OpenHub | None:
+    """How this device connects, by its key or by what IoT Edge signs; None when it has no hub.
+
+    The keepalive is asked for at each connection: a twin may have changed it.
+    """
+    make_identity = _find_identity_maker(config, ca_pem)
+    if make_identity is None:
+        return None
+
+    @asynccontextmanager
+    async def open_hub() -> AsyncIterator[HubConnection]:
+        settings = HubSettings(keepalive_s=get_keepalive_s())
+        async with open_hub_connection(await make_identity(), settings, meter=meter) as hub:
+            yield hub
+
+    return open_hub
+
+
+MakeIdentity = Callable[[], Awaitable[HubIdentity]]
+
+
+def _find_identity_maker(config: DeviceConfig, ca_pem: bytes | None) -> MakeIdentity | None:
     if config.connection_string:
-        return _make_open_by_key(config, ca_pem)
-    return _make_open_by_workload(config.workload, config, ca_pem) if config.workload is not None else None
+        return _make_key_identity(config, ca_pem)
+    return _make_workload_identity(config.workload, config, ca_pem) if config.workload is not None else None
 
 
-def _make_open_by_key(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub:
+def _make_key_identity(config: DeviceConfig, ca_pem: bytes | None) -> MakeIdentity:
     parsed = parse_connection_string(config.connection_string)
     if not parsed.device_id:
         raise ConfigInvalid("expected the connection string of a device or a module, found one of a service policy")
@@ -231,31 +287,28 @@ def _make_open_by_key(config: DeviceConfig, ca_pem: bytes | None) -> OpenHub:
         ca_pem=ca_pem,
         port=config.mqtt_port,
     )
-    return lambda: open_hub_connection(identity)
+
+    async def make_identity() -> HubIdentity:
+        return identity
+
+    return make_identity
 
 
-def _make_open_by_workload(found: WorkloadConfig, config: DeviceConfig, ca_pem: bytes | None) -> OpenHub:
+def _make_workload_identity(found: WorkloadConfig, config: DeviceConfig, ca_pem: bytes | None) -> MakeIdentity:
     workload = Workload(found.workload_url, found.api_version)
 
-    @asynccontextmanager
-    async def open_hub() -> AsyncIterator[HubConnection]:
-        identity = HubIdentity(
+    async def sign(data: bytes) -> str:
+        return await workload.sign(found.module, found.generation, data=data)
+
+    async def make_identity() -> HubIdentity:
+        return HubIdentity(
             host=found.hub,
             device=found.device,
             module=found.module,
             gateway=found.gateway,
-            sign=_make_workload_sign(workload, found),
+            sign=sign,
             ca_pem=ca_pem or await workload.fetch_trust_bundle(),
             port=config.mqtt_port,
         )
-        async with open_hub_connection(identity) as hub:
-            yield hub
 
-    return open_hub
-
-
-def _make_workload_sign(workload: Workload, found: WorkloadConfig) -> Sign:
-    async def sign(data: bytes) -> str:
-        return await workload.sign(found.module, found.generation, data=data)
-
-    return sign
+    return make_identity

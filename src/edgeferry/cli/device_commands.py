@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,12 +31,14 @@ from edgeferry.app.device_folder import (
     run_folder_command,
 )
 from edgeferry.app.logging import configure_logging
+from edgeferry.cli.device_view import make_lines
 from edgeferry.cli.exit_codes import NOTHING_TO_DO, ends_with_exit_code
 from edgeferry.config import DeviceConfig, read_device_config
 from edgeferry.errors import Conflict, EdgeferryError, LinkDown, ModelNotFound, RequestInvalid, StorageFailed
 from edgeferry.storage.files import read_bounded
 
 _CONFIG_MAX_BYTES = 1 << 20
+_WATCH_EVERY_S = 1.0
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -112,16 +116,33 @@ async def _run(config: DeviceConfig) -> None:
 
 @device_group.command("status")
 @_common
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @ends_with_exit_code
-def status(storage: str | None, role: str | None, as_json: bool) -> None:
-    """Shows what runs here, what is under way, and what went wrong last."""
+def status(storage: str | None, role: str | None, as_json: bool, watch: bool) -> None:
+    """Shows what runs here, what is under way, what it cost, and what went wrong last."""
     config = _read_config(storage, role)
+    shown = ""
+    while True:
+        found = _fetch_status(config)
+        text = msgspec.json.encode(found).decode() if as_json else "\n".join(make_lines(found, time.time()))
+        if watch and sys.stdout.isatty() and not as_json:
+            click.clear()
+            click.echo(text)
+        elif text != shown:  # where nothing can be redrawn, only what is new is said
+            click.echo(text)
+        if not watch:
+            return
+        shown = text
+        time.sleep(_WATCH_EVERY_S)
+
+
+def _fetch_status(config: DeviceConfig) -> dict[str, Any]:
+    """Of the running agent, else of the folder."""
     try:
         answer = asyncio.run(ask_agent(get_repository(config).socket_path, "status")).answer
-        answer["running"] = True
+        return {**answer, "running": True}
     except LinkDown:
-        answer = {**msgspec.to_builtins(read_folder_status(config)), "running": False}
-    click.echo(msgspec.json.encode(answer).decode() if as_json else "\n".join(_make_lines(answer)))
+        return {**msgspec.to_builtins(read_folder_status(config)), "running": False}
 
 
 @device_group.command("rollback")
@@ -195,24 +216,3 @@ def _read_config(storage: str | None, role: str | None, *, config_file: str | No
     path = Path(config_file) if config_file else find_config_file(storage, role)
     data = read_bounded(path, _CONFIG_MAX_BYTES) if path is not None else None
     return read_device_config(data, os.environ, storage=storage, role=role, **told)
-
-
-def _make_lines(status: dict[str, Any]) -> list[str]:
-    hub = "connected" if status["connected"] else "no hub" if status["running"] else "not running"
-    lines = [f"{status['device']} ({status['role']}), {hub}, {status['downloaded_bytes']:,} bytes fetched so far"]
-    for one in status["models"]:
-        lines.append(f"  {one['model']}: active {one['active'] or 'none'}, previous {one['previous'] or 'none'}")
-        if one["state"] and one["state"] != "ACTIVE":
-            share = f" {one['progress']:.0%}" if one["state"] in ("DOWNLOADING", "WAITING") else ""
-            lines.append(f"    {one['target']} {one['state']}{share}")
-        if one["error"]:
-            lines += [f"    {one['error']['code']}: {one['error']['message']}", f"    {one['error']['advice']}"]
-    lines += [_make_version_line(one) for one in status.get("versions", ())]
-    if status.get("problem"):
-        lines.append(f"  {status['problem']['code']}: {status['problem']['message']}")
-    return lines
-
-
-def _make_version_line(one: dict[str, Any]) -> str:
-    marks = [mark for mark in ("active", "previous", "pinned") if one[mark]] + ([] if one["whole"] else ["damaged"])
-    return f"  {one['model']}@{one['version']}: {one['size_bytes']:,} bytes{', ' if marks else ''}{', '.join(marks)}"

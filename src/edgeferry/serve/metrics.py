@@ -90,5 +90,6 @@ class _DeviceCollector(Collector):
         """What the agent says of the device at this moment."""
         status = self._device.get_status()
         yield GaugeMetricFamily("edgeferry_connected", "1 while the hub is connected", value=float(status.connected))
-        yield CounterMetricFamily("edgeferry_downloaded_bytes", "Payload bytes fetched", value=status.downloaded_bytes)
+        spent = status.ledger.total_bytes
+        yield CounterMetricFamily("edgeferry_wire_bytes", "Bytes on the wire, both ways, by the ledger", value=spent)
         yield GaugeMetricFamily("edgeferry_disk_free_bytes", "Bytes free for models", value=status.disk_free_bytes)

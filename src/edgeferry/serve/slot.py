@@ -23,9 +23,11 @@ from typing import Any
 import structlog
 
 from edgeferry.errors import EdgeferryError, ModelError, ModelNotReady, WorkerLost
+from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import InferReply, Terms
 from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
+from edgeferry.serve.tally import Tally
 
 _log = structlog.get_logger(__name__)
 _RESTART_PAUSE_S = 0.5
@@ -99,10 +101,17 @@ class Lease:
     version: StoredVersion
     terms: Terms
     _worker: WorkerPort
+    _tally: Tally
 
     async def infer(self, picture: bytes, *, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers `picture` with worker, labels and thresholds of this very version; raises as WorkerPort.infer."""
-        return await self._worker.infer(picture, terms=self.terms, timeout_s=timeout_s, draw=draw)
+        try:
+            reply = await self._worker.infer(picture, terms=self.terms, timeout_s=timeout_s, draw=draw)
+        except (ModelError, WorkerLost):
+            self._tally.failed += 1
+            raise
+        self._tally.note_answer(reply)
+        return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +123,13 @@ class SlotSettings:
 
 
 class Slot:
-    """See the module. `deaths` and `answered` count since the last switch."""
+    """See the module. `tally` counts since the last switch, `before` is how the version before ended."""
 
     def __init__(self, model: str, engine: EnginePort, settings: SlotSettings) -> None:
         self.model = model
         self.serving: Serving | None = None
-        self.deaths = 0
-        self.answered = 0
+        self.tally = Tally()
+        self.before: Health | None = None
         self._candidate: Serving | None = None
         self._engine = engine
         self._settings = settings
@@ -149,11 +158,17 @@ class Slot:
                 await self._drop_candidate()
                 return
             new = await self._hold_candidate(version)
-            self._candidate = None
+            self._candidate, had_one = None, self.serving is not None
             self._point_at(new)
-            self.deaths = self.answered = 0
+            self.before = self.tally.get_health() if had_one else None
+            self.tally = Tally()
             self._restart_pause_s = 0.0
             _log.info("switched", model=self.model, version=version.version)
+
+    async def prove_again(self) -> None:
+        """Runs the golden truth on the worker that serves; raises as Activator.prove_again."""
+        serving = self._require_serving()
+        await serving.worker.port.reprove(serving.version)
 
     async def discard(self) -> None:
         """Lets go of the candidate, if there is one."""
@@ -175,16 +190,14 @@ class Slot:
     # --- the request's side -------------------------------------------------------------------------------------------
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[Lease]:
-        """Holds what serves now; `answered` counts the leases that end without an error.
+        """Holds what serves now.
 
         Raises:
             ModelNotReady: nothing is served.
         """
         serving = self._require_serving()
         with serving.leases:
-            yield Lease(serving.version, serving.terms, serving.worker.port)
-        if self.serving is not None and self.serving.version.identity == serving.version.identity:
-            self.answered += 1
+            yield Lease(serving.version, serving.terms, serving.worker.port, self.tally)
 
     async def wait_ready(self) -> None:
         """Waits for a restart under way.
@@ -277,7 +290,7 @@ class Slot:
         if self.serving is not serving:
             return
         self._ready.clear()
-        self.deaths += 1
+        self.tally.deaths += 1
         _log.error("worker_died", model=self.model, version=serving.version.version, exit_code=exit_code)
         if loop.time() - began_at >= _LONG_LIFE_S:
             self._restart_pause_s = 0.0

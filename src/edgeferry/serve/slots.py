@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from edgeferry.errors import ModelNotReady
+from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
 from edgeferry.serve.gate import Gate
 from edgeferry.serve.ports import EnginePort
@@ -67,13 +68,17 @@ class Slots:
         if model in self._slots:
             await self._slots[model].discard()
 
-    def get_worker_deaths(self, model: str) -> int:
-        """How often the serving worker of `model` died since the last switch."""
-        return self._slots[model].deaths if model in self._slots else 0
+    async def prove_again(self, model: str) -> None:
+        """Runs the golden truth once more on the worker that serves; see Activator.prove_again."""
+        await self._make_slot(model).prove_again()
 
-    def get_requests_answered(self, model: str) -> int:
-        """How many requests the serving version of `model` answered since the last switch."""
-        return self._slots[model].answered if model in self._slots else 0
+    def get_health(self, model: str) -> Health:
+        """How the serving version of `model` does since the last switch."""
+        return self._slots[model].tally.get_health() if model in self._slots else Health()
+
+    def find_health_before(self, model: str) -> Health | None:
+        """How the version before did, or None."""
+        return self._slots[model].before if model in self._slots else None
 
     async def close(self) -> None:
         """Stops serving: running requests finish within the drain time, every worker ends."""
@@ -83,7 +88,7 @@ class Slots:
     def get_models(self) -> dict[str, ServedModel]:
         """What is served now, by name."""
         return {
-            name: ServedModel(slot.serving.version, slot.ready, slot.deaths, slot.answered)
+            name: ServedModel(slot.serving.version, slot.ready, slot.tally.deaths, slot.tally.answered)
             for name, slot in sorted(self._slots.items())
             if slot.serving is not None
         }

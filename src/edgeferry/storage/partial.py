@@ -68,6 +68,20 @@ class PartialFile:
                 self.length_bytes += written
                 rest = rest[written:]
 
+    def overwrite(self, start: int, block: bytes | bytearray | memoryview) -> None:
+        """Puts `block` in the place of bytes that are here already.
+
+        Raises:
+            LinkBroken: it reaches beyond what is here; nothing of it is kept.
+        """
+        if start + len(block) > self.length_bytes:
+            raise LinkBroken("expected bytes in the place of damaged ones, the server sent more")
+        rest = memoryview(block)
+        with translate_disk_errors(self.path):
+            while rest:
+                written = os.pwrite(self._handle, rest, start)
+                start, rest = start + written, rest[written:]
+
     def truncate(self, length_bytes: int) -> None:
         """Forgets everything from `length_bytes` on: damaged, or of an object that has changed."""
         if length_bytes >= self.length_bytes:
@@ -89,6 +103,14 @@ class PartialFile:
             while block := os.pread(self._handle, _BLOCK_BYTES, hasher.size_bytes):
                 hasher.update(block)
         return hasher
+
+    def read_pieces(self, piece_bytes: int) -> Iterator[bytes]:
+        """What is on disk, read again from its start, in pieces of which the last may be shorter."""
+        at = 0
+        with translate_disk_errors(self.path):
+            while piece := os.pread(self._handle, piece_bytes, at):
+                yield piece
+                at += len(piece)
 
     def read_head(self, max_bytes: int = 512) -> bytes:
         """The first bytes: enough to tell a web page from a model."""

@@ -151,6 +151,7 @@ def sweep(repository: Repository, keep_partials: Collection[str] | None = None) 
         keep_partials: keys of downloads that go on; others are removed. None keeps all.
     """
     leftovers = {path for folder in repository.list_workplaces() for path in iterate_folder(folder, TEMP_PREFIX)}
+    leftovers |= {path for path in iterate_folder(repository.trust_folder, "tmp") if not path.suffix}  # python-tuf's
     if keep_partials is not None:
         kept = {get_partial_path(repository.partial_folder, key).name for key in keep_partials}
         leftovers |= {path for path in iterate_folder(repository.partial_folder) if path.name not in kept}

@@ -39,6 +39,7 @@ from edgeferry.errors import (
 )
 from edgeferry.transport.identity import HubIdentity, Sign, make_key_sign
 from edgeferry.transport.tls import make_tls_context
+from edgeferry.transport.wire_bytes import WireMeter
 from edgeferry.wire import iothub_topics as topics
 from edgeferry.wire.iothub_auth import make_client_id, make_user_name
 
@@ -284,9 +285,13 @@ class HubConnection:
 
 @asynccontextmanager
 async def open_hub_connection(
-    identity: HubIdentity, settings: HubSettings | None = None, *, now: Callable[[], float] = time.time
+    identity: HubIdentity,
+    settings: HubSettings | None = None,
+    *,
+    now: Callable[[], float] = time.time,
+    meter: WireMeter | None = None,
 ) -> AsyncIterator[HubConnection]:
-    """Connects, subscribes, and stays connected while the block runs.
+    """Connects, subscribes, and stays connected while the block runs; `meter` counts what that costs.
 
     Raises:
         HubUnreachable: no connection, or it broke in the block. HubRefused: the hub does not accept this identity.
@@ -294,7 +299,7 @@ async def open_hub_connection(
     """
     settings = settings or HubSettings()
     expires_at = int(now()) + settings.token_ttl_s
-    client = _make_client(identity, settings, await identity.make_password(expires_at))
+    client = _make_client(identity, settings, await identity.make_password(expires_at), meter)
     with _translate_mqtt_errors():
         await _connect(client)
     connection = HubConnection(client, identity, settings, expires_at)
@@ -308,7 +313,10 @@ async def open_hub_connection(
         await _disconnect(client)
 
 
-def _make_client(identity: HubIdentity, settings: HubSettings, password: str) -> aiomqtt.Client:
+def _make_client(
+    identity: HubIdentity, settings: HubSettings, password: str, meter: WireMeter | None
+) -> aiomqtt.Client:
+    context = make_tls_context(identity.ca_pem, system_too=False)
     client = aiomqtt.Client(
         identity.gateway or identity.host,
         identity.port,
@@ -319,7 +327,7 @@ def _make_client(identity: HubIdentity, settings: HubSettings, password: str) ->
         clean_session=False,
         keepalive=settings.keepalive_s,
         timeout=settings.answer_timeout_s,
-        tls_context=make_tls_context(identity.ca_pem, system_too=False),
+        tls_context=context if meter is None else meter.meter_tls(context),
     )
     client._client.connect_timeout = settings.connect_timeout_s  # aiomqtt has no word for it, and paho's 5 s are few
     return client

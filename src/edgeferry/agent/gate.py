@@ -1,0 +1,153 @@
+"""Gate: whether this device may use its link now, for how long and for how many bytes; and the account of what it did.
+
+What this file leaves to others: the rules (`link/budget.py`), the account (`ledger.py`), which interface leads out
+(`transport/interface.py`), what is transferred (`steps.py`).
+
+Rules:
+- Nothing is sent for an update but inside `open`: it refuses with the reason and the time to ask again, ends when the
+  window closes, books before the first byte and settles after the last.
+- The clock may be wrong: what is asked again is judged again, nothing is remembered here but the policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import Final
+
+from edgeferry.agent.ledger import BOOKING_BYTES, Ledger
+from edgeferry.errors import BudgetSpent, LinkError, LinkForbidden, StorageError, WindowClosed
+from edgeferry.link.budget import (
+    FREE_KIND,
+    HUB_KIND,
+    LOOK_AGAIN_S,
+    Spent,
+    Verdict,
+    get_day,
+    judge,
+    judge_hub,
+    read_spent,
+)
+from edgeferry.link.policy import LinkClass, LinkPolicy
+
+_LOG = logging.getLogger(__name__)
+HTTP: Final = "http"
+HUB: Final = HUB_KIND
+_AROUND_BYTES = 8 << 10
+"""Handshakes and heads of one transfer over a fresh connection, rounded up."""
+WIRE_FACTOR: Final = 1.07
+"""Headers of segments and acknowledgements at a segment size of 1,448 bytes (5.4 %), TLS records, some loss."""
+_LEAST_BYTES = _AROUND_BYTES + (4 << 10)
+"""A payload that is smaller than what travels around it is not begun."""
+_TALK_BYTES = 8 << 10
+"""Booked for the hub's connection: more than a twin and its reports; idle, it lasts an hour."""
+_ERRORS: Final[Mapping[str, type[LinkError]]] = MappingProxyType(
+    {"window_closed": WindowClosed, "budget_spent": BudgetSpent, "link_forbidden": LinkForbidden}
+)
+CLOSED: Final = tuple(_ERRORS.values())
+"""What `open` raises when the link may not be used: no failure, so no back-off."""
+
+
+def get_payload_limit(verdict: Verdict) -> int | None:
+    """Payload bytes that fit the verdict's allowance with all that travels around them; None: any number."""
+    if verdict.allowance_bytes is None:
+        return None
+    return max(1, int((verdict.allowance_bytes - _AROUND_BYTES) / WIRE_FACTOR))
+
+
+class Gate:
+    """One device's link. `find_interface` names the interface that leads out, '' where it is unknown."""
+
+    def __init__(
+        self, ledger: Ledger, *, policy: LinkPolicy, now: Callable[[], float], find_interface: Callable[[], str]
+    ) -> None:
+        self.ledger = ledger
+        self.policy = policy
+        self.now = now
+        self.find_interface = find_interface
+
+    def get_spent(self) -> Spent:
+        """What counts for the budgets of today and this month."""
+        return read_spent(self.ledger.get_days(), self.policy, self.now())
+
+    def get_class(self) -> LinkClass:
+        """The class of the link that leads out now."""
+        return self.policy.get_class(self.find_interface())
+
+    def judge(self, priority: int = 0) -> Verdict:
+        """What the policy says of a transfer of that priority at this moment."""
+        return judge(
+            self.policy,
+            self.get_spent(),
+            now=self.now(),
+            priority=priority,
+            interface=self.find_interface(),
+            least_bytes=_LEAST_BYTES,
+        )
+
+    def judge_hub(self) -> Verdict:
+        """What the policy says of the hub's connection at this moment."""
+        return judge_hub(self.policy, self.get_spent(), now=self.now(), interface=self.find_interface())
+
+    @asynccontextmanager
+    async def open(self, priority: int = 0) -> AsyncIterator[Verdict]:
+        """Lets the block use the link.
+
+        Raises:
+            WindowClosed, BudgetSpent, LinkForbidden: not now (`retry_after_s`); in the block too, when its window ends.
+            StorageError leaves: nothing can be booked.
+        """
+        verdict = self.judge(priority)
+        if not verdict.may_send:
+            raise self._make_refusal(verdict)
+        await self.book()
+        lasts_s = verdict.closes_at - self.now()
+        try:
+            async with asyncio.timeout(lasts_s if math.isfinite(lasts_s) else None) as limit:
+                yield verdict
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._make_refusal(self.judge(priority)) from None
+        finally:
+            await self.settle(HTTP)
+
+    def _make_refusal(self, verdict: Verdict) -> LinkError:
+        """The error that says why not, and after how long to ask again."""
+        kind = _ERRORS.get(verdict.reason, WindowClosed)
+        words = verdict.reason.replace("_", " ") or "window closed"
+        error = kind(f"no transfer now: {words}")
+        error.retry_after_s = max(0.0, verdict.retry_at - self.now())
+        return error
+
+    async def wait_hub_open(self) -> float:
+        """Returns once the hub's connection may be open: for how many seconds (infinite where nothing ends it)."""
+        while True:
+            verdict = self.judge_hub()
+            if verdict.may_send:
+                return max(0.0, verdict.closes_at - self.now())
+            await asyncio.sleep(min(max(0.0, verdict.retry_at - self.now()), LOOK_AGAIN_S))
+
+    # --- the account --------------------------------------------------------------------------------------------------
+    async def book(self) -> None:
+        """Books the next bytes of a transfer, where fewer than half a booking are left."""
+        await self._book(HTTP, BOOKING_BYTES)
+
+    async def book_talk(self) -> None:
+        """The same for the hub's connection, which speaks whenever it likes."""
+        await self._book(HUB, _TALK_BYTES)
+
+    async def _book(self, name: str, ahead_bytes: int) -> None:
+        kind = FREE_KIND if self.get_class() == "free" else name
+        await self.ledger.book(name, ahead_bytes, day=get_day(self.policy, self.now()), kind=kind)
+
+    async def settle(self, name: str) -> None:
+        """Writes what was spent in place of what was booked."""
+        try:
+            await self.ledger.settle(name)
+        except StorageError as error:  # the booking stands: the ledger says too much, never too little
+            _LOG.warning("the ledger is not settled: %s", error.message)
