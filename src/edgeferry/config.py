@@ -55,6 +55,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     link: dict[str, Any] = {}
     """What the operator says about the link: the keys of `edgeferry.link` in the twin, which goes before it."""
     bundle_max_bytes: int = 2 << 30
+    quota_bytes: int = 0
+    low_water_bytes: int | None = None
+    """None: a tenth of the disk, at most 64 MiB."""
+    scrub_every_s: float = 86_400.0
     probation_requests: int = 20
     probation_s: float = 60.0
     report_every_s: float = 30.0
@@ -123,4 +127,6 @@ def _check(config: DeviceConfig) -> DeviceConfig:
         raise ConfigInvalid(f"expected ports in 0..65535, found port {config.port} and mqtt_port {config.mqtt_port}")
     if config.rate_bps < 0 or config.bundle_max_bytes <= 0:
         raise ConfigInvalid("expected rate_bps of 0 or more and bundle_max_bytes above 0")
+    if config.quota_bytes < 0 or (config.low_water_bytes or 0) < 0 or config.scrub_every_s < 0:
+        raise ConfigInvalid("expected quota_bytes, low_water_bytes and scrub_every_s of 0 or more")
     return config

@@ -9,7 +9,7 @@ import io
 import random
 import time
 import zipfile
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.ledger import Ledger
 from edgeferry.agent.machine import State
+from edgeferry.agent.ports import ManifestSource
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.delta.apply import get_memory
@@ -47,7 +48,7 @@ from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, St
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal, open_journal
 from edgeferry.storage.repository import Repository
-from edgeferry.transport.http import open_http
+from edgeferry.transport.http import HttpClient, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
 
@@ -122,7 +123,7 @@ class FakeActivator:
         return self.before
 
     def _fail(self, name: str) -> None:
-        if self.failures[name]:
+        if self.failures.get(name):
             raise self.failures[name].popleft()
 
 
@@ -161,6 +162,8 @@ class Origin:
     block_delay_s: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent_bytes: int = 0
+    sent: Counter[str] = field(default_factory=Counter)
+    """The same by path."""
     url: str = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -176,23 +179,25 @@ class Origin:
         etag = f'"{hashlib.md5(data).hexdigest()}"' if self.etags else ""
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.ranges else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
+        start, stop = int(first or 0), int(last) + 1 if last else len(data)
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return await self._send(request, data, start, etag)
+        return await self._send(request, data, slice(start, min(stop, len(data))), etag)
 
-    async def _send(self, request: web.Request, data: bytes, start: int, etag: str) -> web.StreamResponse:
-        headers = {"Content-Length": str(len(data) - start), **({"ETag": etag} if etag else {})}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        reply = web.StreamResponse(status=206 if start else 200, headers=headers)
+    async def _send(self, request: web.Request, data: bytes, part: slice, etag: str) -> web.StreamResponse:
+        body, is_part = data[part], part != slice(0, len(data))
+        headers = {"Content-Length": str(len(body)), **({"ETag": etag} if etag else {})}
+        if is_part:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+        reply = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         await reply.prepare(request)
-        body = data[start:]
         cut = self.cut_after.popleft() if self.cut_after else None
         body = body if cut is None else body[:cut]
         for at in range(0, len(body), 4096):
             await reply.write(body[at : at + 4096])
             self.sent_bytes += len(body[at : at + 4096])
+            self.sent[request.path] += len(body[at : at + 4096])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()
@@ -297,11 +302,16 @@ class World:
     interface: str = "eth0"
     clock_error_s: float = 0.0
     carried_bytes: int = 0
+    quota_bytes: int = 0
     agent: Agent | None = None
+    make_manifests: Callable[[HttpClient], ManifestSource] | None = None
+    """A real verifier in the place of `manifests`."""
+    now: Callable[[], float] = time.time
+    """The clock that `clock_error_s` adds to."""
 
     @property
     def repository(self) -> Repository:
-        return Repository(self.root)
+        return Repository(self.root, quota_bytes=self.quota_bytes)
 
     @asynccontextmanager
     async def run(self, *, fresh_activator: bool = True) -> AsyncIterator[Agent]:
@@ -318,7 +328,7 @@ class World:
             gate = Gate(
                 Ledger(journal, meters),
                 policy=self.policy,
-                now=lambda: time.time() + self.clock_error_s,
+                now=lambda: self.now() + self.clock_error_s,
                 find_interface=lambda: self.interface,
             )
             parts = Parts(
@@ -326,10 +336,10 @@ class World:
                 journal=journal,
                 gate=gate,
                 fetcher=Fetcher(http, gate, rate_bps=self.settings.rate_bps),
-                manifests=self.manifests,
+                manifests=self.manifests if self.make_manifests is None else self.make_manifests(http),
                 activator=self.activator,
                 open_hub=self.hub.open,  # type: ignore[arg-type] # the fake has the shape
-                now=lambda: time.time() + self.clock_error_s,
+                now=lambda: self.now() + self.clock_error_s,
                 random=lambda: 0.5,
                 boot=self.boot,
             )

@@ -16,6 +16,7 @@ from edgeferry.agent.record import Artifact, UpdateRecord, make_signed_key, read
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, Source, make_manifest_bytes, read_manifest_bytes
 from edgeferry.storage.journal import Journal, open_journal
+from edgeferry.storage.tidying import gc
 from polling import poll
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0")
@@ -212,17 +213,33 @@ async def test_tidying_up_keeps_what_an_update_under_way_found_here(chain: World
     keep(chain, twin)
     found = put_file(chain, "1.3.0")
     for state, stays in ((State.STORING, True), (State.ACTIVE, False)):
-        chain.repository.gc(keep_blobs=list_needed(chain.repository, make_stopped(twin, state)))
+        gc(chain.repository, keep_blobs=list_needed(chain.repository, make_stopped(twin, state)))
         assert chain.repository.has_blob(found) is stays
 
 
-async def test_an_active_version_lets_go_of_what_it_was_made_from(chain: World) -> None:
+@pytest.mark.parametrize(("quota_bytes", "stays"), [(0, True), (70_000, False)], ids=["no quota", "room for three"])
+async def test_what_was_active_before_stays_until_it_must_give_way_to_a_wanted_version(
+    chain: World, quota_bytes: int, stays: bool
+) -> None:
+    chain.quota_bytes = quota_bytes
     async with chain.run():
         await begin(chain)
-        for version in ("1.1.0", "1.2.0"):
+        for version in VERSIONS[1:]:
             chain.deploy(version)
             await chain.wait_state(State.ACTIVE, version=version)
-        await poll(lambda: is_true([has_model_of(chain, one) for one in VERSIONS] == [False, True, True, False]))
+        await poll(lambda: is_true([has_model_of(chain, one) for one in VERSIONS] == [stays, True, True, True]))
+
+
+async def test_an_older_version_that_stayed_comes_back_without_a_byte(chain: World) -> None:
+    async with chain.run():
+        await begin(chain)
+        for version in VERSIONS[1:]:
+            chain.deploy(version)
+            await chain.wait_state(State.ACTIVE, version=version)
+        before = chain.origin.sent_bytes
+        chain.deploy("1.0.0", **{"try": 2})
+        await chain.wait_state(State.ACTIVE, version="1.0.0")
+        assert chain.origin.sent_bytes == before
 
 
 # --- a patch that fails -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from agent.agent_world import SPEC
 from edgeferry.agent.plan import list_digests, make_wanted, plan_artifacts
 from edgeferry.errors import ManifestInvalid
+from edgeferry.link.policy import LinkPolicy
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import FileEntry, Golden, Manifest, Source
 from edgeferry.twin.contract import read_desired
@@ -25,7 +26,7 @@ SECTION = {
 
 
 def want(desired: dict[str, Any], *, accept_classic: bool = True) -> Any:
-    return make_wanted(read_desired(desired), accept_classic=accept_classic)
+    return make_wanted(read_desired(desired), LinkPolicy(), accept_classic=accept_classic)
 
 
 def test_our_section_names_model_version_and_digest() -> None:

@@ -130,7 +130,7 @@ async def test_a_version_that_was_withdrawn_is_not_fetched_any_further_and_the_a
 
 
 async def test_a_newer_version_waits_until_probation_has_ended(world: World) -> None:
-    world.settings = replace(world.settings, probation_s=30.0, probation_requests=5)
+    world.settings = replace(world.settings, probation_s=1.0, probation_requests=5)
     world.publish("1.0.0")
     world.publish("1.1.0")
     async with world.run():

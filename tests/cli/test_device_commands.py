@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.storage.storage_samples import add_version
 
 from edgeferry.app.device_folder import find_config_file
 from edgeferry.cli.device_commands import device_group
 from edgeferry.config import read_device_config
+from edgeferry.storage.repository import Repository
 
 SECRET = "HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=c2VjcmV0"
 
@@ -86,3 +88,49 @@ def test_run_refuses_settings_that_cannot_work(tmp_path: Path) -> None:
     done = run("run", "--storage", str(tmp_path), "--connection-string", "rubbish")
     assert done.exit_code == 2
     assert "rubbish" not in done.output
+
+
+def make_folder(storage: Path) -> Repository:
+    """1.1.0 serves, 1.0.0 did before; 0.9.0 did once, 1.2.0 never."""
+    repository = Repository(storage)
+    repository.prepare()
+    names = ("0.9.0", "1.0.0", "1.1.0", "1.2.0")
+    stored = {name: add_version(repository, name, {"model.onnx": name.encode() * 100}) for name in names}
+    for name in ("0.9.0", "1.0.0", "1.1.0"):
+        repository.write_ref("detector", "active", stored[name])
+    repository.write_ref("detector", "previous", stored["1.0.0"])
+    return repository
+
+
+def list_stored(storage: Path) -> dict[str, dict[str, object]]:
+    status = json.loads(run("status", "--storage", str(storage), "--json").output)
+    return {one["version"]: one for one in status["versions"]}
+
+
+def test_status_lists_what_lies_on_the_disk_with_sizes_and_reasons(tmp_path: Path) -> None:
+    repository = make_folder(tmp_path)
+    repository.refs.pin("detector", "0.9.0")
+    found = list_stored(tmp_path)
+    marks = {name: [mark for mark in ("active", "previous", "pinned") if one[mark]] for name, one in found.items()}
+    assert marks == {"0.9.0": ["pinned"], "1.0.0": ["previous"], "1.1.0": ["active"], "1.2.0": []}
+    assert {one["size_bytes"] for one in found.values()} == {500}
+    assert "detector@0.9.0: 500 bytes, pinned" in run("status", "--storage", str(tmp_path)).output
+
+
+def test_gc_takes_all_that_is_neither_active_previous_nor_pinned_and_a_pin_outlives_it(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    assert run("pin", "detector@0.9.0", "--storage", str(tmp_path)).exit_code == 0
+    done = json.loads(run("gc", "--storage", str(tmp_path), "--json").output)
+    assert done == {"ok": True, "versions": ["detector@1.2.0"], "freed_bytes": 500}
+    assert sorted(list_stored(tmp_path)) == ["0.9.0", "1.0.0", "1.1.0"]
+    assert run("pin", "detector@0.9.0", "--remove", "--storage", str(tmp_path)).exit_code == 0
+    assert "500 bytes freed; gone: detector@0.9.0" in run("gc", "--storage", str(tmp_path)).output
+    assert sorted(list_stored(tmp_path)) == ["1.0.0", "1.1.0"]
+
+
+@pytest.mark.parametrize("name", ["detector@9.9.9", "other@1.0.0", "detector", "../x@1.0.0", "detector@../x"])
+def test_what_is_not_stored_cannot_be_pinned(tmp_path: Path, name: str) -> None:
+    repository = make_folder(tmp_path)
+    done = run("pin", name, "--storage", str(tmp_path))
+    assert done.exit_code == 2
+    assert repository.refs.list_pins("detector") == frozenset()

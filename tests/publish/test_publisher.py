@@ -26,7 +26,6 @@ from edgeferry.errors import (
 )
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
-from edgeferry.publish.coding import CHUNK_BYTES, make_chunk_list
 from edgeferry.publish.publisher import publish
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.signer import Desk
@@ -240,17 +239,6 @@ def test_a_publisher_that_loses_its_store_half_way_changes_nothing_for_readers(t
         publish(request, dataclasses.replace(desk, store=Refusing()), say=say_nothing)  # type: ignore[arg-type]
     assert read(desk, "metadata/timestamp.json") == before
     assert publish(request, desk, say=say_nothing).version == "1.1.0"
-
-
-def test_a_chunk_list_finds_the_damaged_piece() -> None:
-    data = bytes(range(256)) * 1024
-    chunks = make_chunk_list(data)
-    damaged = bytearray(data)
-    damaged[CHUNK_BYTES * 2 + 5] ^= 1
-    others = make_chunk_list(bytes(damaged))
-    differing = [at // 16 for at in range(0, len(chunks), 16) if chunks[at : at + 16] != others[at : at + 16]]
-    assert differing == [2]
-    assert make_chunk_list(bytes(CHUNK_BYTES)) == b""
 
 
 def test_our_demo_models_publish_without_a_spec(tmp_path: Path, demo_models: Path) -> None:

@@ -18,6 +18,7 @@ from edgeferry.model.bundle import BundleLimits
 from edgeferry.storage.classic import publish_folder, unpack_classic
 from edgeferry.storage.files import write_atomically
 from edgeferry.storage.repository import Repository
+from edgeferry.storage.tidying import gc, sweep
 
 _CALLS = ("open", "fsync", "replace", "rename", "link", "mkdir", "unlink", "rmdir", "pwrite", "fchmod", "chmod")
 OLD = {"model.onnx": b"old weights", "labels.txt": b"cat\n"}
@@ -77,8 +78,8 @@ def test_a_crash_while_storing_leaves_the_active_version_and_no_half_one(
         assert active is not None and active.version == "1.0.0"
         for stored in repository.list_versions("detector"):
             assert {path.name: path.read_bytes() for path in stored.folder.iterdir() if path.name in NEW} in (OLD, NEW)
-        repository.sweep(keep_partials=[])
-        repository.gc()
+        sweep(repository, keep_partials=[])
+        gc(repository)
         folders = {name for name in list_tree(repository.storage_root) if not _is_empty_blob_folder(repository, name)}
         assert folders == {name for name in tidy if not _is_empty_blob_folder(repository, name)}
 
@@ -101,7 +102,7 @@ def test_a_crash_while_a_ref_moves_leaves_the_old_version_or_the_new(repository:
 
     assert crash_everywhere(lambda: repository.write_ref("detector", "active", new), check) >= 4
     assert seen == {"1.0.0", "1.1.0"}
-    repository.sweep()
+    sweep(repository)
     assert not [name for name in list_tree(repository.root) if ".edgeferry" in name]
 
 
@@ -118,7 +119,7 @@ def test_a_crash_while_a_classic_version_is_stored_leaves_none_or_all_of_it(
     def check() -> None:
         for stored in repository.list_versions("default"):
             assert (stored.folder / "model.onnx").read_bytes() == b"weights"
-        repository.sweep(keep_partials=[])
+        sweep(repository, keep_partials=[])
         assert list_names(repository.partial_folder) == []
 
     assert crash_everywhere(store, check) > 15
@@ -139,7 +140,7 @@ def test_a_crash_while_unpacking_never_shows_a_half_folder(repository: Repositor
     def check() -> None:
         if folder.exists():
             assert {path.name: path.read_bytes() for path in folder.iterdir()} in (OLD, NEW)
-        repository.sweep()
+        sweep(repository)
         assert set(list_names(root)) <= {"bundle", "bundle.zip", "edgeferry"}
 
     assert crash_everywhere(lambda: unpack_classic(root, zip_path, "bundle", limits=BundleLimits()), check) > 10
@@ -153,7 +154,7 @@ def test_a_crash_in_gc_takes_nothing_that_is_needed(repository: Repository, tidy
         active = repository.read_ref("detector", "active")
         assert active is not None and (active.folder / "model.onnx").read_bytes() == b"old weights"
 
-    assert crash_everywhere(repository.gc, check) > 3
+    assert crash_everywhere(lambda: gc(repository), check) > 3
     assert repository.list_blobs() == frozenset(_digests(OLD))
 
 

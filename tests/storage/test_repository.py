@@ -14,6 +14,7 @@ from edgeferry.errors import InvariantBroken, ManifestInvalid, NameInvalid, NoSp
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, make_manifest_bytes
 from edgeferry.storage.repository import Repository
+from edgeferry.storage.tidying import gc, sweep
 
 MODEL = {"model.onnx": b"weights 1", "labels.txt": b"cat\ndog\n"}
 
@@ -117,15 +118,11 @@ def test_a_version_whose_golden_picture_is_gone_is_not_whole(repository: Reposit
 
 # --- refs -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1]", b'{"version":"../x","identity":"y"}', b"x" * 9000])
-def test_a_ref_that_cannot_be_read_points_to_nothing_or_says_so(repository: Repository, content: bytes) -> None:
+def test_a_ref_that_cannot_be_read_points_to_nothing(repository: Repository, content: bytes) -> None:
     stored = add_version(repository, "1.0.0", MODEL)
     repository.write_ref("detector", "active", stored)
     (repository.root / "models" / "detector" / "active").write_bytes(content)
-    if len(content) > 4096:
-        with pytest.raises(StorageFailed):
-            repository.read_ref("detector", "active")
-    else:
-        assert repository.read_ref("detector", "active") is None
+    assert repository.read_ref("detector", "active") is None
 
 
 @settings(max_examples=30)
@@ -165,7 +162,7 @@ def test_what_another_hand_put_there_is_no_model_and_no_content(repository: Repo
     (repository.root / "blobs" / "sha256" / "note").write_bytes(b"1")
     assert repository.list_models() == []
     assert repository.list_blobs() == frozenset()
-    assert repository.gc().blobs == 0
+    assert gc(repository).blobs == 0
 
 
 # --- classic ----------------------------------------------------------------------------------------------------------
@@ -207,13 +204,13 @@ def test_gc_keeps_active_previous_and_target_and_all_they_need(repository: Repos
     repository.write_ref("detector", "active", versions[1])
     repository.write_ref("detector", "previous", versions[0])
     fetched = add_blob(repository, b"on its way")
-    collected = repository.gc([versions[4]], keep_blobs=[fetched])
+    collected = gc(repository, [versions[4]], keep_blobs=[fetched])
     assert collected.versions == ("detector@1.2.0", "detector@1.3.0")
     assert (collected.blobs, collected.freed_bytes) == (4, 2 * (len(b"weights 2") + 1))
     assert repository.list_versions("detector") == [versions[0], versions[1], versions[4]]
     assert len(repository.list_blobs()) == 3 + 1 + 3 + 1
-    assert repository.gc([versions[4]], keep_blobs=[fetched]).blobs == 0
-    assert repository.gc().versions == ("detector@1.4.0",)
+    assert gc(repository, [versions[4]], keep_blobs=[fetched]).blobs == 0
+    assert gc(repository).versions == ("detector@1.4.0",)
 
 
 def test_loose_content_is_removed_and_what_a_version_links_to_stays(repository: Repository) -> None:
@@ -242,10 +239,10 @@ def test_sweep_removes_what_a_crash_left_and_nothing_else(repository: Repository
     ):
         (folder / ".edgeferry-half").mkdir()
         (folder / ".edgeferry-half" / "file").write_bytes(b"1")
-    assert repository.sweep() == 7
+    assert sweep(repository) == 7
     assert list_tree(repository.storage_root) == before
-    assert repository.sweep(keep_partials=["ab12"]) == 0
-    assert repository.sweep(keep_partials=[]) == 1
+    assert sweep(repository, keep_partials=["ab12"]) == 0
+    assert sweep(repository, keep_partials=[]) == 1
     assert repository.find_version("detector", "1.0.0") == stored
 
 

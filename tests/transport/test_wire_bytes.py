@@ -14,6 +14,7 @@ import pytest
 from tests.transport.wire_scenes import DATA, SCENES, talk
 
 from edgeferry.transport.http import open_http
+from edgeferry.transport.thin_socket import open_thin_socket
 from edgeferry.transport.wire_bytes import WireMeter, read_wire_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -70,19 +71,37 @@ async def test_both_ends_of_a_connection_count_the_same() -> None:
     assert meter.get_bytes() > here, "the close costs segments, and what is closed stays counted"
 
 
-def test_a_socket_is_counted_once_however_often_it_is_closed() -> None:
+def test_a_connection_is_counted_to_its_last_segment_and_once_however_often_it_is_closed() -> None:
     meter = WireMeter()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock = meter.make_socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+        sock = open_thin_socket(socket.AF_INET, socket.SOCK_STREAM, 0, meter=meter)
         assert meter.get_bytes() == 0
         sock.connect(server.getsockname())
         opened = meter.get_bytes()
-        assert opened == 2 * 60 + 52
-        sock.close()
-        closed = meter.get_bytes()
+        assert opened == 60 + 60 + 52
         sock.close()
         meter.forget(sock)
-        assert meter.get_bytes() == closed == opened + 3 * 52
+        assert opened + 52 <= meter.get_bytes() <= opened + 2 * 52, "our goodbye, and its answer when that comes"
+        server.accept()[0].close()
+        ended = meter.get_bytes()
+        assert opened + 3 * 52 <= ended <= opened + 4 * 52 + 1, (
+            "theirs, with our goodbye's answer or after it, and ours"
+        )
+    assert meter.get_bytes() == ended
+
+
+def test_connections_that_others_never_end_are_held_in_small_number() -> None:
+    meter, before = WireMeter(), count_handles()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for _ in range(50):
+            with open_thin_socket(socket.AF_INET, socket.SOCK_STREAM, 0, meter=meter) as sock:
+                sock.connect(server.getsockname())
+        assert 50 * (60 + 60 + 2 * 52) <= meter.get_bytes() <= 50 * (60 + 60 + 3 * 52)
+        assert count_handles() - before < 12
+
+
+def count_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_what_is_no_tcp_connection_has_crossed_no_wire() -> None:

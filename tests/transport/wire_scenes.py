@@ -74,7 +74,7 @@ async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
             kept = "close" if path == "/closed" else "keep-alive"
             writer.write(make_answer(200, DATA if path in ("/big", "/reset") else b"small", connection=kept))
             if path == "/reset":
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.3)
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 writer.transport.abort()

@@ -27,15 +27,15 @@ from edgeferry.agent.gate import HUB, Gate
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
-from edgeferry.agent.machine import TERMINAL, Event, State
+from edgeferry.agent.machine import Event, State
 from edgeferry.agent.outlook import forecast, make_ledger_status, make_link_status
 from edgeferry.agent.pace import Pace
-from edgeferry.agent.places import find_stored, list_needed
 from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
 from edgeferry.agent.reporter import Reporter, get_report_every_s, make_model_status, make_problem
 from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
+from edgeferry.agent.room import collect, run_gc, run_pin
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
 from edgeferry.agent.turns import Turns
@@ -43,6 +43,7 @@ from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.storage.files import get_free_bytes
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
+from edgeferry.storage.tidying import list_status
 from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
 from edgeferry.twin.status import DeviceStatus
 
@@ -141,8 +142,8 @@ class Agent:
             await self._parts.gate.settle(HUB)
 
     async def _start(self) -> None:
+        await serve_active(self._tools)  # first: what it finds damaged is not what a record goes on with
         records = await restore_records(self._tools)
-        await serve_active(self._tools)
         for model in {one.model for one in records}:
             rows = {one.key: one for one in records if one.model == model}
             self._lanes[model] = Lane(model, self._around, rows, pick_current(rows.values()))
@@ -244,14 +245,19 @@ class Agent:
         model = payload.get("model") if isinstance(payload, Mapping) else None
         match name:
             case "status":
-                return 200, msgspec.to_builtins(self.get_status())
+                versions = await in_thread(list_status, self._parts.repository)
+                return 200, msgspec.to_builtins(msgspec.structs.replace(self.get_status(), versions=versions))
+            case "gc":
+                return await run_gc(self._parts.repository, self._parts.journal)
+            case "pin":
+                return await run_pin(self._parts.repository, payload)
             case "reload":
                 return 200, self._reload()
             case "rollback":
                 return await self._order(model, Event.ROLL_BACK)
             case "cancel":
                 return await self._order(model, Event.CANCEL)
-        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload or cancel"}}
+        return 404, {"error": {"code": "not_found", "message": "expected status, rollback, reload, cancel, gc or pin"}}
 
     def _reload(self) -> dict[str, Any]:
         for lane in self._lanes.values():
@@ -336,12 +342,8 @@ class Agent:
             await asyncio.sleep(_TALK_EVERY_S)
 
     async def _note_settled(self, record: UpdateRecord) -> None:
-        """Keeps active, previous and what is under way; everything else goes."""
-        under_way = [row for lane in self._lanes.values() for row in lane.rows.values() if row.state not in TERMINAL]
-        found = [await in_thread(find_stored, self._parts.repository, row) for row in under_way]
-        needed = [await in_thread(list_needed, self._parts.repository, row) for row in under_way]
-        keep = [one for one in found if one is not None]
-        await in_thread(self._parts.repository.gc, keep, keep_blobs=frozenset().union(*needed))
+        """What nobody needs goes, and of what may stay as much as has no room."""
+        await collect(self._parts.repository, self._parts.journal)
         lane = self._lanes[record.model]
         await release(self._parts.repository, self._parts.journal, list(lane.rows.values()))
         await lane.forget_old_rows()

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from edgeferry.agent.machine import TERMINAL
-from edgeferry.agent.places import find_stored
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.agent.threads import in_thread
 from edgeferry.errors import NameInvalid
@@ -66,4 +65,6 @@ def _find_taken(repository: Repository, file_name: str) -> str:
 
 
 def _is_kept(repository: Repository, row: UpdateRecord) -> bool:
-    return row.state not in TERMINAL or find_stored(repository, row) is not None
+    """Other modules see what serves, what would after a rollback, and what is under way; not all that is kept."""
+    named = {ref.identity for ref in repository.refs.list_refs(row.model)}
+    return row.state not in TERMINAL or row.identity in named

@@ -78,9 +78,13 @@ class Fetcher:
         """
         if size_bytes is not None and partial.length_bytes == size_bytes:
             return
-        start = partial.length_bytes
+        start, stop = partial.length_bytes, None
+        if most_bytes is not None and size_bytes is not None and start + most_bytes < size_bytes:
+            stop = start + most_bytes  # what is not asked for is not sent, and not paid for
         try:
-            async with self._http.open_range(url, start=start, if_match=etag, total_bytes=size_bytes) as reply:
+            async with self._http.open_range(
+                url, start=start, stop=stop, if_match=etag, total_bytes=size_bytes
+            ) as reply:
                 if reply.start == 0:
                     partial.truncate(0)
                 if size_bytes is None:
@@ -92,8 +96,44 @@ class Fetcher:
             partial.truncate(0)
             raise
 
+    async def fill(self, url: str, partial: PartialFile, *, start: int, stop: int, progress: Progress) -> bool:
+        """Fetches bytes `start` to `stop` of an object whose bytes are all here, in the place of damaged ones.
+
+        Returns:
+            False when the server has no ranges: then the whole object has come instead.
+
+        Raises:
+            LinkError, AccessError: the transfer ended early; what came is in `partial`.
+        """
+        size_bytes = partial.length_bytes
+        async with self._http.open_range(url, start=start, stop=stop, total_bytes=size_bytes) as reply:
+            if reply.status == 200:
+                partial.truncate(0)
+                await self._take(reply, partial, progress)
+                return False
+            async for block in reply.blocks:
+                partial.overwrite(start, block)
+                start += len(block)
+                progress(size_bytes)
+                await self._pace(len(block))
+            await in_thread(partial.sync)
+        if start != stop:
+            raise LinkBroken(f"expected bytes up to {stop}, the answer ended at {start}")
+        return True
+
+    async def fetch_small(self, url: str, *, max_bytes: int) -> bytes:
+        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer."""
+        data = bytearray()
+        async with self._http.open_range(url) as reply:
+            async for block in reply.blocks:
+                data += block
+                await self._pace(len(block))
+                if len(data) > max_bytes:
+                    break
+        return bytes(data)
+
     async def _take(
-        self, reply: RangeReply, partial: PartialFile, progress: Progress, *, most_bytes: int | None
+        self, reply: RangeReply, partial: PartialFile, progress: Progress, *, most_bytes: int | None = None
     ) -> None:
         began = synced = partial.length_bytes
         async for block in reply.blocks:
@@ -101,19 +141,21 @@ class Fetcher:
                 _require_bounded(partial.length_bytes + len(block), partial)
             partial.append(block)
             progress(partial.length_bytes)
-            await self._gate.book()
             if partial.length_bytes - synced >= _SYNC_EVERY_BYTES:
                 await in_thread(partial.sync)
                 synced = partial.length_bytes
             await self._pace(len(block))
-            if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != reply.total_bytes:
-                await in_thread(partial.sync)
-                raise BudgetSpent(f"the budget held {partial.length_bytes - began} bytes of this object")
+            if partial.length_bytes - began >= (most_bytes or _NO_END):
+                break
         await in_thread(partial.sync)
+        if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != reply.total_bytes:
+            raise BudgetSpent(f"the budget held {partial.length_bytes - began} bytes of this object")
         if reply.total_bytes is not None and partial.length_bytes != reply.total_bytes:
             raise LinkBroken(f"expected {reply.total_bytes} bytes, the answer ended after {partial.length_bytes}")
 
     async def _pace(self, size_bytes: int) -> None:
+        """After each block: books the next ones, and waits as the rate cap wants it."""
+        await self._gate.book()
         if self._bucket is not None:
             self._bucket, wait_s = self._bucket.take(size_bytes, time.monotonic())
             await asyncio.sleep(wait_s)

@@ -26,8 +26,13 @@ from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
+from edgeferry.storage.mending import find_sound, mend
 from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
 from edgeferry.storage.repository import Repository
+
+_FETCHING = frozenset(
+    {State.RESOLVING, State.DOWNLOADING, State.VERIFYING, State.PATCHING, State.STORING, State.WAITING}
+)
 
 
 # --- one artifact -----------------------------------------------------------------------------------------------------
@@ -43,7 +48,11 @@ def get_download_path(repository: Repository, record: UpdateRecord) -> Path:
 
 def get_decoded_path(repository: Repository, artifact: Artifact) -> Path:
     """Where the file that a coded artifact stands for appears before it is adopted."""
-    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.target).hex}-decoded")
+    return get_partial_path(repository.partial_folder, _get_decoded_key(artifact.target))
+
+
+def _get_decoded_key(target: str) -> str:
+    return f"{Digest.from_str(target).hex}-decoded"
 
 
 def open_download(
@@ -53,6 +62,22 @@ def open_download(
     artifact = record.artifact
     max_bytes = limit_bytes if artifact.kind == "classic" else artifact.size
     return open_partial(repository.partial_folder, get_download_key(record, artifact), max_bytes=max_bytes)
+
+
+def read_chunk_list(repository: Repository, artifact: Artifact, size_bytes: int) -> bytes | None:
+    """The list of the artifact's pieces as it was kept; None where it was not, or is damaged."""
+    path = _get_chunks_path(repository, artifact)
+    data = read_bounded(path, size_bytes) if path.is_file() else b""
+    return data if Digest.of(data) == Digest.from_str(artifact.chunks) else None
+
+
+def keep_chunk_list(repository: Repository, artifact: Artifact, data: bytes) -> None:
+    """Keeps a verified list beside the download."""
+    write_atomically(_get_chunks_path(repository, artifact), data)
+
+
+def _get_chunks_path(repository: Repository, artifact: Artifact) -> Path:
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.blob).hex}-chunks")
 
 
 def has_target(repository: Repository, artifact: Artifact) -> bool:
@@ -168,6 +193,16 @@ def find_stored(repository: Repository, record: UpdateRecord) -> StoredVersion |
     return repository.find_version(record.model, record.version, record.identity)
 
 
+def find_mended(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version, made whole first where all that it takes is here."""
+    return mend(repository, record.model, record.version, identity=record.identity)
+
+
+def find_verified(repository: Repository, record: UpdateRecord) -> StoredVersion | None:
+    """The record's version after every byte of it was read again; what is damaged goes."""
+    return find_sound(repository, record.model, record.version, identity=record.identity)
+
+
 def require_stored(repository: Repository, record: UpdateRecord) -> StoredVersion:
     """The record's version; raises StorageFailed when it is not here or not whole."""
     stored = find_stored(repository, record)
@@ -187,19 +222,21 @@ def point_refs(repository: Repository, stored: StoredVersion) -> None:
 
 # --- tidying ----------------------------------------------------------------------------------------------------------
 def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
-    """Names in the partial folder that belong to updates under way."""
-    return [key for record in records for key in _list_keys(record)]
+    """Names in the partial folder that updates still need; what a power cut brought back of others is none of them."""
+    fetching = [record for record in records if record.state in _FETCHING]
+    return [key for record in fetching for key in _list_keys(record, record.artifacts[record.index :])]
 
 
-def _list_keys(record: UpdateRecord) -> list[str]:
-    downloads = [get_download_key(record, one) for one in record.artifacts]
-    decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in record.artifacts if one.target]
-    return [*downloads, *decoded]
+def _list_keys(record: UpdateRecord, artifacts: Iterable[Artifact]) -> list[str]:
+    downloads = [get_download_key(record, one) for one in artifacts]
+    decoded = [_get_decoded_key(one.target) for one in artifacts if one.target]
+    chunks = [f"{Digest.from_str(one.blob).hex}-chunks" for one in artifacts if one.chunks]
+    return [*downloads, *decoded, *chunks]
 
 
 def remove_traces(repository: Repository, record: UpdateRecord, *, owns_zip: bool) -> None:
-    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `Repository.gc`'s."""
-    for key in _list_keys(record):
+    """Removes what an update that ended left: partial files, the ZIP. Versions and blobs are `storage/tidying.py`'s."""
+    for key in _list_keys(record, record.artifacts):
         remove_tree(get_partial_path(repository.partial_folder, key))
     if owns_zip:
         remove_zip(repository.storage_root, record.file_name)

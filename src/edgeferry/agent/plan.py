@@ -149,6 +149,7 @@ def _make_artifact(step: Step) -> Artifact:
         base=source.base,
         target=str(step.target),
         target_size=step.size,
+        chunks=source.chunks,
     )
 
 

@@ -61,6 +61,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     base: str = ""
     target: str = ""
     target_size: int = 0
+    chunks: str = ""
+    """The blob that lists the pieces of `blob`, where there is one."""
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -3,7 +3,8 @@
 What this file leaves to others: the restart rows (`machine.py`), walking on (`lane.py`).
 
 Rules:
-- Serving comes first and needs no network. Where the active version does not load, the previous one serves.
+- Serving comes first and needs no network. Where the active version is damaged or does not load, the previous one
+  serves; nothing is loaded before its bytes have been read again.
 - Refs are truth, records are memory: a record that cannot be read is forgotten, and found out again.
 """
 
@@ -12,13 +13,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from edgeferry.agent.claims import release
 from edgeferry.agent.machine import TERMINAL, State, get_restart
 from edgeferry.agent.places import list_download_keys
 from edgeferry.agent.record import UpdateRecord, change, read_record_bytes, write_record_bytes
+from edgeferry.agent.room import collect
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Tools
 from edgeferry.errors import EdgeferryError, StorageError
-from edgeferry.model.stored import StoredVersion
+from edgeferry.storage.mending import find_sound_ref
+from edgeferry.storage.refs import REF_NAMES, RefName
+from edgeferry.storage.tidying import sweep
 
 _LOG = logging.getLogger(__name__)
 _CLEAN_KEY = "stopped_clean"
@@ -31,8 +36,22 @@ async def restore_records(tools: Tools) -> list[UpdateRecord]:
     rows = await tools.journal.load_records()
     found = [await _restore(tools, key, body, was_clean=was_clean) for key, body in rows]
     records = [one for one in found if one is not None]
-    await in_thread(tools.repository.sweep, list_download_keys(one for one in records if one.state not in TERMINAL))
+    await _tidy(tools, records)
     return records
+
+
+async def _tidy(tools: Tools, records: list[UpdateRecord]) -> None:
+    """Removes what was cut off in the making, and what an update that had ended did not get to remove.
+
+    Without the journal of before nobody knows what content was fetched for: it stays until the next update has ended.
+    """
+    try:
+        await in_thread(sweep, tools.repository, list_download_keys(records))
+        if tools.journal.damage is None:
+            await collect(tools.repository, tools.journal)
+            await release(tools.repository, tools.journal, records)
+    except StorageError as error:  # a disk that cannot be written keeps no device from serving
+        _LOG.warning("cannot tidy up: %s", error.message)
 
 
 async def note_clean_stop(tools: Tools) -> None:
@@ -78,19 +97,21 @@ def _count_death(tools: Tools, record: UpdateRecord, *, was_clean: bool) -> Upda
 async def serve_active(tools: Tools) -> None:
     """Points every slot at its ref `active`, else at `previous`; a loader only takes note."""
     for model in await in_thread(tools.repository.list_models):
-        for name in ("active", "previous"):
-            stored = await in_thread(tools.repository.read_ref, model, name)
-            if stored is not None and await _serve(tools, stored):
+        for name in REF_NAMES:
+            if await _serve(tools, model, name):
                 break
 
 
-async def _serve(tools: Tools, stored: StoredVersion) -> bool:
+async def _serve(tools: Tools, model: str, name: RefName) -> bool:
     try:
+        stored = await in_thread(find_sound_ref, tools.repository, model, name)
+        if stored is None:
+            return False
         if tools.serves:
             await tools.activator.prove(stored)
             await tools.activator.switch(stored)
     except EdgeferryError as error:
-        _LOG.error("%s does not serve: %s: %s", stored, error.code, error.message)
+        _LOG.error("the %s version of %s does not serve: %s: %s", name, model, error.code, error.message)
         return False
     tools.served[stored.model] = stored.identity
     return True

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from edgeferry.agent.announce import announce
 from edgeferry.agent.claims import claim
-from edgeferry.agent.fetch import Progress, make_url
 from edgeferry.agent.gate import CLOSED, get_payload_limit
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
     adopt,
+    find_mended,
     find_stored,
+    find_verified,
     get_decoded_path,
     get_download_path,
     has_target,
@@ -42,8 +43,10 @@ from edgeferry.agent.places import (
 from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.probation import find_ailment
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
+from edgeferry.agent.room import making_room
 from edgeferry.agent.threads import in_thread
-from edgeferry.agent.tools import Outcome, Tools
+from edgeferry.agent.tools import Outcome, Step, Tools
+from edgeferry.agent.transfer import is_page, transfer
 from edgeferry.errors import (
     CaptivePortal,
     ClassicRefused,
@@ -63,30 +66,27 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import remove_tree
 from edgeferry.storage.partial import PartialFile
 from edgeferry.storage.patching import decode_in_child
-from edgeferry.transport.http import RangeReply
-
-Step = Callable[[Tools, UpdateRecord, Target], Awaitable[Outcome]]
 
 _DAMAGES_MAX = 1
 """Bytes that did not have their digest are fetched once more; damaged again, they are what was published."""
 _CLOSED_CODES = frozenset(kind.code for kind in CLOSED)
 _LOOK_AGAIN_S = 60.0
-_PAGE_STARTS = (b"<!doctype", b"<html", b"<?xml")
 
 
 # --- RESOLVING --------------------------------------------------------------------------------------------------------
 async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     """Finds out what is to be fetched: nothing, a ZIP, or the artifacts of a signed manifest."""
-    stored = await in_thread(find_stored, tools.repository, record)
+    stored = await in_thread(find_mended, tools.repository, record)
     active = await in_thread(tools.repository.read_ref, record.model, "active")
     if stored is not None and active is not None and active.identity == record.identity and tools.is_served(record):
         return Outcome(Event.ALREADY_ACTIVE, record)
-    if stored is not None:
-        return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
     if record.kind == "classic":
         if tools.settings.require_md5 and not target.md5:
             raise ClassicRefused("this device takes classic updates only with ContentMD5")
         await claim(tools.repository, tools.journal, record.file_name)
+    if stored is not None:
+        return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
+    if record.kind == "classic":
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
     async with tools.gate.open(record.priority):
         manifest, *others = await _fetch_manifests(tools, record, target)
@@ -120,72 +120,20 @@ async def download(tools: Tools, record: UpdateRecord, target: Target) -> Outcom
     with open_download(tools.repository, record, tools.settings.bundle_max_bytes) as partial:
         before = partial.length_bytes
         try:
-            await _require_space(tools, artifact, before)
             async with tools.gate.open(record.priority) as verdict:
-                await _transfer(tools, record, target, partial, most_bytes=get_payload_limit(verdict))
+                await _take_space(tools, artifact, partial)
+                await transfer(tools, record, target, partial, most_bytes=get_payload_limit(verdict))
         except LinkError as error:
             gained = partial.length_bytes > before
             return Outcome(Event.TRY_LATER, change(record, retries=0) if gained else record, error)
     return Outcome(Event.DOWNLOADED, record)
 
 
-async def _transfer(
-    tools: Tools, record: UpdateRecord, target: Target, partial: PartialFile, *, most_bytes: int | None
-) -> None:
-    def progress(length_bytes: int) -> None:
-        tools.progress(record.key, length_bytes)
-
-    if record.kind == "classic":
-        await _transfer_classic(tools, record, target, partial, progress, most_bytes=most_bytes)
-        return
-    artifact = record.artifact
-    url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
-    await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress, most_bytes=most_bytes)
-
-
-async def _transfer_classic(
-    tools: Tools,
-    record: UpdateRecord,
-    target: Target,
-    partial: PartialFile,
-    progress: Progress,
-    *,
-    most_bytes: int | None,
-) -> None:
-    """A URL names no content: what came before goes on only for the same entity tag, or where an MD5 will tell."""
-    key, own = f"etag:{record.model}", record.identity.encode()
-    noted, _, tag = (await tools.journal.get_value(key) or b"").partition(b" ")
-    etag = tag.decode("utf-8", "replace") if noted == own else ""
-
-    async def begin(reply: RangeReply) -> None:
-        rest = (reply.total_bytes or 0) - partial.length_bytes
-        await in_thread(tools.repository.require_space, max(0, rest))
-        await tools.journal.set_value(key, own + b" " + (reply.etag or "").encode())
-
-    if not etag and not target.md5:
-        partial.truncate(0)
-    await tools.fetcher.download(
-        target.url,
-        partial,
-        size_bytes=None,
-        progress=progress,
-        etag=etag or None,
-        begin=begin,
-        most_bytes=most_bytes,
-    )
-    if not target.md5 and await _is_page(partial):  # nothing that comes later would tell
-        partial.truncate(0)
-        raise CaptivePortal("expected a bundle, the network answered with a page")
-
-
-async def _is_page(partial: PartialFile) -> bool:
-    head = await in_thread(partial.read_head)
-    return head.lstrip().lower().startswith(_PAGE_STARTS)
-
-
-async def _require_space(tools: Tools, artifact: Artifact, here_bytes: int) -> None:
+async def _take_space(tools: Tools, artifact: Artifact, partial: PartialFile) -> None:
+    """The download's own bytes are reserved; for what it decodes to there must be room as well."""
     decoded = 0 if artifact.codec == "none" else artifact.target_size
-    await in_thread(tools.repository.require_space, max(0, artifact.size - here_bytes) + decoded)
+    await in_thread(tools.repository.require_space, partial.count_missing(artifact.size) + decoded)
+    await in_thread(partial.reserve, artifact.size)
 
 
 # --- VERIFYING --------------------------------------------------------------------------------------------------------
@@ -206,9 +154,12 @@ async def verify(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
 
 
 async def _refetch(record: UpdateRecord, partial: PartialFile) -> Outcome:
-    is_page = await _is_page(partial)
-    await in_thread(partial.discard)
-    if is_page:
+    """The damaged pieces where a list tells them from the others, else the whole, once."""
+    found_page = await is_page(partial)
+    is_listed = bool(record.artifact.chunks) and partial.length_bytes == record.artifact.size
+    if found_page or not is_listed or record.damages >= _DAMAGES_MAX:
+        await in_thread(partial.discard)
+    if found_page:
         raise CaptivePortal("expected a model, the network answered with a page")
     if record.damages >= _DAMAGES_MAX:
         what = "ContentMD5" if record.kind == "classic" else "digest"
@@ -301,8 +252,11 @@ async def _finish_storing(tools: Tools, record: UpdateRecord, stored: StoredVers
 
 # --- PROVING ----------------------------------------------------------------------------------------------------------
 async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """A worker loads the version, answers its golden truth and warms up; what serves is not touched."""
-    stored = await in_thread(find_stored, tools.repository, record)
+    """A worker loads the version once its bytes have been read again, answers its golden truth and warms up.
+
+    What serves is not touched.
+    """
+    stored = await in_thread(find_verified, tools.repository, record)
     if stored is None and record.kind == "local":
         stored = await in_thread(store_local, tools.repository, record, target, tools.settings.shared_root)
     if stored is None:
@@ -390,14 +344,14 @@ async def roll_back(tools: Tools, record: UpdateRecord, target: Target) -> Outco
 
 # --- WAITING ----------------------------------------------------------------------------------------------------------
 async def wait_for_retry(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than one step of the back-off.
+    """Sleeps until `retry_at`; a clock that jumped back never makes it sleep longer than was meant.
 
     Where the link may not be used, it is asked again every minute: a clock that is set right opens a window too.
     """
     if record.fault is not None and record.fault.code in _CLOSED_CODES:
         return await _wait_for_link(tools, record)
-    longest = max(tools.settings.retry_max_s, tools.settings.access_retry_s) * 2
-    await asyncio.sleep(min(max(0.0, record.retry_at - tools.now()), longest))
+    longest = record.retry_at - record.changed_at
+    await asyncio.sleep(max(0.0, min(record.retry_at - tools.now(), longest)))
     return Outcome(Event.RETRY_DUE, record)
 
 
@@ -411,13 +365,13 @@ async def _wait_for_link(tools: Tools, record: UpdateRecord) -> Outcome:
 
 STEPS: Mapping[State, Step] = MappingProxyType(
     {
-        State.RESOLVING: resolve,
-        State.DOWNLOADING: download,
+        State.RESOLVING: making_room(resolve),
+        State.DOWNLOADING: making_room(download),
         State.VERIFYING: verify,
-        State.PATCHING: patch,
-        State.STORING: store,
-        State.PROVING: prove,
-        State.SWITCHING: switch,
+        State.PATCHING: making_room(patch),
+        State.STORING: making_room(store),
+        State.PROVING: making_room(prove),
+        State.SWITCHING: making_room(switch),
         State.PROBATION: watch_probation,
         State.ACTIVE: watch_active,
         State.ROLLING_BACK: roll_back,

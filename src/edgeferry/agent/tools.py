@@ -6,7 +6,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.machine import Event
 from edgeferry.agent.ports import Activator, ManifestSource
-from edgeferry.agent.record import UpdateRecord
+from edgeferry.agent.record import Target, UpdateRecord
 from edgeferry.errors import EdgeferryError
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.storage.journal import Journal
@@ -89,3 +89,7 @@ class Outcome:
     event: Event
     record: UpdateRecord
     error: EdgeferryError | None = None
+
+
+Step = Callable[[Tools, UpdateRecord, Target], Awaitable[Outcome]]
+"""What one state does."""

@@ -74,7 +74,11 @@ class RunningDevice:
 def get_repository(config: DeviceConfig) -> Repository:
     """The repository of this role below the storage root."""
     storage = Path(config.storage)
-    return Repository(storage / INFERENCER_FOLDER if config.role == "inferencer" else storage)
+    return Repository(
+        storage / INFERENCER_FOLDER if config.role == "inferencer" else storage,
+        quota_bytes=config.quota_bytes,
+        low_water_bytes=config.low_water_bytes,
+    )
 
 
 @asynccontextmanager

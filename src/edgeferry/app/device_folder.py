@@ -1,4 +1,4 @@
-"""A device's folder while no device runs on it: made ready by `device init`, read by `device status`.
+"""A device's folder while no device runs on it: made ready by `device init`, read by `device status`, tidied by `gc`.
 
 Rules:
 - `device.toml` (0600) remembers what `init` was told; it may hold a connection string.
@@ -12,11 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeferry.agent.control import Answer
+from edgeferry.agent.room import run_gc, run_pin
 from edgeferry.app.device import CONFIG_FILE, INFERENCER_FOLDER, ROOT_FILE, get_repository
 from edgeferry.config import DeviceConfig
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.digest import Digest
-from edgeferry.storage.files import FOLDER_NAME, get_free_bytes, read_bounded, write_atomically
+from edgeferry.storage.files import FOLDER_NAME, get_free_bytes, open_folder_lock, read_bounded, write_atomically
+from edgeferry.storage.journal import open_journal
+from edgeferry.storage.tidying import list_status
 from edgeferry.twin.status import DeviceStatus, ModelStatus
 
 _ROOT_MAX_BYTES = 1 << 20
@@ -74,4 +78,25 @@ def read_folder_status(config: DeviceConfig) -> DeviceStatus:
         for model in repository.list_models()
     ]
     free = get_free_bytes(repository.root) if repository.root.is_dir() else 0
-    return DeviceStatus(device="device", role=config.role, models=tuple(models), disk_free_bytes=free)
+    return DeviceStatus(
+        device="device",
+        role=config.role,
+        models=tuple(models),
+        disk_free_bytes=free,
+        versions=list_status(repository),
+    )
+
+
+async def run_folder_command(config: DeviceConfig, command: str, payload: object) -> Answer:
+    """`gc` or `pin` on a folder on which no agent runs, as that agent would.
+
+    Raises:
+        StorageBusy: one runs after all. NoSpace, StorageFailed: the disk does not do as asked.
+    """
+    repository = get_repository(config)
+    repository.prepare()
+    with open_folder_lock(repository.root):
+        if command == "pin":
+            return Answer(*await run_pin(repository, payload))
+        async with open_journal(repository.journal_path) as journal:
+            return Answer(*await run_gc(repository, journal))

@@ -1,4 +1,4 @@
-"""`edgeferry device init|run|status|rollback`: words for the device's side.
+"""`edgeferry device init|run|status|rollback|gc|pin`: words for the device's side.
 
 What this file leaves to others: running a device (`app/device.py`), preparing a folder (`app/device_folder.py`), the
 meaning of settings (`config.py`).
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,17 @@ import msgspec
 
 from edgeferry.agent.control import Answer, ask_agent
 from edgeferry.app.device import get_repository, open_device
-from edgeferry.app.device_folder import find_config_file, init_device_folder, read_folder_status
+from edgeferry.app.device_folder import (
+    find_config_file,
+    init_device_folder,
+    read_folder_status,
+    run_folder_command,
+)
 from edgeferry.app.logging import configure_logging
 from edgeferry.cli.device_view import make_lines
 from edgeferry.cli.exit_codes import NOTHING_TO_DO, ends_with_exit_code
 from edgeferry.config import DeviceConfig, read_device_config
-from edgeferry.errors import Conflict, LinkDown, ModelNotFound
+from edgeferry.errors import Conflict, EdgeferryError, LinkDown, ModelNotFound, RequestInvalid, StorageFailed
 from edgeferry.storage.files import read_bounded
 
 _CONFIG_MAX_BYTES = 1 << 20
@@ -119,7 +125,7 @@ def status(storage: str | None, role: str | None, as_json: bool, watch: bool) ->
     while True:
         found = _fetch_status(config)
         text = msgspec.json.encode(found).decode() if as_json else "\n".join(make_lines(found, time.time()))
-        if watch and click.get_text_stream("stdout").isatty() and not as_json:
+        if watch and sys.stdout.isatty() and not as_json:
             click.clear()
             click.echo(text)
         elif text != shown:  # where nothing can be redrawn, only what is new is said
@@ -152,6 +158,41 @@ def rollback(model: str | None, storage: str | None, role: str | None, as_json: 
     click.echo(msgspec.json.encode(answer.answer).decode() if as_json else f"{answer.answer['model']} rolls back")
 
 
+@device_group.command("gc")
+@_common
+@ends_with_exit_code
+def gc(storage: str | None, role: str | None, as_json: bool) -> None:
+    """Frees the disk of every version that is neither active, previous, pinned nor under way."""
+    answer = _command(_read_config(storage, role), "gc", None)
+    if as_json:
+        click.echo(msgspec.json.encode(answer).decode())
+        return
+    click.echo(f"{answer['freed_bytes']:,} bytes freed; gone: {', '.join(answer['versions']) or 'no version'}")
+
+
+@device_group.command("pin")
+@click.argument("version", metavar="MODEL@VERSION")
+@click.option("--remove", is_flag=True, help="Let go of it again.")
+@_common
+@ends_with_exit_code
+def pin(version: str, remove: bool, storage: str | None, role: str | None, as_json: bool) -> None:
+    """Keeps a stored version whatever comes: it is never removed to make room."""
+    model, _, name = version.partition("@")
+    payload = {"model": model, "version": name, "remove": remove}
+    answer = _command(_read_config(storage, role), "pin", payload)
+    click.echo(msgspec.json.encode(answer).decode() if as_json else f"{version} is {'not ' if remove else ''}pinned")
+
+
+def _command(config: DeviceConfig, command: str, payload: object) -> dict[str, Any]:
+    """What a running agent answers, or what the folder does where none runs."""
+    try:
+        answer = asyncio.run(ask_agent(get_repository(config).socket_path, command, payload, timeout_s=120.0))
+    except LinkDown:
+        answer = asyncio.run(run_folder_command(config, command, payload))
+    _require_done(answer)
+    return answer.answer
+
+
 def _require_done(answer: Answer) -> None:
     if answer.status < 300:
         return
@@ -159,7 +200,8 @@ def _require_done(answer: Answer) -> None:
     if answer.status == 409:
         click.echo(f"nothing to do: {message}", err=True)
         raise SystemExit(NOTHING_TO_DO)
-    raise ModelNotFound(message) if answer.status == 404 else Conflict(message)
+    kinds: dict[int, type[EdgeferryError]] = {400: RequestInvalid, 404: ModelNotFound, 507: StorageFailed}
+    raise kinds.get(answer.status, Conflict)(message)
 
 
 def _make_told(settings: dict[str, Any]) -> dict[str, Any]:

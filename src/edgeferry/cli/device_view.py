@@ -26,6 +26,7 @@ def make_lines(status: Mapping[str, Any], now: float) -> list[str]:
         lines += [f"  link    {_show_link(status['link'], now)}", f"  ledger  {_show_ledger(status['ledger'])}"]
     for one in status["models"]:
         lines += _make_model_lines(one, now)
+    lines += [_make_version_line(one) for one in status.get("versions", ())]
     if status.get("problem"):
         lines += _make_error_lines(status["problem"], "  ")
     return lines
@@ -54,6 +55,13 @@ def _make_model_lines(one: Mapping[str, Any], now: float) -> Iterator[str]:
         yield f"    {one['target']} {one['state']}{_show_progress(one, now)}"
     if one["error"]:
         yield from _make_error_lines(one["error"], "    ")
+
+
+def _make_version_line(one: Mapping[str, Any]) -> str:
+    marks = [mark for mark in ("active", "previous", "pinned") if one[mark]] + ([] if one["whole"] else ["damaged"])
+    return (
+        f"  {one['model']}@{one['version']}: {_show_bytes(one['size_bytes'])}{', ' if marks else ''}{', '.join(marks)}"
+    )
 
 
 def _show_progress(one: Mapping[str, Any], now: float) -> str:

@@ -1,6 +1,6 @@
-"""How a whole file travels: every codec is tried, the shortest is kept; and the list of its pieces.
+"""How a whole file travels: every codec is tried, the shortest is kept.
 
-Codecs are `delta/`'s. Patches between versions are `patches.py`'s.
+Codecs are `delta/`'s. Patches between versions are `patches.py`'s, chunk lists `model/chunks.py`'s.
 
 Rules:
 - What is kept was decoded again and compared (the container by `make_full` itself).
@@ -15,10 +15,6 @@ from edgeferry.delta.apply import decode_full, get_memory
 from edgeferry.delta.codecs import compress_zstd
 from edgeferry.delta.make import Progress, make_full, tell_nobody
 from edgeferry.errors import InvariantBroken
-from edgeferry.model.digest import Digest
-
-CHUNK_BYTES = 64 << 10
-CHUNK_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +47,3 @@ def _require_same(coded: bytes, codec: str, data: bytes) -> None:
     decode_full(coded, codec, memoryview(again))
     if again != data:
         raise InvariantBroken(f"a file does not come back from the codec {codec}; nothing was published")
-
-
-def make_chunk_list(data: bytes) -> bytes:
-    """The first 16 bytes of the SHA-256 of each 64 KB piece; empty for data of one piece, whose digest says as much."""
-    if len(data) <= CHUNK_BYTES:
-        return b""
-    pieces = (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
-    return b"".join(bytes.fromhex(Digest.of(piece).hex)[:CHUNK_DIGEST_BYTES] for piece in pieces)

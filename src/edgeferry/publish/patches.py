@@ -23,9 +23,9 @@ from edgeferry.delta.apply import decode_full
 from edgeferry.delta.make import Patch, Progress, make_patch
 from edgeferry.errors import ConfigInvalid, DeltaError, ManifestInvalid, MetadataUntrusted
 from edgeferry.link.route import pick_route
+from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, FileEntry, Manifest, Source, read_manifest_bytes
-from edgeferry.publish.coding import make_chunk_list
 from edgeferry.publish.report import PatchReport, UpdateReport
 from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object
 from edgeferry.trust.draft import Listed, ObjectReader

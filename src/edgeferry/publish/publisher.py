@@ -20,6 +20,7 @@ import msgspec
 
 from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
+from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest, Hasher
 from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
 from edgeferry.model.labels import read_labels
@@ -33,7 +34,7 @@ from edgeferry.model.manifest import (
 )
 from edgeferry.model.spec import ModelSpec, read_spec_toml
 from edgeferry.names import require_file_name
-from edgeferry.publish.coding import Coded, code_full, make_chunk_list
+from edgeferry.publish.coding import Coded, code_full
 from edgeferry.publish.golden import GoldenSet, check_labels, read_golden
 from edgeferry.publish.patches import (
     DEFAULT_BUDGET,

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -32,6 +33,7 @@ TEMP_PREFIX = ".edgeferry-"
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BLOCK_BYTES = 1 << 20
+_FALLOC_FL_KEEP_SIZE = 1
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int): share the blocks of another file where the file system can
 
 
@@ -120,6 +122,33 @@ def get_free_bytes(path: Path) -> int:
     with translate_disk_errors(path):
         status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def get_disk_bytes(path: Path) -> int:
+    """Size of the file system of `path`."""
+    with translate_disk_errors(path):
+        status = os.statvfs(path)
+    return status.f_blocks * status.f_frsize
+
+
+def reserve(handle: int, size_bytes: int) -> None:
+    """Takes the blocks of a file's first `size_bytes` from the disk without making the file any longer.
+
+    A file system that cannot do so reserves nothing. What `os.posix_fallocate` would do changes the length, and the
+    length of a download is its progress; hence fallocate(2) itself, with FALLOC_FL_KEEP_SIZE of linux/falloc.h.
+
+    Raises:
+        OSError: the disk is full; nothing is reserved.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    allocate = getattr(libc, "fallocate64", None) or libc.fallocate  # 32-bit glibc: the plain one ends at 2 GiB
+    allocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if size_bytes <= 0 or allocate(handle, _FALLOC_FL_KEEP_SIZE, 0, size_bytes) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in _FULL:
+        os.ftruncate(handle, os.fstat(handle).st_size)  # gives back what a half-done reservation took
+        raise OSError(number, os.strerror(number))
 
 
 def make_folder(path: Path, *, mode: int = 0o755) -> Path:

@@ -5,6 +5,7 @@ What a record means is the agent's; bodies are bytes here.
 Rules:
 - WAL, synchronous=FULL: a call that returned is on the disk. Locked for this process alone, which spares SQLite the
   file of shared memory: a device whose disk is full opens its journal all the same, and serves.
+- Room for what comes next is reserved on the disk: that an update waits for space can be written when there is none.
 - One thread touches the database; every method is a coroutine that waits for it.
 - A journal that is damaged, or of a newer release, is moved aside and begun anew: refs tell what is true, records only
   what we were doing, so that a device without a journal serves on. `damage` and the log say that it happened.
@@ -13,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 import structlog
 
 from edgeferry.errors import NoSpace, StorageBusy, StorageError, StorageFailed
-from edgeferry.storage.files import fsync_folder, rename_durably, translate_disk_errors
+from edgeferry.storage.files import fsync_folder, rename_durably, reserve, translate_disk_errors
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -36,6 +38,9 @@ CREATE TABLE outbox (
 CREATE TABLE value (key TEXT PRIMARY KEY, body BLOB NOT NULL);
 """
 _BUSY_TIMEOUT_S = 5.0
+_WAL_PAGES = 64
+"""Written back when it holds so many pages of 4 KiB: within the room that is reserved for it."""
+_ROOM_BYTES = 512 << 10
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
@@ -180,14 +185,23 @@ def _open(path: Path) -> sqlite3.Connection:
     except _Damaged:
         connection.close()
         raise
+    _reserve_room(path)
     fsync_folder(path.parent)
     return connection
+
+
+def _reserve_room(path: Path) -> None:
+    """A full disk gives none, and takes none away."""
+    for tail in ("", "-wal"):
+        with suppress(OSError), path.with_name(path.name + tail).open("r+b") as file:
+            reserve(file.fileno(), os.fstat(file.fileno()).st_size + _ROOM_BYTES)
 
 
 def _set_up(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE").close()
     connection.execute("PRAGMA journal_mode = WAL").close()
     connection.execute("PRAGMA synchronous = FULL").close()
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}").close()
     verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if verdict != "ok":

@@ -4,6 +4,7 @@ Which bytes to ask for, and whether they are right, is for the agent; this file 
 
 Rules:
 - Progress is the file's own length, nothing else: it survives a kill, a reboot and a new URL.
+- Space for the whole of it is taken from the disk beforehand where the file system can; the length stays.
 - The file never grows beyond the size that was announced.
 - `append` hands the bytes to the kernel (a killed process loses none); `sync` to the disk (nor does a power cut).
   What a power cut leaves damaged is found by the digest, never trusted by length.
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from edgeferry.errors import LinkBroken, NameInvalid
 from edgeferry.model.digest import Hasher
-from edgeferry.storage.files import fsync_folder, remove_tree, translate_disk_errors
+from edgeferry.storage.files import fsync_folder, remove_tree, reserve, translate_disk_errors
 
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 _BLOCK_BYTES = 1 << 20
@@ -33,6 +34,23 @@ class PartialFile:
         self.max_bytes = max_bytes
         self._handle = handle
         self.length_bytes = os.fstat(handle).st_size
+        self._reserved_bytes = 0
+
+    def reserve(self, size_bytes: int) -> None:
+        """Makes sure that `size_bytes` in all have their place on the disk, whoever else writes meanwhile.
+
+        Raises:
+            NoSpace: there is not so much; what has come stays.
+        """
+        with translate_disk_errors(self.path):
+            reserve(self._handle, size_bytes)
+        self._reserved_bytes = size_bytes
+
+    def count_missing(self, size_bytes: int) -> int:
+        """How many bytes a file of `size_bytes` would take beside those that are here or reserved."""
+        with translate_disk_errors(self.path):
+            status = os.fstat(self._handle)
+        return max(0, size_bytes - max(status.st_size, 512 * status.st_blocks))
 
     def append(self, block: bytes | bytearray | memoryview) -> None:
         """Adds `block` at the end.
@@ -50,11 +68,28 @@ class PartialFile:
                 self.length_bytes += written
                 rest = rest[written:]
 
+    def overwrite(self, start: int, block: bytes | bytearray | memoryview) -> None:
+        """Puts `block` in the place of bytes that are here already.
+
+        Raises:
+            LinkBroken: it reaches beyond what is here; nothing of it is kept.
+        """
+        if start + len(block) > self.length_bytes:
+            raise LinkBroken("expected bytes in the place of damaged ones, the server sent more")
+        rest = memoryview(block)
+        with translate_disk_errors(self.path):
+            while rest:
+                written = os.pwrite(self._handle, rest, start)
+                start, rest = start + written, rest[written:]
+
     def truncate(self, length_bytes: int) -> None:
         """Forgets everything from `length_bytes` on: damaged, or of an object that has changed."""
+        if length_bytes >= self.length_bytes:
+            return  # also what is reserved stays
         with translate_disk_errors(self.path):
-            os.ftruncate(self._handle, min(length_bytes, self.length_bytes))
+            os.ftruncate(self._handle, length_bytes)
             self.length_bytes = os.fstat(self._handle).st_size
+            reserve(self._handle, self._reserved_bytes)
 
     def sync(self) -> None:
         """Returns when all bytes so far are on the disk."""
@@ -68,6 +103,14 @@ class PartialFile:
             while block := os.pread(self._handle, _BLOCK_BYTES, hasher.size_bytes):
                 hasher.update(block)
         return hasher
+
+    def read_pieces(self, piece_bytes: int) -> Iterator[bytes]:
+        """What is on disk, read again from its start, in pieces of which the last may be shorter."""
+        at = 0
+        with translate_disk_errors(self.path):
+            while piece := os.pread(self._handle, piece_bytes, at):
+                yield piece
+                at += len(piece)
 
     def read_head(self, max_bytes: int = 512) -> bytes:
         """The first bytes: enough to tell a web page from a model."""

@@ -1,17 +1,19 @@
 """Repository: the model versions that lie on this device, and which of them is active.
 
-Which version to take is for the agent; whether bytes are right was decided before they came here.
+Which version to take is for the agent; whether bytes are right was decided before they came here. Content is
+`blobs.py`'s, refs and pins are `refs.py`'s, what may go is `keeping.py`'s to say.
 
 Rules:
 - Content lies once under its digest (read-only); a version's files are hard links to it. Both appear whole, by rename.
 - Refs say what is true: `active` and `previous` are two small files per model, replaced atomically.
 - Names are checked on the way in and on the way out: what another hand put here is not a version.
 - A ref names content, not only a version: the same version published anew with other content gets a folder of its own.
+- A version that is damaged is none, until what is missing has come back.
 
 Layout (docs/formats/storage.md)::
 
     <storage>/edgeferry/  models/<name>/versions/<version>/     manifest.json, files: hard links into blobs/
-                          models/<name>/active, previous        refs
+                          models/<name>/active, previous        refs; history, pins/
                           blobs/sha256/<2 hex>/<hex>            0444
                           partial/  trust/  journal.db  agent.sock  lock
     <storage>/<FileName without extension>/                     classic updates only (storage/classic.py)
@@ -19,66 +21,46 @@ Layout (docs/formats/storage.md)::
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-import msgspec
 
 from edgeferry.errors import InvariantBroken, NameInvalid, NoSpace
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import FileEntry, Manifest, check_manifest, make_manifest_bytes
+from edgeferry.model.manifest import (
+    FileEntry,
+    Manifest,
+    check_manifest,
+    make_manifest_bytes,
+)
 from edgeferry.model.spec import ModelSpec
 from edgeferry.model.stored import StoredVersion
 from edgeferry.names import require_file_name, require_model_name, require_version
 from edgeferry.storage import classic
+from edgeferry.storage.blobs import Blobs
 from edgeferry.storage.files import (
     FOLDER_NAME,
-    TEMP_PREFIX,
     copy_file,
-    fsync_folder,
+    get_disk_bytes,
     get_free_bytes,
     hash_file,
     make_folder,
     make_temp_folder,
-    read_bounded,
     remove_tree,
     rename_durably,
     translate_disk_errors,
     write_atomically,
 )
-from edgeferry.storage.partial import get_partial_path
+from edgeferry.storage.keeping import Disk, DiskLimits, count_shortage
+from edgeferry.storage.refs import Ref, RefName, Refs
 from edgeferry.storage.versions import (
     IDENTITY_FILE,
     MANIFEST_FILE,
     OTHER_SIGN,
     iterate_folder,
-    list_digests,
+    make_identity_bytes,
     read_version,
 )
-
-RefName = Literal["active", "previous"]
-REF_NAMES: tuple[RefName, ...] = ("active", "previous")
-_REF_MAX_BYTES = 4096
-
-
-class Ref(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a ref file holds: the version's name for people, its identity for us."""
-
-    version: str
-    identity: str
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What one `gc` removed."""
-
-    versions: tuple[str, ...]
-    blobs: int
-    freed_bytes: int
 
 
 class Repository:
@@ -86,74 +68,75 @@ class Repository:
 
     Args:
         storage_root: the folder shared with other modules.
-        reserve_bytes: what `require_space` leaves free for the journal, metadata and everybody else.
+        reserve_bytes, quota_bytes, low_water_bytes: see `keeping.DiskLimits`.
     """
 
-    def __init__(self, storage_root: Path, *, reserve_bytes: int = 4 << 20) -> None:
+    def __init__(
+        self,
+        storage_root: Path,
+        *,
+        reserve_bytes: int = 4 << 20,
+        quota_bytes: int = 0,
+        low_water_bytes: int | None = None,
+    ) -> None:
         self.storage_root = storage_root
         self.root = storage_root / FOLDER_NAME
         self.partial_folder = self.root / "partial"
         self.trust_folder = self.root / "trust"
         self.journal_path = self.root / "journal.db"
         self.socket_path = self.root / "agent.sock"
+        self.limits = DiskLimits(quota_bytes, low_water_bytes, reserve_bytes)
         self._models = self.root / "models"
-        self._blobs = self.root / "blobs" / "sha256"
-        self._reserve_bytes = reserve_bytes
+        self.refs = Refs(self._models)
+        self.blobs = Blobs(self.root)
 
     def prepare(self) -> None:
         """Makes the folders where missing; the root is for this user only."""
         make_folder(self.storage_root)
         make_folder(self.root, mode=0o700)
-        for folder in (self.partial_folder, self.trust_folder, self._models, self._blobs):
+        for folder in (self.partial_folder, self.trust_folder, self._models, self.blobs.folder):
             make_folder(folder)
 
+    def read_disk(self) -> Disk:
+        """The disk as it is now; content and downloads are ours, the rest is small."""
+        partials = [path for path in iterate_folder(self.partial_folder) if path.is_file()]
+        with translate_disk_errors(self.partial_folder):
+            taken = [max(status.st_size, 512 * status.st_blocks) for status in (path.stat() for path in partials)]
+        used = sum(self.blobs.list_sizes().values()) + sum(taken)
+        return Disk(used, get_free_bytes(self.root), get_disk_bytes(self.root))
+
     def require_space(self, size_bytes: int) -> None:
-        """Raises NoSpace when `size_bytes` more would leave less than the reserve free."""
-        free = get_free_bytes(self.root)
-        if free < size_bytes + self._reserve_bytes:
+        """Raises NoSpace when `size_bytes` more would leave less than the reserve free, or be over the quota."""
+        disk = self.read_disk()
+        if count_shortage(disk, self.limits, size_bytes):
+            quota = f", and {disk.used_bytes} of the quota of {self.limits.quota_bytes} taken"
             raise NoSpace(
-                f"expected {size_bytes} bytes free beside a reserve of {self._reserve_bytes}, found {free}",
+                f"expected {size_bytes} bytes free beside a reserve of {self.limits.reserve_bytes}, found "
+                f"{disk.free_bytes}{quota if self.limits.quota_bytes else ''}",
                 needed_bytes=size_bytes,
-                free_bytes=free,
+                free_bytes=disk.free_bytes,
             )
 
-    # --- blobs --------------------------------------------------------------------------------------------------------
+    # --- blobs (blobs.py) ---------------------------------------------------------------------------------------------
     def blob_path(self, digest: Digest) -> Path:
         """Where the content of `digest` lies, or would lie."""
-        return self.root / digest.blob_path
+        return self.blobs.get_path(digest)
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether the content of `digest` lies here."""
-        return self.blob_path(digest).is_file()
+        return self.blobs.has(digest)
 
     def list_blobs(self) -> frozenset[Digest]:
         """All content here: what a route may build on."""
-        return frozenset(Digest(path.name) for path in self._iterate_blobs())
+        return self.blobs.list_digests()
 
     def adopt_blob(self, digest: Digest, temp_path: Path) -> Path:
-        """Moves a file, whose digest the caller has just verified, to its place; returns that place.
-
-        The file is made read-only and fsynced before it is renamed. Content that is here already stays; `temp_path`
-        goes.
-        """
-        path = self.blob_path(digest)
-        if path.is_file():
-            remove_tree(temp_path)
-            return path
-        make_folder(path.parent)
-        with translate_disk_errors(temp_path), temp_path.open("rb") as file:
-            os.fchmod(file.fileno(), 0o444)
-            os.fsync(file.fileno())
-        rename_durably(temp_path, path)
-        return path
+        """Moves a file, whose digest the caller has just verified, to its place; see `Blobs.adopt`."""
+        return self.blobs.adopt(digest, temp_path)
 
     def remove_loose_blob(self, digest: Digest) -> None:
         """Removes content that no version links to; other content stays."""
-        path = self.blob_path(digest)
-        with translate_disk_errors(path):
-            is_loose = path.is_file() and path.stat().st_nlink == 1
-        if is_loose:
-            remove_tree(path)
+        self.blobs.remove_loose(digest)
 
     # --- versions -----------------------------------------------------------------------------------------------------
     def store_version(self, manifest: Manifest, manifest_bytes: bytes, identity: str) -> StoredVersion:
@@ -165,6 +148,10 @@ class Repository:
         """
         if identity != str(Digest.of(manifest_bytes)):
             raise InvariantBroken(f"expected the digest of the manifest as identity of {manifest.model}")
+        return self._store(manifest, manifest_bytes, identity)
+
+    def store_again(self, manifest: Manifest, manifest_bytes: bytes, identity: str) -> StoredVersion:
+        """Makes a damaged version whole of blobs that are all here; the caller vouches for manifest and identity."""
         return self._store(manifest, manifest_bytes, identity)
 
     def store_classic(
@@ -183,16 +170,32 @@ class Repository:
     def find_version(self, model: str, version: str, identity: str | None = None) -> StoredVersion | None:
         """The version as stored and whole (every file, of its size), or None; with `identity` that very content."""
         require_version(version)
-        for folder in self._get_folders(require_model_name(model), version, identity):
-            stored = read_version(model, folder, self.blob_path)
+        for folder in self.get_folders(require_model_name(model), version, identity):
+            stored = self.read_folder(model, folder)
             if stored is not None and identity in (None, stored.identity):
                 return stored
         return None
 
     def list_versions(self, model: str) -> list[StoredVersion]:
         """All whole versions of `model`, by folder name."""
-        folders = sorted(iterate_folder(self._get_versions_folder(model)))
-        return [stored for folder in folders if (stored := read_version(model, folder, self.blob_path)) is not None]
+        return [
+            stored for folder in self.list_folders(model) if (stored := self.read_folder(model, folder)) is not None
+        ]
+
+    def read_folder(self, model: str, folder: Path) -> StoredVersion | None:
+        """The version in one of the folders, or None when it is not whole."""
+        return read_version(model, folder, self.blob_path)
+
+    def list_folders(self, model: str) -> list[Path]:
+        """The folders of all versions of `model`, whole or not, by name."""
+        return sorted(iterate_folder(self._get_versions_folder(model)))
+
+    def get_folders(self, model: str, version: str, identity: str | None) -> list[Path]:
+        """Where the version may lie: with `identity` one of two places, else all that are there."""
+        versions = self._get_versions_folder(model)
+        if identity is not None:
+            return [versions / version, versions / f"{version}{OTHER_SIGN}{Digest.of(identity.encode()).hex[:16]}"]
+        return [versions / version, *sorted(iterate_folder(versions, version + OTHER_SIGN))]
 
     def list_models(self) -> list[str]:
         """Names of all models that have a folder here."""
@@ -211,64 +214,23 @@ class Repository:
         """Removes the ZIP once it is unpacked and announced; see `classic.remove_zip`."""
         classic.remove_zip(self.storage_root, file_name)
 
-    # --- refs ---------------------------------------------------------------------------------------------------------
+    # --- refs (refs.py) -----------------------------------------------------------------------------------------------
     def read_ref(self, model: str, name: RefName) -> StoredVersion | None:
         """The version that the ref points to; None when there is no ref, or what it names is not whole any more."""
-        path = self._get_ref_path(model, name)
-        if not path.is_file():
-            return None
-        try:
-            ref = msgspec.json.decode(read_bounded(path, _REF_MAX_BYTES), type=Ref)
-            return self.find_version(model, ref.version, ref.identity)
-        except (msgspec.MsgspecError, UnicodeDecodeError, NameInvalid):
-            return None
+        ref = self.refs.read(model, name)
+        return self.find_version(model, ref.version, ref.identity) if ref is not None else None
 
     def write_ref(self, model: str, name: RefName, version: StoredVersion | None) -> None:
         """Points the ref at `version`, or at nothing; whoever reads sees the old or the new."""
-        path = self._get_ref_path(model, name)
-        if version is None:
-            remove_tree(path)
-            fsync_folder(make_folder(path.parent))
-            return
-        make_folder(path.parent)
-        write_atomically(path, msgspec.json.encode(Ref(version.version, version.identity)))
+        self.refs.write(model, name, Ref(version.version, version.identity) if version is not None else None)
 
-    # --- tidying ------------------------------------------------------------------------------------------------------
-    def sweep(self, keep_partials: Collection[str] | None = None) -> int:
-        """Removes what a crash left in the making; call it at start, under the lock. Returns how many things went.
-
-        Args:
-            keep_partials: keys of downloads that go on; others are removed. None keeps all.
-        """
-        leftovers = [path for folder in self._list_workplaces() for path in iterate_folder(folder, TEMP_PREFIX)]
-        if keep_partials is not None:
-            kept = {get_partial_path(self.partial_folder, key).name for key in keep_partials}
-            leftovers += [path for path in iterate_folder(self.partial_folder) if path.name not in kept]
-        for path in set(leftovers):
-            remove_tree(path)
-        return len(set(leftovers))
-
-    def gc(self, keep: Collection[StoredVersion] = (), *, keep_blobs: Collection[Digest] = ()) -> Collected:
-        """Removes versions that are neither active, previous nor in `keep`, then content that nothing refers to.
-
-        Args:
-            keep: versions on their way (the target).
-            keep_blobs: content that has come for a version which is not stored yet.
-        """
-        removed: list[str] = []
-        used = set(keep_blobs)
-        for model in self.list_models():
-            kept = {stored.folder for name in REF_NAMES if (stored := self.read_ref(model, name)) is not None}
-            kept |= {stored.folder for stored in keep if stored.model == model}
-            for folder in sorted(iterate_folder(self._get_versions_folder(model))):
-                if folder in kept:
-                    used |= list_digests(folder)
-                else:
-                    remove_tree(folder)
-                    removed.append(f"{model}@{folder.name}")
-        blobs = [path for path in self._iterate_blobs() if Digest(path.name) not in used]
-        freed = sum(_remove_counted(path) for path in blobs)
-        return Collected(tuple(removed), len(blobs), freed)
+    def list_workplaces(self) -> list[Path]:
+        """Folders in which a crash may have left something in the making."""
+        models = [self._models / name for name in self.list_models()]
+        versions = [folder / "versions" for folder in models]
+        inside = [path for folder in versions for path in iterate_folder(folder)]
+        own = [self.storage_root, self.root, self.partial_folder, self.trust_folder]
+        return [*own, *models, *versions, *inside, *self.blobs.list_workplaces()]
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _store(self, manifest: Manifest, manifest_bytes: bytes, identity: str) -> StoredVersion:
@@ -283,7 +245,7 @@ class Repository:
             rename_durably(temp, target)
         finally:
             remove_tree(temp)
-        stored = read_version(manifest.model, target, self.blob_path)
+        stored = self.read_folder(manifest.model, target)
         if stored is None:
             raise InvariantBroken(f"the version {manifest.model}@{manifest.version} is not whole after it was stored")
         return stored
@@ -299,24 +261,18 @@ class Repository:
             for text, name in needed:
                 (folder / require_file_name(name)).hardlink_to(self.blob_path(Digest.from_str(text)))
         write_atomically(folder / MANIFEST_FILE, manifest_bytes, mode=0o444)
-        write_atomically(folder / IDENTITY_FILE, identity.encode(), mode=0o444)
+        write_atomically(folder / IDENTITY_FILE, make_identity_bytes(identity, manifest_bytes), mode=0o444)
 
     def _find_place(self, manifest: Manifest, identity: str) -> Path:
         """The folder for this content: the version's own name, unless other whole content has it."""
-        for folder in self._get_folders(manifest.model, manifest.version, identity):
+        for folder in self.get_folders(manifest.model, manifest.version, identity):
             if not folder.exists():
                 return folder
-            stored = read_version(manifest.model, folder, self.blob_path)
+            stored = self.read_folder(manifest.model, folder)
             if stored is None or stored.identity == identity:
                 remove_tree(folder)  # damaged: nothing can serve from it
                 return folder
         raise InvariantBroken(f"two contents of {manifest.model}@{manifest.version} share the start of a digest")
-
-    def _get_folders(self, model: str, version: str, identity: str | None) -> list[Path]:
-        versions = self._get_versions_folder(model)
-        if identity is not None:
-            return [versions / version, versions / f"{version}{OTHER_SIGN}{Digest.of(identity.encode()).hex[:16]}"]
-        return [versions / version, *sorted(iterate_folder(versions, version + OTHER_SIGN))]
 
     def _copy_in(self, name: str, source: Path) -> FileEntry:
         temp_folder = make_temp_folder(self.partial_folder)
@@ -333,46 +289,9 @@ class Repository:
     def _get_versions_folder(self, model: str) -> Path:
         return self._models / require_model_name(model) / "versions"
 
-    def _get_ref_path(self, model: str, name: RefName) -> Path:
-        if name not in REF_NAMES:
-            raise InvariantBroken(f"expected a ref called active or previous, found {name!r:.40}")
-        return self._models / require_model_name(model) / name
-
-    def _iterate_blobs(self) -> Iterator[Path]:
-        for folder in iterate_folder(self._blobs):
-            yield from (path for path in iterate_folder(folder) if _is_blob_name(path))
-
-    def _list_workplaces(self) -> list[Path]:
-        models = [self._models / name for name in self.list_models()]
-        versions = [folder / "versions" for folder in models]
-        inside = [path for folder in versions for path in iterate_folder(folder)]
-        blobs = [self._blobs, *iterate_folder(self._blobs)]
-        return [
-            self.storage_root,
-            self.root,
-            self.partial_folder,
-            self.trust_folder,
-            *models,
-            *versions,
-            *inside,
-            *blobs,
-        ]
-
 
 def _is_model_name(name: str) -> bool:
     try:
         return bool(require_model_name(name))
     except NameInvalid:
         return False
-
-
-def _is_blob_name(path: Path) -> bool:
-    name = path.name
-    return len(name) == 64 and path.parent.name == name[:2] and not name.strip("0123456789abcdef")
-
-
-def _remove_counted(path: Path) -> int:
-    with translate_disk_errors(path):
-        size = path.stat().st_size
-    remove_tree(path)
-    return size

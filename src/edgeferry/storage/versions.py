@@ -3,8 +3,10 @@
 Making folders is `repository.py`'s.
 
 Rules:
-- A folder counts when its manifest parses, names this model and version, and every file is there with its size.
-  Content is not hashed here: it was when it came.
+- A folder counts when its manifest is the one that its identity vouches for, names this model and version, and every
+  file is there with its size. Content is not hashed here: it was when it came, and is again before it is loaded.
+- A signed version's identity is its manifest's digest. An unsigned one has a seal beside its identity: the digest of
+  both.
 - A link or a device in place of a file makes the version not whole.
 """
 
@@ -30,9 +32,9 @@ _IDENTITY_MAX_BYTES = 4096
 
 def read_version(model: str, folder: Path, blob_path: Callable[[Digest], Path]) -> StoredVersion | None:
     """The version in `folder`, or None when it is not a whole version of `model`; golden inputs lie at `blob_path`."""
-    manifest = _find_manifest(folder)
-    identity = _find_identity(folder)
-    if manifest is None or not identity or (manifest.model, manifest.version) != (model, _get_named(folder)):
+    identity, *_ = _read_lines(folder)
+    manifest = find_manifest(folder, identity)
+    if manifest is None or (manifest.model, manifest.version) != (model, _get_named(folder)):
         return None
     golden = tuple(GoldenFile(one, blob_path(Digest.from_str(one.input))) for one in manifest.golden)
     sizes = [(folder / entry.path, entry.size) for entry in manifest.files]
@@ -42,13 +44,37 @@ def read_version(model: str, folder: Path, blob_path: Callable[[Digest], Path]) 
     return StoredVersion(model, manifest.version, identity, folder, manifest.spec, golden)
 
 
-def list_digests(folder: Path) -> set[Digest]:
-    """All content that the version in `folder` refers to; a manifest that cannot be read refers to nothing."""
-    manifest = _find_manifest(folder)
-    if manifest is None:
-        return set()
+def list_content(manifest: Manifest) -> frozenset[Digest]:
+    """All content that a version of `manifest` consists of."""
     texts = [entry.sha256 for entry in manifest.files] + [one.input for one in manifest.golden]
-    return {Digest.from_str(text) for text in texts}
+    return frozenset(map(Digest.from_str, texts))
+
+
+def find_manifest(folder: Path, identity: str) -> Manifest | None:
+    """The manifest in `folder`, as it was stored for `identity`; None when it is not that one any more."""
+    data = find_manifest_bytes(folder, identity)
+    return read_manifest_bytes(data) if data is not None else None
+
+
+def find_manifest_bytes(folder: Path, identity: str) -> bytes | None:
+    """The bytes of the manifest in `folder`, vouched for by `identity` itself or by the seal; None for any others."""
+    try:
+        data = read_bounded(folder / MANIFEST_FILE, MANIFEST_MAX_BYTES)
+        read_manifest_bytes(data)
+    except (StorageError, ManifestInvalid):
+        return None
+    is_vouched = str(Digest.of(data)) == identity or _make_seal(identity, data) in _read_lines(folder)[1:]
+    return data if is_vouched else None
+
+
+def make_identity_bytes(identity: str, manifest_bytes: bytes) -> bytes:
+    """What the identity file of a version holds."""
+    is_signed = str(Digest.of(manifest_bytes)) == identity
+    return "\n".join([identity] if is_signed else [identity, _make_seal(identity, manifest_bytes)]).encode()
+
+
+def _make_seal(identity: str, manifest_bytes: bytes) -> str:
+    return str(Digest.of(identity.encode() + b"\n" + manifest_bytes))
 
 
 def iterate_folder(folder: Path, prefix: str = "") -> list[Path]:
@@ -62,18 +88,12 @@ def iterate_folder(folder: Path, prefix: str = "") -> list[Path]:
     ]
 
 
-def _find_manifest(folder: Path) -> Manifest | None:
+def _read_lines(folder: Path) -> list[str]:
+    """The lines of the identity file; one empty line where there is none that can be read."""
     try:
-        return read_manifest_bytes(read_bounded(folder / MANIFEST_FILE, MANIFEST_MAX_BYTES))
-    except (StorageError, ManifestInvalid):
-        return None
-
-
-def _find_identity(folder: Path) -> str | None:
-    try:
-        return read_bounded(folder / IDENTITY_FILE, _IDENTITY_MAX_BYTES).decode()
+        return read_bounded(folder / IDENTITY_FILE, _IDENTITY_MAX_BYTES).decode().split("\n")
     except (StorageError, UnicodeDecodeError):
-        return None
+        return [""]
 
 
 def _get_named(folder: Path) -> str:

@@ -63,12 +63,16 @@ class HttpAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RangeRequest:
-    """What was asked for: bytes from `start` on, of the object with this `etag` and size where they are known."""
+    """What was asked for: bytes from `start` on, of the object with this `etag` and size where they are known.
+
+    `stop`: the first byte that is not wanted; None: all to the end.
+    """
 
     url: str
     start: int = 0
     etag: str | None = None
     total_bytes: int | None = None
+    stop: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ def _judge_partial(request: RangeRequest, headers: Headers) -> RangeFacts:
     first, last, total = _get_content_range(headers)
     length = headers.get("content-length", "")
     fits = first is not None and last is not None and first <= last and (total is None or last < total)
+    fits = fits and (request.stop is None or last == request.stop - 1)
     if not fits or first != request.start:
         raise LinkBroken(f"expected bytes from {request.start} on, {redact_url(request.url)} sent another range")
     if first is not None and last is not None and length.isdecimal() and int(length) != last - first + 1:

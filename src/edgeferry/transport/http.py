@@ -35,6 +35,7 @@ from edgeferry.transport.answers import (
     redact_url,
     require_ok,
 )
+from edgeferry.transport.thin_socket import open_thin_socket
 from edgeferry.transport.tls import make_tls_context
 from edgeferry.transport.wire_bytes import WireMeter
 
@@ -43,7 +44,8 @@ __all__ = ["HttpAnswer", "HttpClient", "HttpSettings", "RangeReply", "open_http"
 MIN_PROGRESS_BYTES_PER_S = 16
 """Far below the slowest link we know (NB-IoT at its edge: some 100 bytes a second)."""
 URL_MAX_CHARS = 8192
-_BUFFER_BYTES = 32 << 10
+_BUFFER_BYTES = 2 << 10
+"""aiohttp holds twice as much, and one block of the socket, before it stops reading: what a kill loses counts."""
 _ERROR_BODY_MAX_BYTES = 64 << 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HARMLESS_HEADERS = frozenset({"accept", "if-match", "if-none-match", "if-modified-since", "range"})
@@ -111,21 +113,23 @@ class HttpClient:
         start: int = 0,
         if_match: str | None = None,
         total_bytes: int | None = None,
+        stop: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RangeReply]:
-        """Downloads an object from byte `start` on.
+        """Downloads an object from byte `start` on, to its end or to `stop`.
 
         Args:
             url: http or https.
             start: how many bytes are here already.
             if_match: the etag that the bytes here belong to, where one was seen.
             total_bytes: the object's size, where it is known.
+            stop: the first byte that is not wanted.
             headers: further request headers.
 
         Raises:
             ObjectChanged: begin anew from 0. Others: see `answers.judge_range` and `fetch`; also while reading blocks.
         """
-        request = RangeRequest(url, start, if_match, total_bytes)
+        request = RangeRequest(url, start, if_match, total_bytes, stop)
         async with self._open("GET", url, {**(headers or {}), **_get_range_headers(request)}) as response:
             facts = judge_range(request, response.status, _lower(response))
             blocks = self._iterate(response, url, facts)
@@ -156,7 +160,11 @@ class HttpClient:
     ) -> aiohttp.ClientResponse:
         with _translate_http_errors(str(target)):
             async with asyncio.timeout(self._settings.answer_timeout_s):
-                return await self._session.request(method, target, headers=headers, data=body, allow_redirects=False)
+                response = await self._session.request(
+                    method, target, headers=headers, data=body, allow_redirects=False
+                )
+        _hold_little(response)
+        return response
 
     async def _read(self, response: aiohttp.ClientResponse, url: str, *, max_bytes: int, cut: bool) -> bytes:
         data = bytearray()
@@ -232,15 +240,24 @@ def _make_connector(settings: HttpSettings, meter: WireMeter | None) -> aiohttp.
         ssl=make_tls_context(settings.ca_pem, system_too=True),
         limit=8,
         keepalive_timeout=60,
-        socket_factory=None if meter is None else lambda place: meter.make_socket(*place[:3]),
+        socket_factory=lambda place: open_thin_socket(*place[:3], meter=meter),
     )
 
 
+def _hold_little(response: aiohttp.ClientResponse) -> None:
+    """asyncio's TLS would hold 512 KB more for a reader that takes its time; without TLS nothing is held there."""
+    transport = response.connection.transport if response.connection is not None else None
+    set_limits = getattr(transport, "set_read_buffer_limits", None)
+    if set_limits is not None:
+        set_limits(high=1)
+
+
 def _get_range_headers(request: RangeRequest) -> dict[str, str]:
-    if request.start == 0:
+    if request.start == 0 and request.stop is None:
         return {}
     condition = {"If-Match": str(request.etag)} if is_strong_etag(request.etag) else {}
-    return {"Range": f"bytes={request.start}-", **condition}
+    last = "" if request.stop is None else request.stop - 1
+    return {"Range": f"bytes={request.start}-{last}", **condition}
 
 
 def _make_url(text: str) -> URL:

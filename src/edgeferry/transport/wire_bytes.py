@@ -5,8 +5,8 @@ What this file leaves to others: opening the sockets (`http.py`, `mqtt.py`), bud
 Rules:
 - A socket's bytes are what TCP_INFO says that it sent (repeats included) and received, and for each segment either way
   the headers of IP and TCP. Headers of the layers below IP are not counted: they are not known here.
-- A socket is watched from its first SYN to its close; the segments of the close itself, which nobody can read any more,
-  are booked by the state that the connection was in.
+- A socket is watched from its first SYN to its last FIN: its connection is held here, shut down, until both sides have
+  said goodbye. A few are held at once; the oldest gives way.
 - Safe from any thread: the hub's connection is opened in another one.
 """
 
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import ssl
 import struct
 import termios
 import threading
+from collections import deque
 
 _IP_HEADER_BYTES = {socket.AF_INET: 20, socket.AF_INET6: 40}
 _TCP_HEADER_BYTES = 20
@@ -32,8 +34,8 @@ _RECEIVED, _SEGMENTS, _SENT = (128, struct.Struct("=Q")), (136, struct.Struct("=
 _OPTION_TIMESTAMPS = 1
 _NOT_OPEN = frozenset({2, 7})
 """SYN_SENT and CLOSE: of a connection that carried no byte, one that was never answered, or refused."""
-_CLOSING_SEGMENTS = {1: 3, 4: 3, 5: 2, 8: 2, 9: 1, 11: 1}
-"""State at the close -> segments that follow: ESTABLISHED two FINs and an answer; CLOSE_WAIT one and its answer; ..."""
+_CLOSED = 7
+_HELD_MAX = 8
 
 
 class WireMeter:
@@ -42,6 +44,7 @@ class WireMeter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._live: dict[int, socket.socket] = {}
+        self._leaving: deque[socket.socket] = deque()
         self._closed_bytes = 0
 
     def watch(self, sock: socket.socket) -> None:
@@ -50,19 +53,32 @@ class WireMeter:
             self._live[id(sock)] = sock
 
     def forget(self, sock: socket.socket) -> None:
-        """Takes the last reading of a socket that is about to be closed; again, or of an unknown one: nothing."""
+        """Ends the connection of a socket that is about to be closed; again, or of an unknown one: nothing."""
         with self._lock:
-            if self._live.pop(id(sock), None) is not None:
-                self._closed_bytes += read_wire_bytes(sock, closing=True)
+            if self._live.pop(id(sock), None) is None:
+                return
+            if _is_reset_by_close(sock):
+                self._closed_bytes += read_wire_bytes(sock, more_segments=1)
+            elif (leaving := _shut_down(sock)) is not None:
+                self._leaving.append(leaving)
+            else:
+                self._closed_bytes += read_wire_bytes(sock)
+            self._settle()
 
     def get_bytes(self) -> int:
         """Bytes that have crossed the wire so far, both ways, of closed and open connections."""
         with self._lock:
-            return self._closed_bytes + sum(read_wire_bytes(sock) for sock in self._live.values())
+            self._settle()
+            return self._closed_bytes + sum(map(read_wire_bytes, (*self._live.values(), *self._leaving)))
 
-    def make_socket(self, family: int, kind: int, proto: int) -> socket.socket:
-        """A socket that is watched until it is closed."""
-        return _MeteredSocket(self, family, kind, proto)
+    def _settle(self) -> None:
+        """Lets go of connections that have ended, and of the oldest where too many end slowly."""
+        ended = [sock for sock in self._leaving if _get_state(sock) == _CLOSED]
+        ended += [sock for sock in self._leaving if sock not in ended][: len(self._leaving) - len(ended) - _HELD_MAX]
+        for sock in ended:
+            self._leaving.remove(sock)
+            self._closed_bytes += read_wire_bytes(sock)
+            sock.close()
 
     def meter_tls(self, context: ssl.SSLContext) -> ssl.SSLContext:
         """Makes every blocking connection of `context` a watched one, from its handshake on."""
@@ -85,53 +101,64 @@ class WireMeter:
         return context
 
 
-class _MeteredSocket(socket.socket):
-    """Only its close is known to the one who reads it last; asyncio calls no other hook before."""
-
-    def __init__(self, meter: WireMeter, family: int, kind: int, proto: int) -> None:
-        super().__init__(family, kind, proto)
-        self._meter = meter
-        meter.watch(self)
-
-    def close(self) -> None:
-        self._meter.forget(self)
-        super().close()
-
-
-def read_wire_bytes(sock: socket.socket, *, closing: bool = False) -> int:
-    """What `sock` has sent and received with its headers; `closing` adds the segments of an orderly close.
+def read_wire_bytes(sock: socket.socket, *, more_segments: int = 0) -> int:
+    """What `sock` has sent and received with its headers, and `more_segments` without payload.
 
     Returns:
         0 for a socket that is closed, is not TCP, or has never been connected.
     """
+    info = _read_info(sock)
+    return _count(info, _IP_HEADER_BYTES[socket.AddressFamily(sock.family)], more_segments) if info else 0
+
+
+def _read_info(sock: socket.socket) -> bytes:
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES).ljust(_INFO_BYTES, b"\0")
     except OSError as error:
         if error.errno in (errno.EBADF, errno.EOPNOTSUPP, errno.ENOPROTOOPT):
-            return 0
+            return b""
         raise
-    after = _count_closing_segments(sock, info[0]) if closing else 0
-    return _count(info, _IP_HEADER_BYTES.get(socket.AddressFamily(sock.family), 0), after)
 
 
-def _count_closing_segments(sock: socket.socket, state: int) -> int:
-    """Who closes with bytes unread resets the connection (RFC 1122, 4.2.2.13): one segment instead of a farewell."""
+def _get_state(sock: socket.socket) -> int:
+    return (_read_info(sock) or bytes([_CLOSED]))[0]
+
+
+def _is_reset_by_close(sock: socket.socket) -> bool:
+    """Who closes with bytes unread resets the connection (RFC 1122, 4.2.2.13), which is the last that is sent."""
     unread = bytearray(4)
-    fcntl.ioctl(sock, termios.FIONREAD, unread)
-    return 1 if any(unread) else _CLOSING_SEGMENTS.get(state, 0)
+    try:
+        fcntl.ioctl(sock, termios.FIONREAD, unread)
+    except (OSError, ValueError):
+        return False
+    return any(unread)
 
 
-def _count(info: bytes, ip_header_bytes: int, closing_segments: int) -> int:
+def _shut_down(sock: socket.socket) -> socket.socket | None:
+    """The connection, shut down, under a number of its own; None where there is none any more."""
+    try:
+        leaving = socket.socket(fileno=os.dup(sock.fileno()))
+    except (OSError, ValueError):
+        return None
+    try:
+        leaving.shutdown(socket.SHUT_RDWR)
+    except OSError:  # not connected, or not any more
+        leaving.close()
+        return None
+    return leaving
+
+
+def _count(info: bytes, ip_header_bytes: int, more_segments: int) -> int:
     state, options = _STATE_AND_OPTIONS.unpack_from(info)
     (received,), (sent,), (segments_out, segments_in) = (_unpack(info, one) for one in (_RECEIVED, _SENT, _SEGMENTS))
-    segments = segments_out + segments_in + closing_segments
     option_bytes = _TIMESTAMPS_BYTES if options & _OPTION_TIMESTAMPS else 0
     was_open = state not in _NOT_OPEN or received + sent > 0
     syns = min(segments_out, 1) + min(segments_in, 1) if was_open else segments_out
     header_bytes = ip_header_bytes + _TCP_HEADER_BYTES + option_bytes
+    segments = segments_out + segments_in + more_segments
     return received + sent + segments * header_bytes + syns * (_SYN_OPTIONS_BYTES - option_bytes)
 
 
 def _unpack(info: bytes, field: tuple[int, struct.Struct]) -> tuple[int, ...]:
     offset, form = field
-    return form.unpack_from(info.ljust(_INFO_BYTES, b"\0"), offset)
+    return form.unpack_from(info, offset)

@@ -57,6 +57,19 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     rate_bps: int = 0
 
 
+class VersionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One version that lies on the disk. `size_bytes` is all it takes, what it shares with others included."""
+
+    model: str
+    version: str
+    identity: str
+    size_bytes: int = 0
+    whole: bool = True
+    active: bool = False
+    previous: bool = False
+    pinned: bool = False
+
+
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The device at one moment.
 
@@ -75,3 +88,5 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     agent_version: str = __version__
     latest_file: str = ""
     problem: dict[str, str] | None = None
+    versions: tuple[VersionStatus, ...] = ()
+    """What lies on the disk, where somebody has looked."""

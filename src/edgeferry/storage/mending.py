@@ -1,0 +1,147 @@
+"""Damage at rest: a version is read again before anything loads it, and made whole of what is here.
+
+What this file leaves to others: fetching what is here no more (`agent/`), when to look (`agent/healing.py`).
+
+Rules:
+- Damaged content goes before anything else happens: it is neither served, nor a base, nor "here already".
+- A blob, the file that a version links to, and the manifest kept by an update stand in for one another.
+- Only bytes that have their digest, or that a seal vouches for, are believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeferry.errors import ManifestInvalid, StorageError
+from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
+from edgeferry.model.stored import StoredVersion
+from edgeferry.storage.files import read_bounded
+from edgeferry.storage.refs import RefName
+from edgeferry.storage.repository import Repository
+from edgeferry.storage.versions import OTHER_SIGN, find_manifest, find_manifest_bytes, list_content
+
+
+def find_sound_ref(repository: Repository, model: str, name: RefName) -> StoredVersion | None:
+    """The version that the ref points to, as `find_sound` finds it."""
+    ref = repository.refs.read(model, name)
+    return find_sound(repository, model, ref.version, identity=ref.identity) if ref is not None else None
+
+
+def find_sound(repository: Repository, model: str, version: str, *, identity: str) -> StoredVersion | None:
+    """The version once every byte of it has been read again and has its digest; None when something must be fetched.
+
+    Raises:
+        NoSpace, StorageFailed: something is damaged, and the disk does not let it be removed or mended.
+    """
+    for _ in range(2):  # once more for what was mended
+        stored = mend(repository, model, version, identity=identity)
+        if stored is None or _check(repository, stored):
+            return stored
+    return None
+
+
+def mend(repository: Repository, model: str, version: str, *, identity: str) -> StoredVersion | None:
+    """The version, made whole if it is not and all that it takes is here; its content is not read."""
+    stored = repository.find_version(model, version, identity)
+    if stored is not None:
+        return stored
+    data = _find_manifest_bytes(repository, model, version, identity=identity)
+    if data is None:
+        return None
+    manifest = read_manifest_bytes(data)
+    for folder in repository.get_folders(model, version, identity):
+        for entry in manifest.files:
+            digest = Digest.from_str(entry.sha256)
+            if (folder / entry.path).is_file() and not repository.has_blob(digest):
+                repository.blobs.check(digest, folder / entry.path)
+    if not all(map(repository.has_blob, list_content(manifest))):
+        return None
+    return repository.store_again(manifest, data, identity)
+
+
+def _check(repository: Repository, stored: StoredVersion) -> bool:
+    manifest = find_manifest(stored.folder, stored.identity)
+    if manifest is None:
+        return False
+    links: list[tuple[str, Path | None]] = [(one.sha256, stored.folder / one.path) for one in manifest.files]
+    pictures: list[tuple[str, Path | None]] = [(one.input, None) for one in manifest.golden]
+    verdicts = [repository.blobs.check(Digest.from_str(text), link) for text, link in (*links, *pictures)]
+    return all(verdicts)
+
+
+def _find_manifest_bytes(repository: Repository, model: str, version: str, *, identity: str) -> bytes | None:
+    """The manifest that `identity` vouches for, out of the version's folder or as an update has kept it."""
+    for folder in repository.get_folders(model, version, identity):
+        data = find_manifest_bytes(folder, identity)
+        if data is not None:
+            return data
+    try:
+        data = read_bounded(repository.blob_path(Digest.from_str(identity)), MANIFEST_MAX_BYTES)
+        manifest = read_manifest_bytes(data)
+    except (StorageError, ManifestInvalid):
+        return None
+    is_it = str(Digest.of(data)) == identity and (manifest.model, manifest.version) == (model, version)
+    return data if is_it else None
+
+
+def find_content(repository: Repository, model: str, folder: Path, *, identity: str) -> frozenset[Digest]:
+    """All content that the version in `folder` refers to, even while its manifest there is damaged; else nothing."""
+    version = folder.name.partition(OTHER_SIGN)[0]
+    data = _find_manifest_bytes(repository, model, version, identity=identity)
+    return list_content(read_manifest_bytes(data)) if data is not None else frozenset()
+
+
+# --- looking at everything --------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One stored file, and the digest that its bytes must have."""
+
+    path: Path
+    digest: Digest
+
+
+def list_pieces(repository: Repository) -> list[Piece]:
+    """Every file that has a digest: all content, and what versions hold of it under another inode."""
+    blobs = [Piece(repository.blob_path(digest), digest) for digest in sorted(repository.list_blobs())]
+    links = [piece for model in repository.list_models() for piece in _iterate_links(repository, model)]
+    return [*blobs, *(one for one in links if not _is_blob(repository, one))]
+
+
+def _iterate_links(repository: Repository, model: str) -> Iterator[Piece]:
+    for stored in repository.list_versions(model):
+        manifest = find_manifest(stored.folder, stored.identity)
+        for entry in manifest.files if manifest is not None else ():
+            yield Piece(stored.folder / entry.path, Digest.from_str(entry.sha256))
+
+
+def _is_blob(repository: Repository, piece: Piece) -> bool:
+    try:
+        return piece.path.samefile(repository.blob_path(piece.digest))
+    except OSError:
+        return False
+
+
+def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[tuple[str, str]]:
+    """Removes damaged content and mends what can be; returns (model, identity) of what refs name and is not whole.
+
+    Args:
+        repository: where to look.
+        damaged: digests of content that was found not to have them.
+    """
+    for model in repository.list_models():
+        for stored in repository.list_versions(model):
+            manifest = find_manifest(stored.folder, stored.identity)
+            if manifest is not None and damaged & list_content(manifest):
+                find_sound(repository, model, stored.version, identity=stored.identity)
+    for digest in damaged:
+        if repository.has_blob(digest):
+            repository.blobs.check(digest)
+    return [
+        (model, ref.identity)
+        for model in repository.list_models()
+        for ref in repository.refs.list_refs(model)
+        if mend(repository, model, ref.version, identity=ref.identity) is None
+    ]
