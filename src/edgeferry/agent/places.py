@@ -225,7 +225,7 @@ def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
 
 def _list_keys(record: UpdateRecord, artifacts: Collection[Artifact]) -> list[str]:
     downloads = [get_download_key(record, one) for one in artifacts]
-    decoded = [_get_decoded_key(one.target) for one in artifacts if one.target]
+    decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in artifacts if one.target]
     chunks = [f"{Digest.from_str(one.blob).hex}-chunks" for one in artifacts if one.chunks]
     return [*downloads, *decoded, *chunks]
 
