@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import hashlib
 import io
 import random
+import sys
+import termios
 import time
 import zipfile
 from collections import Counter, defaultdict, deque
@@ -82,6 +85,15 @@ class Crash(BaseException):
     """kill -9, as near as a test in one process comes to it."""
 
 
+def check_sound(version: StoredVersion) -> None:
+    """No worker ever loads a byte that is not the one that was published."""
+    manifest = read_manifest_bytes((version.folder / "manifest.json").read_bytes())
+    for entry in manifest.files:
+        assert str(Digest.of((version.folder / entry.path).read_bytes())) == entry.sha256, f"{entry.path} is damaged"
+    for one in version.golden:
+        assert str(Digest.of(one.path.read_bytes())) == one.golden.input, "a golden picture is damaged"
+
+
 @dataclass
 class FakeActivator:
     """Serving in memory. `failures` are raised by the next calls of that name."""
@@ -101,7 +113,7 @@ class FakeActivator:
     async def prove(self, version: StoredVersion) -> None:
         if self.hold is not None:
             await self.hold.wait()
-        assert all((version.folder / name).is_file() for name in ("manifest.json",))
+        check_sound(version)
         self._fail("prove")
         self.proven.append(version.version)
 
@@ -174,6 +186,8 @@ class Origin:
     sent: Counter[str] = field(default_factory=Counter)
     """The same by path."""
     url: str = ""
+    holds_back: bool = False
+    """A block counts as sent, and the next one follows, once the device's kernel has it."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         asked = request.headers.get("Range", "")
@@ -211,12 +225,23 @@ class Origin:
         body = body if cut is None else body[:cut]
         for at in range(0, len(body), 4096):
             await reply.write(body[at : at + 4096])
+            if self.holds_back:
+                await wait_acknowledged(request)
             self.sent_bytes += len(body[at : at + 4096])
             self.sent[request.path] += len(body[at : at + 4096])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()
         return reply
+
+
+async def wait_acknowledged(request: web.Request) -> None:
+    while (transport := request.transport) is not None and transport.get_extra_info("socket").fileno() >= 0:
+        left = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        if not int.from_bytes(left, sys.byteorder) and not transport.get_write_buffer_size():
+            return
+        await asyncio.sleep(0.0002)
+    raise ConnectionResetError("the device has gone")
 
 
 class FakeHub:
