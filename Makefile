@@ -5,13 +5,13 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 TESTS ?= tests
 WORKERS ?= 2
-PEERS := azurite azure-sdk node-sdk moto schemathesis postgres
+PEERS := azurite azure-sdk node-sdk moto schemathesis postgres iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench bench-hub bench-delta docs models models-check clean azurite azure-sdk node-sdk moto schemathesis atheris postgres delta-peers xdelta3
+.PHONY: help setup demo up test soak soak-full check format bench bench-hub bench-delta bench-link docs models models-check clean azurite azure-sdk node-sdk moto schemathesis atheris postgres delta-peers xdelta3 iproute2
 
 help: ## list every target, a line each
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 
 $(STAMP): pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.13 is needed, found " + sys.version.split()[0]) if not (3,11) <= sys.version_info[:2] < (3,14) else None'
@@ -56,6 +56,12 @@ xdelta3: ## install the differ xdelta3 for bench-delta, when it is missing and w
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends xdelta3 >/dev/null; \
 	else echo 'xdelta3 is not here: install its package; bench-delta will say that this peer is missing'; fi
 
+iproute2: ## install the command ip for thin links in tests and bench-link, when it is missing and we may
+	@if command -v ip >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; \
+	else echo 'ip is not here: install iproute2; the tests that need it will say that they are skipped'; fi
+
 postgres: ## install PostgreSQL for the tests, when it is missing and we may (root and apt)
 	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -98,6 +104,9 @@ bench-hub: setup ## put fleets of 5,000 and 10,000 on the hub; writes its sectio
 bench-delta: setup delta-peers xdelta3 .venv-models/.setup-done ## measure patches beside every peer; writes its section of docs/benchmarks.md (ARGS="--json FILE --fresh")
 	.venv-models/bin/python -m scripts.delta_corpus
 	$(BIN)/python scripts/bench_delta.py --write docs/benchmarks.md $(ARGS)
+
+bench-link: setup iproute2 ## measure updates over thin links, as root; writes its section of docs/benchmarks.md (ARGS="--json FILE")
+	$(BIN)/python scripts/bench_link.py --write docs/benchmarks.md $(ARGS)
 
 docs: setup ## write docs/cli.md and the state diagram from the code
 	$(BIN)/python scripts/make_cli_docs.py

@@ -63,7 +63,7 @@ class HubProcess:
 
     def read_cpu_s(self) -> float:
         """Seconds of CPU that the tree has used, user and system."""
-        return sum(_read_ticks(pid) for pid in list_tree(self.pid)) / _TICKS_PER_S
+        return sum(read_cpu_s(pid) for pid in list_tree(self.pid))
 
     def count_log_lines(self) -> int:
         """How much it had to say."""
@@ -132,7 +132,10 @@ def _read_status(pid: int) -> dict[str, int]:
     return {name: int(text.split()[0]) * 1024 for name, text in pairs if text.endswith(" kB")}
 
 
-def _read_ticks(pid: int) -> int:
-    """User and system time: fields 14 and 15 of /proc/<pid>/stat (proc(5)); the name before them may hold blanks."""
+def read_cpu_s(pid: int) -> float:
+    """Seconds of CPU that one process has used, user and system.
+
+    Fields 14 and 15 of /proc/<pid>/stat (proc(5)); the name before them may hold blanks.
+    """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S

@@ -83,6 +83,15 @@ class Crash(BaseException):
     """kill -9, as near as a test in one process comes to it."""
 
 
+def check_sound(version: StoredVersion) -> None:
+    """No worker ever loads a byte that is not the one that was published."""
+    manifest = read_manifest_bytes((version.folder / "manifest.json").read_bytes())
+    for entry in manifest.files:
+        assert str(Digest.of((version.folder / entry.path).read_bytes())) == entry.sha256, f"{entry.path} is damaged"
+    for one in version.golden:
+        assert str(Digest.of(one.path.read_bytes())) == one.golden.input, "a golden picture is damaged"
+
+
 @dataclass
 class FakeActivator:
     """Serving in memory. `failures` are raised by the next calls of that name."""
@@ -102,7 +111,7 @@ class FakeActivator:
     async def prove(self, version: StoredVersion) -> None:
         if self.hold is not None:
             await self.hold.wait()
-        assert all((version.folder / name).is_file() for name in ("manifest.json",))
+        check_sound(version)
         self._fail("prove")
         self.proven.append(version.version)
 

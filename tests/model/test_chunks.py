@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +26,7 @@ def test_the_damaged_stretches_are_the_pieces_with_damage_and_neighbours_are_joi
     expected = {int(place * size) // CHUNK_BYTES for place in places}
     found = {at // CHUNK_BYTES for start, stop in holes for at in range(start, stop, CHUNK_BYTES)}
     assert found == expected
-    assert all(stop < start for (_, stop), (start, _) in zip(holes, holes[1:], strict=False))
+    assert all(stop < start for (_, stop), (start, _) in pairwise(holes))
     assert all(stop % CHUNK_BYTES == 0 or stop == size for _, stop in holes)
 
 

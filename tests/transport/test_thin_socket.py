@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from tests.transport.raw_server import make_answer
 
 from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import HTTP, Gate
+from edgeferry.agent.ledger import Ledger
+from edgeferry.link.policy import LinkPolicy
 from edgeferry.storage.hub_certificates import ensure_certificates
+from edgeferry.storage.journal import open_journal
 from edgeferry.storage.partial import open_partial
 from edgeferry.transport.http import HttpSettings, open_http
 from edgeferry.transport.thin_socket import (
@@ -94,8 +98,17 @@ def make_tls(folder: Path) -> tuple[ssl.SSLContext, HttpSettings]:
 async def test_a_kill_of_a_slow_download_costs_at_most_a_chunk(tmp_path: Path, rate_bps: int, is_tls: bool) -> None:
     """Whenever it comes; the reader is slower than the link, so that all that can lie about does."""
     tls, settings = make_tls(tmp_path / "tls") if is_tls else (None, HttpSettings())
-    async with serve(tls, bytes_per_s=400_000) as server, open_http(settings) as http:
-        fetcher = Fetcher(http, rate_bps=rate_bps)
+    async with (
+        open_journal(tmp_path / "journal.db") as journal,
+        serve(tls, bytes_per_s=400_000) as server,
+        open_http(settings) as http,
+    ):
+        ledger = Ledger(journal, {HTTP: lambda: 0})
+        fetcher = Fetcher(
+            http,
+            Gate(ledger, policy=LinkPolicy(), now=time.time, find_interface=lambda: ""),
+            rate_bps=rate_bps,
+        )
         with open_partial(tmp_path, "ab", max_bytes=len(DATA)) as partial:
             work = fetcher.download(server.url, partial, size_bytes=len(DATA), progress=lambda _: None)
             running, lost = asyncio.create_task(work), list[int]()

@@ -83,8 +83,7 @@ def read_link_policy(
 ) -> tuple[LinkPolicy, tuple[LinkProblem, ...]]:
     """`base` with what `section` says, and what of it cannot be followed; never raises."""
     policy, problems = base or LinkPolicy(), []
-    for key in sorted(section, key=lambda key: key == "windows"):  # windows last: they are read in the zone
-        value = section[key]
+    for key, value in section.items():
         if value is None:
             continue
         try:

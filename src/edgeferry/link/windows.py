@@ -10,7 +10,7 @@ Rules:
   (02:30 becomes 03:30); one that comes twice opens at the first, or at both where the hours are `*`. Durations are real
   seconds.
 - A clock that is wrong is a clock: any number is taken for a time, what lies outside 1970..2242 for the nearer end.
-- The zone's rules come from the system, else from the package tzdata, which the extra `device` brings along.
+- The zone's rules come from the system, else from the package tzdata, which the extras `device` and `operator` bring.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Rules:
   file of shared memory: a device whose disk is full opens its journal all the same, and serves.
 - Room for what comes next is reserved on the disk: that an update waits for space can be written when there is none.
 - One thread touches the database; every method is a coroutine that waits for it.
+- On a disk that is read-only the journal is read into memory: what is asked and done is known until the process ends.
 - A journal that is damaged, or of a newer release, is moved aside and begun anew: refs tell what is true, records only
   what we were doing, so that a device without a journal serves on. `damage` and the log say that it happened.
 """
@@ -14,14 +15,16 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import structlog
 
@@ -165,15 +168,21 @@ class _Damaged(Exception):
 def _open_or_replace(path: Path) -> tuple[sqlite3.Connection, StorageFailed | None]:
     try:
         return _open(path), None
+    except _ReadOnly:
+        return _open_in_memory(path), StorageFailed("the disk is read-only: what happens now is not kept")
     except _Damaged as reason:
         aside = _move_aside(path)
         damage = StorageFailed(f"the journal was not usable ({reason}); it lies at {aside.name}, a new one was begun")
         return _open(path), damage
 
 
+class _ReadOnly(Exception):
+    """The journal's folder can be read and not be written."""
+
+
 def _open(path: Path) -> sqlite3.Connection:
     with translate_disk_errors(path):
-        path.touch(0o600)
+        _touch(path)
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         _set_up(connection)
@@ -187,6 +196,30 @@ def _open(path: Path) -> sqlite3.Connection:
         raise
     _reserve_room(path)
     fsync_folder(path.parent)
+    return connection
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch(0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise _ReadOnly from error
+
+
+def _open_in_memory(path: Path) -> sqlite3.Connection:
+    """As much of the journal as can be read; what a crash left in its write-ahead log cannot."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    try:
+        source = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
+        with closing(source):
+            source.backup(connection)
+        _set_up(connection)
+    except (sqlite3.DatabaseError, _Damaged):
+        connection.close()
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        _set_up(connection)
     return connection
 
 
