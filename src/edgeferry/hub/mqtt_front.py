@@ -55,7 +55,7 @@ class TcpGuest(Guest):
 def make_tls_context(chain: str, key: str) -> ssl.SSLContext:
     """A server's context: TLS 1.2 (older SDKs speak no other) and 1.3.
 
-    No session tickets: devices do not resume sessions, and two tickets are 510 bytes of every connection on a thin link.
+    No session tickets: devices resume no sessions, and two tickets are 510 bytes of every connection on a thin link.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
