@@ -17,9 +17,9 @@ from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
 from edgeferry.agent.machine import TERMINAL, State
-from edgeferry.agent.plan import list_digests
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
 from edgeferry.errors import DeltaBaseMismatch, StorageFailed
+from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
