@@ -34,9 +34,3 @@ def list_orphans(repository: Repository, rows: Collection[UpdateRecord]) -> list
     found += [repository.blobs.get_path(digest) for digest in repository.blobs.list_digests() - used]
     found += [path for path in root.iterdir() if path.name not in {"edgeferry", *shared}]
     return sorted(str(path.relative_to(root)) for path in found)
-
-
-def _list_kept(repository: Repository, model: str) -> list[StoredVersion]:
-    """Whole versions that are, or were, active: these stay while there is room."""
-    history = set(repository.refs.read_history(model))
-    return [stored for stored in repository.list_versions(model) if stored.identity in history]
