@@ -25,12 +25,12 @@ def list_orphans(repository: Repository, rows: Collection[UpdateRecord]) -> list
     manifests = [find_manifest(stored.folder, stored.identity) for stored in kept]
     used = {digest for manifest in manifests if manifest is not None for digest in list_content(manifest)}
     used = used.union(*(list_needed(repository, row) for row in rows if row.state not in TERMINAL))
-    folders = {stored.folder for stored in kept}
-    shared = {row.file_name.removesuffix(".zip") for row in rows if row.identity in {one.identity for one in kept}}
+    folders, identities = {stored.folder for stored in kept}, {stored.identity for stored in kept}
+    shared = {row.file_name.removesuffix(".zip") for row in rows if row.identity in identities}
     root = repository.storage_root
     found: list[Path] = [path for path in repository.root.glob("models/*/versions/*") if path not in folders]
     found += repository.partial_folder.iterdir()
     found += [path for path in root.rglob("*") if path.name.startswith((".edgeferry", "tmp"))]
-    found += [repository.blob_path(digest) for digest in repository.list_blobs() - used]
+    found += [repository.blobs.get_path(digest) for digest in repository.blobs.list_digests() - used]
     found += [path for path in root.iterdir() if path.name not in {"edgeferry", *shared}]
     return sorted(str(path.relative_to(root)) for path in found)
