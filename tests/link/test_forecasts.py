@@ -22,7 +22,17 @@ from onnx import numpy_helper
 from e2e.tiny_models import make_quadrant_bundle, make_zip
 from link.profiles import Profile
 from link.thin_link import open_link
-from link.thin_site import COMMAND, DEVICE, MODEL, MODULE, QUICK, Device, Prepared, ThinSite, open_thin_site, run_command
+from link.thin_site import (
+    COMMAND,
+    DEVICE,
+    MODEL,
+    MODULE,
+    Device,
+    Prepared,
+    ThinSite,
+    open_thin_site,
+    run_command,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_link")
 LTE = Profile("lte", 10_000_000, 0.05)

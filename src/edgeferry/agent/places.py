@@ -92,6 +92,7 @@ def adopt(repository: Repository, record: UpdateRecord) -> bool:
         repository.adopt_blob(Digest.from_str(artifact.target), source)
     remove_tree(source)
     remove_tree(partial)
+    remove_tree(_get_chunks_path(repository, artifact))
     return True
 
 

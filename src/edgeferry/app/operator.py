@@ -318,8 +318,8 @@ async def _open_published(service: HubService, terms: DeployTerms) -> _Published
         reader: ObjectReader = open_blob_store(terms.site, terms.environ)
     else:
         query = _sign(terms.repo, service.connection, terms=terms)
-        reader = _HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
-    return _Published(reader, await asyncio.to_thread(_read_unpinned, reader))
+        reader = HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
+    return _Published(reader, await asyncio.to_thread(read_unpinned, reader))
 
 
 def _require_listed(draft: Draft, terms: DeployTerms) -> Listed:
@@ -330,14 +330,15 @@ def _require_listed(draft: Draft, terms: DeployTerms) -> Listed:
     return listed
 
 
-def _read_unpinned(reader: ObjectReader) -> Draft:
+def read_unpinned(reader: ObjectReader) -> Draft:
+    """The metadata as its own first root vouches for it; raises ConfigInvalid where there is no repository."""
     found = reader.find(FIRST_ROOT, 64 << 10)
     if found is None:
         raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
     return read_draft(reader, found[0])
 
 
-class _HttpReader:
+class HttpReader:
     """Reads a repository behind plain HTTP, from a thread, through the loop's client."""
 
     def __init__(self, http: HttpClient, base: str, *, query: str, loop: asyncio.AbstractEventLoop) -> None:

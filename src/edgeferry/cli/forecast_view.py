@@ -91,7 +91,9 @@ def show_steps(steps: tuple[StepForecast, ...]) -> str:
 
 
 def _name_step(step: StepForecast) -> str:
-    return f"patch from {step.base or 'another version'}" if step.kind == "patch" else f"{clean_name(step.path)} in full"
+    return (
+        f"patch from {step.base or 'another version'}" if step.kind == "patch" else f"{clean_name(step.path)} in full"
+    )
 
 
 def _show_span(seconds: float) -> str:

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "patch": ("edgeferry.cli.patch_commands:patch_group", "operator"),
     "forecast": ("edgeferry.cli.deploy_commands:forecast", "operator"),
     "deploy": ("edgeferry.cli.deploy_commands:deploy", "operator"),
+    "rehearse": ("edgeferry.cli.rehearse_command:rehearse_command", "all"),
     "deployment": ("edgeferry.cli.deployment_command:deployment", "operator"),
     "hub": ("edgeferry.cli.hub_commands:hub_group", "hub"),
     "device": ("edgeferry.cli.device_commands:device_group", "device"),
