@@ -52,9 +52,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThinSite]:
         yield replace(found, identity=run_command(*words).strip())
 
 
-@pytest.fixture(scope="module")
-def device(site: ThinSite) -> Device:
-    return site.start_device()
+@pytest.fixture
+def device(site: ThinSite) -> Iterator[Device]:
+    """The device, started for this test: a connection that the test before left open would spare it a handshake."""
+    device = site.start_device()
+    yield device
+    device.stop()
 
 
 def publish_both(folder: Path) -> Prepared:

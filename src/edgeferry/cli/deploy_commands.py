@@ -59,7 +59,7 @@ _place_options = _add(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 )
 _link_options = _add(
-    click.option("--link", "profile", type=click.Choice(sorted(PROFILES)), default="", help="A link by its name."),
+    click.option("--link", "profile", type=click.Choice(sorted(PROFILES)), help="A link by its name."),
     click.option("--bps", type=click.IntRange(0, 1 << 40), default=0, help="Its rate in bits per second."),
     click.option("--rtt", "rtt_s", type=click.FloatRange(0, 60), default=0.0, help="Its round trip in seconds."),
     click.option("--interface", default="", help="The interface that devices use, where the policy tells them apart."),
@@ -81,13 +81,13 @@ _link_options = _add(
 @_link_options
 @_place_options
 @ends_with_exit_code
-def forecast(profile: str, bps: int, rtt_s: float, interface: str, as_json: bool, **given: Any) -> None:
+def forecast(profile: str | None, bps: int, rtt_s: float, interface: str, as_json: bool, **given: Any) -> None:
     """Tells what a deployment will take: bytes, minutes and money by device and in all. Nothing is sent.
 
     Ends with 5 when no device needs anything.
     """
     terms = _make_terms(given)
-    found = asyncio.run(operator.forecast_version(terms, Ways(profile, bps, rtt_s, interface)))
+    found = asyncio.run(operator.forecast_version(terms, Ways(profile or "", bps, rtt_s, interface)))
     _print_found(found, as_json=as_json)
     refused = _find_refused(found)
     if refused is not None:
