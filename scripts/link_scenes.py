@@ -32,8 +32,8 @@ BULKS_UNDER_LOSS = 3
 UPDATE_TIMEOUT_S = 600.0
 _DAY_S = 86400
 _QUIET_S = 5.0
-_SETTLE_S = 65.0
-"""A kept HTTP connection is closed after a minute (transport/http.py); that is no cost of being idle."""
+_SETTLE_S = 85.0
+"""A kept HTTP connection is closed after 75 s (transport/http_server.py); that is no cost of being idle."""
 RENEW_BEFORE_S = 120.0
 """How long before its token's end a device connects anew (agent/hub_link.py)."""
 _SEED = 20261126

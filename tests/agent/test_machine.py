@@ -126,6 +126,9 @@ def test_no_walk_goes_on_without_progress(events: list[Event]) -> None:
         record = make_next(Outcome(event, record), AgentSettings(), now=1.0, random=0.5)
         if State.WAITING in (was, record.state):
             continue
+        if was is State.ACTIVE:  # healing or rolling back: another walk
+            without_waiting, furthest = 0, record.mark
+            continue
         without_waiting = 0 if record.mark > furthest else without_waiting + 1
         furthest = max(furthest, record.mark)
         assert without_waiting <= LOOP_LIMIT + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -204,3 +206,32 @@ def test_the_main_process_loads_neither_numpy_nor_an_engine() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+async def test_a_model_file_damaged_under_a_running_device_is_fetched_again_before_any_worker_loads_it(
+    yard: Yard, demo_models: Path
+) -> None:
+    picture = next((demo_models / "gauge").rglob("*.jpg")).read_bytes()
+    await asyncio.to_thread(yard.publish, "1.0.0")
+    async with running(yard.config) as device:
+        await yard.deploy("1.0.0")
+        await wait_active(device, "1.0.0")
+        file = device.slots.get_models()["gauge"].version.folder / "gauge.onnx"
+        whole = file.read_bytes()
+        file.chmod(0o644)
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert (await predict(device, picture))["version"] == "1.0.0", "the worker that runs has its own"
+        os.kill(find_worker(device), signal.SIGKILL)
+        await poll(lambda: is_like(file, whole), timeout_s=30)
+        await wait_active(device, "1.0.0")
+        assert (await predict(device, picture))["version"] == "1.0.0"
+
+
+def find_worker(device: RunningDevice) -> int:
+    serving = device.slots._slots["gauge"].serving
+    assert serving is not None
+    return int(serving.worker.port.pid)  # type: ignore[attr-defined] # a real worker has one
+
+
+async def is_like(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data

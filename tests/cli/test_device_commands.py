@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.storage.storage_samples import add_version
+from tests.storage.storage_samples import add_version, list_tree
 
 from edgeferry.app.device_folder import find_config_file
 from edgeferry.cli.device_commands import device_group
 from edgeferry.config import read_device_config
+from edgeferry.storage.files import open_folder_lock
 from edgeferry.storage.repository import Repository
 
 SECRET = "HostName=h;DeviceId=d;ModuleId=m;SharedAccessKey=c2VjcmV0"
@@ -134,3 +135,15 @@ def test_what_is_not_stored_cannot_be_pinned(tmp_path: Path, name: str) -> None:
     done = run("pin", name, "--storage", str(tmp_path))
     assert done.exit_code == 2
     assert repository.refs.list_pins("detector") == frozenset()
+
+
+@pytest.mark.parametrize("words", [("run", "--port", "0"), ("gc",), ("pin", "detector@1.0.0")])
+def test_a_second_process_on_the_same_folder_refuses_and_changes_nothing(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    repository = make_folder(tmp_path)
+    before = list_tree(tmp_path)
+    with open_folder_lock(repository.root):
+        done = run(*words, "--storage", str(tmp_path))
+    assert (done.exit_code, "storage_busy" in done.output) == (1, True)
+    assert list_tree(tmp_path) == sorted([*before, "edgeferry/lock"])

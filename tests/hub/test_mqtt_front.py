@@ -46,6 +46,13 @@ def test_the_attribute_that_shrinks_tls_buffers_exists() -> None:
     assert asyncio.sslproto.SSLProtocol.max_size == mqtt_front.TLS_BUFFER_BYTES
 
 
+async def test_no_bytes_are_spent_on_tickets_for_sessions_that_no_device_resumes(hub: RunningHub) -> None:
+    async with open_raw(hub) as client:
+        await client.connect(await hub.add_module("d", "a"))
+        tls = client.writer.get_extra_info("ssl_object")
+        assert (tls.version(), tls.session.has_ticket) == ("TLSv1.3", False)
+
+
 async def test_a_good_connect_is_accepted_and_its_session_found_again(hub: RunningHub) -> None:
     text = await hub.add_module("d", "a")
     async with open_raw(hub) as client:

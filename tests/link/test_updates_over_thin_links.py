@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeferry.link.forecast import LinkRate, Load, count_wire_bytes
+from edgeferry.trust.bundle_object import get_bundle_path
 from link.profiles import CERTUS_100, LTE_M, NB_IOT, VSAT_512, Profile
 from link.thin_link import open_link
-from link.thin_site import HTTPS_PORT, MQTT_PORT, Device, Prepared, ThinSite, open_thin_site, prepare
+from link.thin_site import HTTPS_PORT, MODEL, MQTT_PORT, Device, Prepared, ThinSite, open_thin_site, prepare
 
 pytestmark = pytest.mark.usefixtures("needs_link")
 BALLAST_BYTES = 150_000
@@ -24,6 +26,7 @@ RESENT_MAX_BYTES = 64 << 10
 CUT_S = 5.0
 TIMEOUT_S = 120.0
 LEDGER_MAX_SHARE = 0.02
+FORECAST_MAX_SHARE = 0.03
 STEADY_VSAT = replace(VSAT_512, loss=0.0)
 """What chance loses is sent again too, and is not what is measured."""
 
@@ -68,6 +71,14 @@ def count_sent(site: ThinSite) -> int:
     return sum(flow.entered.payload_bytes for flow in flows if flow.right_port == HTTPS_PORT)
 
 
+def foresee_wire_bytes(prepared: Prepared, profile: Profile) -> int:
+    """What an operator would have been told of this update, who knows what is published and the link."""
+    bundle = prepared.folder / "site" / get_bundle_path(MODEL)
+    others = prepared.payload_bytes - prepared.artifact_bytes
+    load = Load((prepared.artifact_bytes, others), (bundle.stat().st_size,), hub_connects=True)
+    return count_wire_bytes(load, LinkRate(profile.bps, profile.rtt_s, profile.mtu, profile.loss))
+
+
 def list_profiles(*, vsat: Profile) -> list[object]:
     """All links; those that need more than seconds are for the soak."""
     slow = [pytest.param(one, id=one.name, marks=pytest.mark.soak) for one in (NB_IOT, CERTUS_100, vsat)]
@@ -75,7 +86,9 @@ def list_profiles(*, vsat: Profile) -> list[object]:
 
 
 @pytest.mark.parametrize("profile", list_profiles(vsat=VSAT_512))
-def test_an_update_over_a_thin_link_ends_active_and_its_ledger_is_right(shop: Shop, profile: Profile) -> None:
+def test_an_update_over_a_thin_link_ends_active_and_its_ledger_and_forecast_are_right(
+    shop: Shop, profile: Profile
+) -> None:
     with shop.open(profile) as (site, device):
         site.wait_state(device, "ACTIVE", TIMEOUT_S)
         site.wait_quiet(1.0 + 2 * profile.rtt_s)
@@ -86,6 +99,7 @@ def test_an_update_over_a_thin_link_ends_active_and_its_ledger_is_right(shop: Sh
         assert wire_bytes == counts.left_ip_bytes > shop.prepared.payload_bytes
         booked = (device.find_status() or {})["ledger"]["total_bytes"]
         assert booked == pytest.approx(wire_bytes, rel=LEDGER_MAX_SHARE)
+        assert foresee_wire_bytes(shop.prepared, profile) == pytest.approx(wire_bytes, rel=FORECAST_MAX_SHARE)
 
 
 @pytest.mark.parametrize("profile", list_profiles(vsat=STEADY_VSAT))

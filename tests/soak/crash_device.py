@@ -33,13 +33,13 @@ from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal
-from edgeferry.storage.repository import REF_NAMES
+from edgeferry.storage.refs import REF_NAMES
 from soak.crash_calls import Calls, Point, arm
 from soak.orphans import list_orphans
 from soak.power_cut import DiskLog, cut_power
 
 ENDS = TERMINAL | {State.ACTIVE}
-LONGEST_S = 30.0
+LONGEST_S = 60.0
 
 
 class Job(msgspec.Struct, kw_only=True):

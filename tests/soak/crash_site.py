@@ -175,7 +175,7 @@ async def open_crash_site(folder: Path) -> AsyncIterator[CrashSite]:
         for name, version in (("first", "1.0.0"), ("second", "1.1.0"))
     }
     async with open_origin() as origin:
-        origin.block_delay_s = 0.0005
+        origin.holds_back = True
         _fill(origin, folder / "site", zips)
         devices = await _start_devices()
         try:

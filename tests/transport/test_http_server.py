@@ -131,6 +131,21 @@ async def test_a_caller_who_reads_slowly_but_reads_gets_all_of_it() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_keep_alive_begins_when_the_caller_has_taken_its_answer(tmp_path: Path, over_tls: bool) -> None:
+    async with open_server(ServerLimits(keep_alive_s=1), tmp_path if over_tls else None) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET /much HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(16):
+            await reader.readexactly(len(LARGE) // 16)
+            await asyncio.sleep(0.1)
+        writer.write(GET)
+        assert await asyncio.wait_for(reader.readuntil(b"hello"), 10)
+        assert await is_cut(reader)
+        writer.close()
+
+
 async def test_a_body_that_never_comes_is_no_way_to_stay() -> None:
     async with open_server(ServerLimits(stall_s=0.5)) as connect:
         reader, writer = await connect()

@@ -24,6 +24,7 @@ from edgeferry.agent.announce import INPUT
 from edgeferry.agent.claims import release
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.gate import HUB, Gate
+from edgeferry.agent.healing import watch_content
 from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
@@ -105,7 +106,7 @@ class Agent:
         self._link_policy = parts.gate.policy
         self._unkept: dict[str, bytes] = {}
         self._disk_problem: dict[str, str] | None = None
-        self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
+        self.reporter = Reporter(self.get_status, every_s=settings.report_every_s, gather_s=settings.report_gather_s)
         self._link = self._make_link(parts) if parts.open_hub is not None else None
 
     def _make_link(self, parts: Parts) -> HubLink:
@@ -132,6 +133,7 @@ class Agent:
                     self._spawn_lane(model)
                 self._aim()
                 self.started.set()
+                tasks.create_task(self._guard("scrub", lambda: watch_content(self._tools, self._note_hurt)))
                 if self._link is not None:
                     tasks.create_task(self._guard("hub", self._link.run))
                     tasks.create_task(self._guard("ledger", self._book_talk))
@@ -323,6 +325,14 @@ class Agent:
         except StorageError as error:
             _LOG.warning("the account of this device is not whole: %s", error.message)
         self.reporter.note_change()
+
+    def _note_hurt(self, model: str, identity: str) -> None:
+        """A version that a ref names is damaged: what is active is fetched again, if the twin still names it."""
+        lane = self._lanes.get(model)
+        record = lane.record if lane is not None else None
+        is_settled = record is not None and record.state in (State.PROBATION, State.ACTIVE)
+        if lane is not None and record is not None and is_settled and record.identity == identity:
+            lane.order(Event.DAMAGED)
 
     def _note_posted(self) -> None:
         if self._link is not None:

@@ -8,7 +8,8 @@ Rules:
   refused, and how a newer version waits until probation has ended.
 - WAITING has no row of its own but RETRY_DUE: every other event means what it means in the state it came from.
 - Forty transitions without progress are a loop, and a loop gives up. Progress is to come further than ever before in
-  (artifact, state); bytes are counted by the partial file, and WAITING counts neither way.
+  (artifact, state); bytes are counted by the partial file, and WAITING counts neither way. What follows ACTIVE counts
+  anew.
 """
 
 from __future__ import annotations
@@ -102,8 +103,10 @@ _ROWS: Final = (
     (S.PROBATION,     E.HEALTHY,         S.ACTIVE),
     (S.PROBATION,     E.UNHEALTHY,       S.ROLLING_BACK),
     (S.PROBATION,     E.ROLL_BACK,       S.ROLLING_BACK),
+    (S.PROBATION,     E.DAMAGED,         S.RESOLVING),     # at rest: what is damaged is fetched again
     (S.ACTIVE,        E.ROLL_BACK,       S.ROLLING_BACK),
     (S.ACTIVE,        E.UNHEALTHY,       S.ROLLING_BACK),  # repeated worker deaths
+    (S.ACTIVE,        E.DAMAGED,         S.RESOLVING),     # likewise; the worker that runs serves on
     (S.ACTIVE,        E.SUPERSEDE,       S.SUPERSEDED),    # a newer version became active
     (S.ROLLING_BACK,  E.ROLLED,          S.ROLLED_BACK),
     (S.WAITING,       E.RETRY_DUE,       S.WAITING),       # the state it came from: see find_next
@@ -231,6 +234,8 @@ def count_stalled(stalled: int, mark: Mark, *, index: int, before: State, after:
     """The loop guard's arithmetic over one transition: (transitions since the last progress, furthest point so far)."""
     if S.WAITING in (before, after):
         return stalled, mark
+    if before is S.ACTIVE:  # an update that had ended: what follows is a walk of its own
+        return 0, (index, _RANK[after])
     reached = (index, _RANK[after])
     return (0, reached) if reached > mark else (stalled + 1, mark)
 

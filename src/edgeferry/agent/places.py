@@ -11,15 +11,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
 from edgeferry.agent.machine import TERMINAL, State
-from edgeferry.agent.plan import list_digests
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
 from edgeferry.errors import DeltaBaseMismatch, StorageFailed
+from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
@@ -48,11 +48,7 @@ def get_download_path(repository: Repository, record: UpdateRecord) -> Path:
 
 def get_decoded_path(repository: Repository, artifact: Artifact) -> Path:
     """Where the file that a coded artifact stands for appears before it is adopted."""
-    return get_partial_path(repository.partial_folder, _get_decoded_key(artifact.target))
-
-
-def _get_decoded_key(target: str) -> str:
-    return f"{Digest.from_str(target).hex}-decoded"
+    return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.target).hex}-decoded")
 
 
 def open_download(
@@ -96,6 +92,7 @@ def adopt(repository: Repository, record: UpdateRecord) -> bool:
         repository.adopt_blob(Digest.from_str(artifact.target), source)
     remove_tree(source)
     remove_tree(partial)
+    remove_tree(_get_chunks_path(repository, artifact))
     return True
 
 
@@ -227,9 +224,9 @@ def list_download_keys(records: Iterable[UpdateRecord]) -> list[str]:
     return [key for record in fetching for key in _list_keys(record, record.artifacts[record.index :])]
 
 
-def _list_keys(record: UpdateRecord, artifacts: Iterable[Artifact]) -> list[str]:
+def _list_keys(record: UpdateRecord, artifacts: Collection[Artifact]) -> list[str]:
     downloads = [get_download_key(record, one) for one in artifacts]
-    decoded = [_get_decoded_key(one.target) for one in artifacts if one.target]
+    decoded = [f"{Digest.from_str(one.target).hex}-decoded" for one in artifacts if one.target]
     chunks = [f"{Digest.from_str(one.blob).hex}-chunks" for one in artifacts if one.chunks]
     return [*downloads, *decoded, *chunks]
 

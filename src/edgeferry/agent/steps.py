@@ -312,10 +312,17 @@ def _make_verdict(text: str, tools: Tools, record: UpdateRecord) -> ModelError:
 
 # --- ACTIVE -----------------------------------------------------------------------------------------------------------
 async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Serves for as long as nothing newer comes and its worker does not die again and again."""
+    """Serves for as long as nothing newer comes and its worker does not die again and again.
+
+    A worker that has to be started again loads the file again: what died of damage is fetched, not tried for ever.
+    """
+    seen = 0
     while True:
         await asyncio.sleep(1.0)
         deaths = tools.activator.get_health(record.model).deaths
+        if deaths > seen and await in_thread(find_verified, tools.repository, record) is None:
+            return Outcome(Event.DAMAGED, record)
+        seen = deaths
         if tools.serves and deaths >= tools.settings.active_deaths and tools.is_served(record):
             previous = await in_thread(tools.repository.read_ref, record.model, "previous")
             if previous is not None:

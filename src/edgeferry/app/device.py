@@ -15,9 +15,12 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import structlog
 
 from edgeferry.agent.agent import Agent, Parts
 from edgeferry.agent.control import open_control
@@ -29,7 +32,7 @@ from edgeferry.agent.tools import AgentSettings
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.serving import open_api
 from edgeferry.config import DeviceConfig, WorkloadConfig
-from edgeferry.errors import ConfigInvalid
+from edgeferry.errors import ConfigInvalid, StorageFailed
 from edgeferry.link.policy import LinkPolicy, read_link_policy
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
@@ -40,6 +43,7 @@ from edgeferry.serve.engine import ChildEngine
 from edgeferry.serve.slots import Slots
 from edgeferry.storage.files import open_folder_lock, read_bounded
 from edgeferry.storage.journal import Journal, open_journal
+from edgeferry.storage.mending import require_sound
 from edgeferry.storage.repository import Repository
 from edgeferry.transport.http import HttpClient, HttpSettings, open_http
 from edgeferry.transport.interface import find_interface
@@ -54,6 +58,7 @@ ROOT_FILE = "root.json"
 CONFIG_FILE = "device.toml"
 _PEM_MAX_BYTES = 1 << 20
 _ROOT_MAX_BYTES = 1 << 20
+_log = structlog.get_logger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -100,7 +105,8 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
             open_journal(repository.journal_path) as journal,
             open_http(HttpSettings(ca_pem=ca_pem), meter=meters.http) as http,
         ):
-            slots = Slots(ChildEngine(WorkerSettings()), default_model=config.default_model)
+            engine = ChildEngine(WorkerSettings(), require_sound=partial(require_sound, repository))
+            slots = Slots(engine, default_model=config.default_model)
             try:
                 gate = _make_gate(config, journal, meters)
                 open_hub = make_open_hub(
@@ -111,13 +117,24 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
                 app = make_app(slots, agent, ApiSettings(access=access))
                 async with (
-                    open_control(repository.socket_path, agent.run_command),
+                    _open_door(repository, agent),
                     _running(agent),
                     open_api(app, config.host, config.port) as address,
                 ):
                     yield RunningDevice(address.url, agent, slots, repository)
             finally:
                 await slots.close()
+
+
+@asynccontextmanager
+async def _open_door(repository: Repository, agent: Agent) -> AsyncIterator[None]:
+    """agent.sock, where the disk lets it be made: without it a device serves all the same."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(open_control(repository.socket_path, agent.run_command))
+        except StorageFailed as error:
+            _log.warning("no_agent_socket", code=error.code, message=error.message)
+        yield
 
 
 @asynccontextmanager
@@ -196,6 +213,7 @@ def _make_agent_settings(config: DeviceConfig, *, is_pinned: bool) -> AgentSetti
         probation_requests=config.probation_requests,
         probation_s=config.probation_s,
         report_every_s=config.report_every_s,
+        scrub_every_s=config.scrub_every_s,
     )
 
 

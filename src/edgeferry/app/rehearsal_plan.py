@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from edgeferry.agent.plan import list_digests, plan_artifacts
+from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.record import Artifact
 from edgeferry.app.model_files import MODEL_MAX_BYTES
 from edgeferry.app.operator import FIRST_ROOT, HttpReader, read_unpinned
 from edgeferry.errors import ConfigInvalid, MetadataUntrusted, ObjectMissing
 from edgeferry.link.forecast import Forecast, LinkRate, Load, forecast_transfer
 from edgeferry.link.policy import LinkPolicy
+from edgeferry.link.route import list_digests
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.names import require_model_name, require_version

@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -19,13 +20,21 @@ from edgeferry.storage.identity import read_file_identity
 
 
 class ChildEngine:
-    """Starts worker processes with `settings`."""
+    """Starts worker processes with `settings`.
 
-    def __init__(self, settings: WorkerSettings | None = None) -> None:
+    `require_sound` raises StorageFailed when the version's files are not what was stored; called before each load.
+    """
+
+    def __init__(
+        self, settings: WorkerSettings | None = None, *, require_sound: Callable[[StoredVersion], None] | None = None
+    ) -> None:
         self._settings = settings or WorkerSettings()
+        self._require_sound = require_sound
 
     async def start(self, version: StoredVersion) -> WorkerPort:
         """Starts a worker that has loaded and proven `version`; raises as `runtime.child.start_worker`."""
+        if self._require_sound is not None:
+            await asyncio.to_thread(self._require_sound, version)
         return await start_worker(version, self._settings)
 
     async def read_share_key(self, version: StoredVersion) -> str:

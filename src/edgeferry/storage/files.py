@@ -203,12 +203,21 @@ def open_folder_lock(folder: Path) -> Iterator[None]:
     """
     path = folder / "lock"
     with translate_disk_errors(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _open_lock(path)
     try:
         _take_lock(handle, path)
         yield
     finally:
         os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # on a read-only disk the one that lies there locks as well
 
 
 def _take_lock(handle: int, path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeferry.errors import ManifestInvalid, StorageError
+from edgeferry.errors import ManifestInvalid, StorageError, StorageFailed
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
@@ -36,27 +36,38 @@ def find_sound(repository: Repository, model: str, version: str, *, identity: st
     Raises:
         NoSpace, StorageFailed: something is damaged, and the disk does not let it be removed or mended.
     """
-    for _ in range(2):  # once more for what was mended
-        stored = mend(repository, model, version, identity=identity)
-        if stored is None or _check(repository, stored):
-            return stored
+    with repository.lock:
+        for _ in range(2):  # once more for what was mended
+            stored = mend(repository, model, version, identity=identity)
+            if stored is None or _check(repository, stored):
+                return stored
     return None
 
 
+def require_sound(repository: Repository, stored: StoredVersion) -> None:
+    """Raises StorageFailed when a byte of the version is not what was stored; what is damaged goes."""
+    if find_sound(repository, stored.model, stored.version, identity=stored.identity) is None:
+        raise StorageFailed(f"the files of {stored} were damaged on the disk; what is missing is fetched again")
+
+
 def mend(repository: Repository, model: str, version: str, *, identity: str) -> StoredVersion | None:
-    """The version, made whole if it is not and all that it takes is here; its content is not read."""
-    stored = repository.find_version(model, version, identity)
-    if stored is not None:
-        return stored
+    """The version, made whole if it is not and all that it takes is here; what is whole is not read."""
+    with repository.lock:
+        stored = repository.find_version(model, version, identity)
+        return stored if stored is not None else _store_again(repository, model, version, identity)
+
+
+def _store_again(repository: Repository, model: str, version: str, identity: str) -> StoredVersion | None:
     data = _find_manifest_bytes(repository, model, version, identity=identity)
     if data is None:
         return None
     manifest = read_manifest_bytes(data)
-    for folder in repository.get_folders(model, version, identity):
-        for entry in manifest.files:
-            digest = Digest.from_str(entry.sha256)
-            if (folder / entry.path).is_file() and not repository.has_blob(digest):
-                repository.blobs.check(digest, folder / entry.path)
+    for entry in manifest.files:
+        for folder in repository.get_folders(model, version, identity):
+            link = folder / entry.path
+            repository.blobs.check(Digest.from_str(entry.sha256), link if link.is_file() else None)
+    for golden in manifest.golden:
+        repository.blobs.check(Digest.from_str(golden.input))
     if not all(map(repository.has_blob, list_content(manifest))):
         return None
     return repository.store_again(manifest, data, identity)

@@ -21,6 +21,7 @@ Layout (docs/formats/storage.md)::
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,6 +90,8 @@ class Repository:
         self._models = self.root / "models"
         self.refs = Refs(self._models)
         self.blobs = Blobs(self.root)
+        self.lock = threading.RLock()
+        """Held while versions are stored, mended or tidied away: agent and serving come from several threads."""
 
     def prepare(self) -> None:
         """Makes the folders where missing; the root is for this user only."""
@@ -234,6 +237,10 @@ class Repository:
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _store(self, manifest: Manifest, manifest_bytes: bytes, identity: str) -> StoredVersion:
+        with self.lock:
+            return self._store_locked(manifest, manifest_bytes, identity)
+
+    def _store_locked(self, manifest: Manifest, manifest_bytes: bytes, identity: str) -> StoredVersion:
         existing = self.find_version(manifest.model, manifest.version, identity)
         if existing is not None:
             return existing

@@ -52,20 +52,20 @@ def gc(
         wanted_bytes: what is about to be written.
         everything: whether all goes that may, room or not.
     """
-    kept = {stored.folder for stored in keep}
-    held = {one.name: (one, folder) for one, folder in _iterate_held(repository, kept)}
-    leaving = plan_gc(
-        [one for one, _ in held.values()],
-        repository.blobs.list_sizes(),
-        needed=frozenset(keep_blobs),
-        disk=repository.read_disk(),
-        limits=repository.limits,
-        wanted_bytes=wanted_bytes,
-        everything=everything,
-    )
-    for name in leaving.versions:
-        remove_tree(held[name][1])
-    sizes = [size for digest in sorted(leaving.blobs) if (size := repository.blobs.remove_loose(digest))]
+    with repository.lock:
+        held = {one.name: (one, folder) for one, folder in _iterate_held(repository, {one.folder for one in keep})}
+        leaving = plan_gc(
+            [one for one, _ in held.values()],
+            repository.blobs.list_sizes(),
+            needed=frozenset(keep_blobs),
+            disk=repository.read_disk(),
+            limits=repository.limits,
+            wanted_bytes=wanted_bytes,
+            everything=everything,
+        )
+        for name in leaving.versions:
+            remove_tree(held[name][1])
+        sizes = [size for digest in sorted(leaving.blobs) if (size := repository.blobs.remove_loose(digest))]
     return Collected(leaving.versions, len(sizes), sum(sizes))
 
 

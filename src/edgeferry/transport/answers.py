@@ -32,7 +32,7 @@ from edgeferry.errors import (
 )
 
 RETRY_AFTER_MAX_S = 86_400.0
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", re.ASCII)
 _BY_STATUS: Mapping[int, type[EdgeferryError]] = {
     401: AccessDenied,
     403: AccessDenied,

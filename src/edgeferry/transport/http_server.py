@@ -6,7 +6,8 @@ Rules:
 - uvicorn neither takes over signals nor logs requests: signals are the process's, and a query string may hold a token.
 - uvicorn does not listen itself: accept_loop.py brings it connections whose TLS handshake is done.
 - Connections are bounded in number, header size and silence, before anything is known of who opened them.
-- Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured).
+- Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured). It begins when the
+  client has taken the answer: uvicorn's own begins when buffers have, which is minutes earlier on a thin link.
 - Who is upgraded to WebSockets leaves the server: no limit of it holds for them, nor does its stop wait for them.
 - The server stops when its block ends: the socket closes first, requests that run get `stop_patience_s`.
 """
@@ -44,7 +45,6 @@ from edgeferry.transport.accept_loop import (
     raise_file_limit,
 )
 
-_KEEP_ALIVE_S = 75
 _HEADERS_MAX_BYTES = 16 << 10
 _BACKLOG = 2048
 MakeUpgraded = Callable[[], asyncio.Protocol]
@@ -53,13 +53,14 @@ MakeUpgraded = Callable[[], asyncio.Protocol]
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """Connections at once (more are answered 503), how long one may stay without a whole request header, how long no
-    byte of a body may come or of an answer be taken, and how long running requests have when the server stops
-    (seconds)."""
+    byte of a body may come or of an answer be taken, how long running requests have when the server stops, and how long
+    a connection waits for its next request (seconds)."""
 
     connections: int = 500
     silence_s: float = 15.0
     stall_s: float = 120.0
     stop_patience_s: int = 10
+    keep_alive_s: int = 75
 
 
 def listen_on_address(host: str, port: int, *, backlog: int = _BACKLOG) -> socket.socket:
@@ -163,9 +164,21 @@ class _HttpGuest(H11Protocol, Guest):
         self._gate.leave(self._address)
         super().handle_websocket_upgrade(event)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """No request came for so long. Who still takes the last answer has not had its time yet."""
+        if self._count_unsent():
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+            return
+        super().timeout_keep_alive_handler()
+
+    def _count_unsent(self) -> int:
+        return self.transport.get_write_buffer_size() + _count_unacknowledged(self.transport)
+
     def get_progress(self) -> tuple[str, int] | None:
         """What must change while the peer has to read or to send; None when it is not its turn."""
-        unsent = self.transport.get_write_buffer_size() + _count_unacknowledged(self.transport)
+        unsent = self._count_unsent()
         if unsent:
             return "sent", unsent
         cycle = self.cycle
@@ -197,7 +210,7 @@ def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=limits.stop_patience_s,
         h11_max_incomplete_event_size=_HEADERS_MAX_BYTES,
         limit_concurrency=limits.connections,
