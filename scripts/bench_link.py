@@ -88,7 +88,7 @@ def make_table(runs: Sequence[LinkRun]) -> str:
     """The updates as a Markdown table."""
     head = (
         "| link | bit/s | round trip s | loss | bulk TCP bit/s | artifact bytes | goodput bit/s | goodput / best"
-        " | frames of TLS | above TCP, TLS and payload | of it HTTPS | of it MQTT | wire bytes | ledger / wire | seconds | holds |\n"
+        " | its TLS frames | overhead | of it HTTPS | of it MQTT | wire bytes | ledger / wire | seconds | holds |\n"
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|\n"
     )
     return head + "\n".join(_make_row(run) for run in runs) + "\n"
@@ -131,7 +131,7 @@ def make_section(figures: Figures, took_s: float) -> str:
     return (
         "## Updates over thin links\n\n"
         f"Asked: from the artifact's first byte to its last at least {GOODPUT_MIN_SHARE:.0%} of min(link, bulk TCP on"
-        f" the same link); a whole update at most {OVERHEAD_MAX_BYTES:,} bytes above TCP beyond its payload (handshakes"
+        f" the same link); a whole update at most {OVERHEAD_MAX_BYTES:,} bytes above TCP beside its payload and the TLS frames of that (handshakes"
         f" of TLS, HTTP heads, metadata, twin, reports; every connection is a fresh one); the device's ledger within"
         f" {LEDGER_MAX_SHARE:.0%} of the wire.\n\n"
         "A hub with TLS and the repository it publishes stand on one side of a link in user space, a device on the"

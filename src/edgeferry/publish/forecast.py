@@ -111,7 +111,7 @@ class Seen:
 
 
 class StepForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """One download: `full`, `patch` (from the file of `base`, a version that is known or none), or `golden`: a picture."""
+    """One download: `full`, `patch` (from the file of the version `base`, where it is known), or `golden`: a picture."""
 
     kind: str
     bytes: int
