@@ -111,7 +111,7 @@ class Seen:
 
 
 class StepForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """One download: `full`, `patch` (from the file of the version `base`, where it is known), or `golden`: a picture."""
+    """One download: `full`, `patch` (from the file of the version `base`, where it is known), or `golden` picture."""
 
     kind: str
     bytes: int
