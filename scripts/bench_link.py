@@ -132,7 +132,7 @@ def make_section(figures: Figures, took_s: float) -> str:
         "## Updates over thin links\n\n"
         f"Asked: from the artifact's first byte to its last at least {GOODPUT_MIN_SHARE:.0%} of min(link, bulk TCP on"
         f" the same link); a whole update at most {OVERHEAD_MAX_BYTES:,} bytes above TCP beside its payload and the TLS"
-        " frames of that (handshakes, HTTP heads, metadata, twin, reports; every connection is fresh); the ledger within"
+        " frames of that (handshakes, HTTP heads, metadata, twin, reports; all connections fresh); the ledger within"
         f" {LEDGER_MAX_SHARE:.0%} of the wire.\n\n"
         "A hub with TLS and the repository it publishes stand on one side of a link in user space, a device on the"
         " other (tests/link/). Where packets are lost, bulk transfers and updates are run thrice and medians compared;"
