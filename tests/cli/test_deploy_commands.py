@@ -47,9 +47,8 @@ async def test_a_table_tells_each_device_and_the_fleet(town: Town) -> None:
     found = read_json(await run(town, "forecast", "--device", "d/m", "--device", "d/old", "--json"))
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    [told, silent, done] = [
-        next(line for line in lines if line.startswith(f"d/{name} ")) for name in ("m", "old", "done")
-    ]
+    names = ("d/m", "d/old", "d/done", "2 of 3 devices")
+    told, silent, done, total = (next(line for line in lines if line.startswith(f"{name} ")) for name in names)
     assert "gauge.onnx in full" in told
     assert f"{found['devices'][0]['wire_bytes']:,}" in told
     assert "EUR" in told
