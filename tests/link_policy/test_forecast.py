@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeferry.hub.http_files import answer_file
+from edgeferry.hub.mqtt_front import make_tls_context
 from edgeferry.link import forecast
 from edgeferry.link.budget import Spent
 from edgeferry.link.forecast import PROFILES, LinkRate, Load, count_stream_bytes, count_wire_bytes, forecast_transfer
@@ -55,8 +56,7 @@ async def serve_files(folder: Path, link: Link, files: CertificateFiles | None) 
 
     tls = None
     if files:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(files.chain, files.key)
+        tls = make_tls_context(str(files.chain), str(files.key))
     sock = listen_on_address("127.0.0.1", 0)
     app = Starlette(routes=[Route("/files/{path:path}", serve)])
     async with open_http_server(app, sock, tls=tls), open_relay(link, sock.getsockname()[1]) as port:

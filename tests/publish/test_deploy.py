@@ -10,16 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.publish.desk import LABELS, SPEC, make_desk, make_model, make_request, say_nothing
+from tests.publish.town import Town, open_town
 
 from edgeferry.app import operator
-from edgeferry.app.hub import HubSettings, RunningHub, open_hub
-from edgeferry.app.operator import DeployTerms
 from edgeferry.errors import ConfigInvalid, Conflict, HubRefused, NameInvalid, ObjectMissing
 from edgeferry.model.digest import Digest
 from edgeferry.publish import hub_service
@@ -101,50 +99,10 @@ def test_a_device_that_is_none_is_refused(text: str) -> None:
 
 
 # --- a real hub -------------------------------------------------------------------------------------------------------
-@dataclass
-class Town:
-    """A hub that serves a published folder, with device d and module m."""
-
-    hub: RunningHub
-    folder: Path
-    report: PublishReport
-
-    @property
-    def repo(self) -> str:
-        return f"{self.hub.service_url}/files"
-
-    def make_terms(self, **changes: Any) -> DeployTerms:
-        terms: dict[str, Any] = {
-            "devices": ("d/m",),
-            "hub": self.hub.service_connection_string,
-            "environ": {},
-            "model": "gauge",
-            "version": "1.0.0",
-            "repo": self.repo,
-            "ca_file": self.hub.ca_pem_path,
-        }
-        return DeployTerms(**(terms | changes))
-
-    async def read_desired(self, identity: str = "d/m") -> dict[str, Any]:
-        async with open_http(HttpSettings(ca_pem=self.hub.ca_pem_path.read_bytes())) as http:
-            service = HubService(http, parse_connection_string(self.hub.service_connection_string), time.time)
-            twin = await service.fetch_twin(parse_device(identity))
-        desired: dict[str, Any] = twin["properties"]["desired"]
-        return desired
-
-    async def fetch(self, url: str) -> tuple[int, bytes]:
-        async with open_http(HttpSettings(ca_pem=self.hub.ca_pem_path.read_bytes())) as http:
-            answer = await http.fetch(url, max_bytes=10 << 20)
-        return answer.status, answer.body
-
-
 @pytest.fixture
 async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    report = publish(make_request(), make_desk(tmp_path), say=say_nothing)
-    settings = HubSettings(tmp_path / "hub", mqtt_port=0, https_port=0, files=tmp_path / "repo")
-    async with open_hub(settings) as hub:
-        await hub.add_module("d", "m")
-        yield Town(hub, tmp_path, report)
+    async with open_town(tmp_path) as found:
+        yield found
 
 
 async def test_a_deployment_stands_in_the_twin_and_its_sas_opens_the_repository(town: Town) -> None:
@@ -201,20 +159,15 @@ async def test_a_version_that_is_not_published_is_not_deployed(town: Town) -> No
 
 
 # --- what devices run -------------------------------------------------------------------------------------------------
-async def report_active(town: Town, identity: Identity, models: dict[str, str]) -> None:
-    patch = {"edgeferry": {"models": {name: {"active": version} for name, version in models.items()}}}
-    await town.hub.rooms.twins.report(identity, patch)
-
-
 async def test_the_hub_counts_what_devices_and_modules_run_over_many_pages(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_service, "PAGE_ROWS", 2)
     for number in range(5):
         await town.hub.add_module(f"d{number}", "m")
-        await report_active(town, Identity(f"d{number}", "m"), {"gauge": "1.0.0" if number else "0.9", "my-model": "7"})
-    await report_active(town, Identity("d"), {"gauge": "1.0.0"})
-    await report_active(town, Identity("d", "m"), {"other": "3"})
+        await town.report_active(Identity(f"d{number}", "m"), {"gauge": "1.0.0" if number else "0.9", "my-model": "7"})
+    await town.report_active(Identity("d"), {"gauge": "1.0.0"})
+    await town.report_active(Identity("d", "m"), {"other": "3"})
     async with open_http(HttpSettings(ca_pem=town.hub.ca_pem_path.read_bytes())) as http:
         service = HubService(http, parse_connection_string(town.hub.service_connection_string), time.time)
         assert await service.count_active("gauge") == {"1.0.0": 5, "0.9": 1}
@@ -245,7 +198,7 @@ async def publish_with_hub(town: Town, version: str, model: bytes, **changes: An
 async def test_patches_are_made_from_what_the_hub_says_that_devices_run(town: Town) -> None:
     first, _ = await publish_with_hub(town, "1.1.0", make_model(changed=40))
     assert [patch.base for patch in first.patches] == ["1.0.0"], "nobody reports anything: the last versions"
-    await report_active(town, Identity("d", "m"), {"gauge": "1.0.0"})
+    await town.report_active(Identity("d", "m"), {"gauge": "1.0.0"})
     report, said = await publish_with_hub(town, "1.2.0", make_model(changed=400))
     assert [patch.base for patch in report.patches] == ["1.0.0"]
     assert not any("hub" in line for line in said)

@@ -38,11 +38,12 @@ TLS_RECORD_BYTES = 22
 """RFC 8446: head 5, content type 1, tag 16; for each 16 KB that are written, and each write."""
 _TLS_RECORD_MAX_BYTES = 1 << 14
 _TLS_HELLO_BYTES, _TLS_FINISHED_BYTES, _TLS_CLOSE_BYTES = 517, 80, 24
-_TLS_SERVER_BYTES, _TLS_TICKETS_BYTES = 377, 510
+_TLS_SERVER_BYTES = 377
 """TLS 1.3 as OpenSSL 3.0 speaks it, measured: the client's two flights; the server's without its certificates (EC
-P-256; RSA takes some 190 more), and its two tickets."""
+P-256; RSA takes some 190 more). Our hub gives no session tickets."""
 TLS_CHAIN_BYTES = 900
-"""DER of the certificates that our hub sends, an EC leaf and its authority; public clouds send some 4000."""
+"""DER of the certificates that our hub sends, an EC leaf and its authority; public clouds send some 4000, and tickets
+of some 500."""
 
 REQUEST_HEAD_BYTES = 94
 """A GET of ours without what its URL takes: request line, Host, User-Agent, Accept, Accept-Encoding."""
@@ -63,11 +64,13 @@ _MQTT_MESSAGE_BYTES, _MQTT_PUBACK_BYTES = 315, 4
 _MQTT_PING_BYTES = 2
 _PING_SEGMENTS = 3
 """A ping, the answer that acknowledges it, and the acknowledgement of that."""
-REPORTS = 8
-"""States that an update reports from its begin to its end, besides the progress of long downloads."""
+REPORTS = 4
+"""What an update reports from its begin to its end, besides the progress of long downloads: states of a second are one
+report. Measured: 3 and 4."""
 TWIN_BYTES = 350
 """A twin that names one model."""
-_BELL_BYTES = 250
+BELL_BYTES = 250
+"""A twin patch that changes one model and its SAS."""
 _DAY_S = 86_400
 
 
@@ -123,6 +126,7 @@ class Load:
         chain_bytes: DER of the certificates that the server sends; 0: no TLS.
         answer_head_bytes: head of an HTTP answer.
         twin_bytes: JSON of the whole twin's desired and reported properties.
+        bell_bytes: JSON of the twin patch that tells of the update.
         hub_connects: whether the hub's connection is made for this update.
         report_every_s: how often progress is reported in a download.
     """
@@ -133,6 +137,7 @@ class Load:
     chain_bytes: int = TLS_CHAIN_BYTES
     answer_head_bytes: int = ANSWER_HEAD_BYTES
     twin_bytes: int = TWIN_BYTES
+    bell_bytes: int = BELL_BYTES
     hub_connects: bool = False
     report_every_s: float = 30.0
 
@@ -238,7 +243,7 @@ def _make_hub(load: Load, link: LinkRate) -> _Talk:
         talk = _connect_hub(link, load.chain_bytes, load.twin_bytes)
     else:
         twin_bytes = _MQTT_TWIN_HEAD_BYTES + load.twin_bytes
-        talk = talk.say([], [_MQTT_BELL_HEAD_BYTES + _BELL_BYTES])
+        talk = talk.say([], [_MQTT_BELL_HEAD_BYTES + load.bell_bytes])
         talk = talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_PUBACK_BYTES, twin_bytes])
     for _ in range(_count_reports(load, link)):
         talk = talk.say([_MQTT_REPORT_BYTES], _MQTT_REPORT_ANSWER_BYTES)
@@ -282,7 +287,7 @@ class _Talk:
         if not self.chain_bytes:
             return begun
         ups = (_TLS_HELLO_BYTES, _TLS_FINISHED_BYTES)
-        return begun._write(ups, (_TLS_SERVER_BYTES + self.chain_bytes, _TLS_TICKETS_BYTES))
+        return begun._write(ups, [_TLS_SERVER_BYTES + self.chain_bytes])
 
     def close(self) -> _Talk:
         """The end of it, said by either side."""

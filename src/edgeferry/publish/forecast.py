@@ -46,11 +46,12 @@ from edgeferry.twin.contract import SECTION
 from edgeferry.twin.document import merge
 from edgeferry.wire.service_api import Identity
 
-PUBLIC_CHAIN_BYTES, PUBLIC_HEAD_BYTES = 4000, 600
-"""Certificates and heads of answers of public clouds' blob stores, as `link/forecast.py` has them."""
+PUBLIC_CHAIN_BYTES, PUBLIC_HEAD_BYTES = 4500, 600
+"""Certificates with session tickets, and heads of answers, of public clouds' blob stores (`link/forecast.py`)."""
 _NO_SPEED = PROFILES["lte"]
 """What bytes are counted with where nobody tells a speed: it decides how many segments are acknowledged, no more."""
 _MODELS_MAX = 64
+_BELL_VERSION_BYTES = len(',"$version":12')
 
 Holding = tuple[str, str]
 """A model and a version."""
@@ -111,7 +112,7 @@ class Seen:
 
 
 class StepForecast(msgspec.Struct, frozen=True, kw_only=True):
-    """One download: `full`, `patch` (from the file of the version `base`, where it is known), or `golden` picture."""
+    """One download: `full`, `patch` (from a file of version `base`, where that is known) or `golden`: a picture."""
 
     kind: str
     bytes: int
@@ -282,6 +283,7 @@ def _forecast_steps(
         chain_bytes=server.chain_bytes,
         answer_head_bytes=server.head_bytes,
         twin_bytes=_count_twin_bytes(order, seen),
+        bell_bytes=len(msgspec.json.encode(make_deploy_patch(order, seen.desired))) + _BELL_VERSION_BYTES,
     )
     return forecast_transfer(
         load,
