@@ -5,13 +5,15 @@ What this file leaves to others: sending (`hub_link.py`), the rows it is a view 
 Rules:
 - A view of rows and refs, made anew each time; nothing is counted or remembered here but what was told last.
 - Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
-- At state changes, those of a moment in one; for progress alone after N seconds, then after twice as many each time, to
-  a quarter of an hour: the longer a download takes, the less there is to say about each minute.
+- At state changes, those of a moment in one; the slower the link, the longer is a moment.
+- For progress alone after N seconds, then after twice as many each time, to a quarter of an hour: the longer a download
+  takes, the less there is to say about each minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
 _PROGRESS_MAX_S = 900.0
+_GATHER_MIN_S, _GATHER_MAX_S, _GATHER_FACTOR = 0.1, 10.0, 30.0
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
@@ -111,13 +114,18 @@ def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
     return {"code": error.code, "message": message[:300], "advice": error.advice}
 
 
+def get_gather_s(answer_s: float) -> float:
+    """How long to wait for further states before a report: long on a link on which the last one took long."""
+    return min(_GATHER_MAX_S, max(_GATHER_MIN_S, _GATHER_FACTOR * answer_s))
+
+
 class Reporter:
     """Says what has changed, when it is time to. `view` makes the view of this moment."""
 
-    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float, gather_s: float) -> None:
+    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float) -> None:
         self._view = view
         self.every_s = every_s
-        self._gather_s = gather_s
+        self._gather_s = _GATHER_MIN_S
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
@@ -133,14 +141,17 @@ class Reporter:
         """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises."""
         told, every_s = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}, self.every_s
         while True:
+            await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
             changed = self._changed.is_set()
             self._changed.clear()
             self._progressed.clear()
             wanted = make_reported(self._view())
             patch = make_patch(told, wanted)
             if patch:
+                began_s = time.monotonic()
                 await send(patch)
                 told = wanted
+                self._gather_s = get_gather_s(time.monotonic() - began_s)
             every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, _PROGRESS_MAX_S))
             await self._wait(every_s)
 
@@ -148,7 +159,6 @@ class Reporter:
         try:
             async with asyncio.timeout(every_s):
                 await self._changed.wait()
-                await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
         except TimeoutError:
             if not self._changed.is_set():
                 await _wait_any(self._changed, self._progressed)
