@@ -35,7 +35,8 @@ UPDATE_TIMEOUT_S = 600.0
 _RECORD_BYTES = 1 << 14
 """RFC 8446: the longest TLS record; asyncio's server writes such."""
 _DAY_S = 86400
-_QUIET_S = 5.0
+_QUIET_S = 15.0
+"""Longer than a device gathers states for one report (agent/reporter.py)."""
 _SETTLE_S = 85.0
 """A kept HTTP connection is closed after 75 s (transport/http_server.py); that is no cost of being idle."""
 RENEW_BEFORE_S = 120.0

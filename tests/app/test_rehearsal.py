@@ -57,6 +57,7 @@ async def play(rehearsal: Rehearsal) -> Figures:
     return figures
 
 
+@pytest.mark.soak
 async def test_an_update_by_patch_is_played_while_the_device_answers(published: Path) -> None:
     plan = await plan_update(published, "1.1.0")
     assert plan.base == "1.0.0"
@@ -96,6 +97,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         """Says nothing."""
 
 
+@pytest.mark.soak
 async def test_a_fresh_loader_takes_what_was_forecast_of_what_lies_behind_a_url_and_a_cut_costs_its_time(
     site_url: str, tmp_path: Path
 ) -> None:

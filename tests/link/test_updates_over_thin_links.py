@@ -102,6 +102,7 @@ def test_an_update_over_a_thin_link_ends_active_and_its_ledger_and_forecast_are_
         assert foresee_wire_bytes(shop.prepared, profile) == pytest.approx(wire_bytes, rel=FORECAST_MAX_SHARE)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("profile", list_profiles(vsat=STEADY_VSAT))
 def test_a_cut_in_the_middle_of_a_download_sends_at_most_one_chunk_again(shop: Shop, profile: Profile) -> None:
     unbroken_bytes = shop.get_sent_bytes(profile)
@@ -113,6 +114,7 @@ def test_a_cut_in_the_middle_of_a_download_sends_at_most_one_chunk_again(shop: S
         assert 0 < count_sent(site) - unbroken_bytes <= RESENT_MAX_BYTES
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("profile", list_profiles(vsat=STEADY_VSAT))
 def test_a_kill_in_the_middle_of_a_download_sends_at_most_one_chunk_again(shop: Shop, profile: Profile) -> None:
     unbroken_bytes = shop.get_sent_bytes(profile)
