@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from hub_site import read_cpu_s
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
+from edgeferry.link.forecast import TLS_RECORD_BYTES
 from edgeferry.transport.mqtt import HubSettings
 from link.measure import run_bulk
 from link.profiles import LTE_M, Profile
@@ -30,6 +32,8 @@ from link.thin_site import HTTPS_PORT, MQTT_PORT, QUICK, Device, Prepared, ThinS
 BULKS_UNDER_LOSS = 3
 """Chance decides how fast TCP is where packets are lost: the median of some transfers is compared, of either kind."""
 UPDATE_TIMEOUT_S = 600.0
+_RECORD_BYTES = 1 << 14
+"""RFC 8446: the longest TLS record; asyncio's server writes such."""
 _DAY_S = 86400
 _QUIET_S = 5.0
 _SETTLE_S = 85.0
@@ -80,9 +84,14 @@ class LinkRun:
         return median(update.goodput_bps or 0.0 for update in self.updates)
 
     @property
+    def frame_bytes(self) -> int:
+        """What TLS puts around the payload: it grows with it, as TCP's own headers do."""
+        return math.ceil(self.payload_bytes / _RECORD_BYTES) * TLS_RECORD_BYTES
+
+    @property
     def overhead_bytes(self) -> int:
-        """What the dearest update took above TCP beyond its payload."""
-        return max(update.https + update.mqtt for update in self.updates) - self.payload_bytes
+        """What the dearest update took above TCP and TLS's frames of the payload: all that is not the payload."""
+        return max(update.https + update.mqtt for update in self.updates) - self.payload_bytes - self.frame_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     scrub_every_s: float = 86_400.0
     probation_requests: int = 20
     probation_s: float = 60.0
-    report_every_s: float = 30.0
+    report_every_s: float = 60.0
 
 
 def read_device_config(data: bytes | None, environment: Mapping[str, str], **overrides: object) -> DeviceConfig:

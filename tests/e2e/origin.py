@@ -63,13 +63,14 @@ class Origin:
     ) -> web.StreamResponse:
         """Sends `data`, or the range of it that was asked for; cuts the connection after `stop_after` bytes."""
         path, wanted = request.match_info["path"], request.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
-        headers = {"ETag": f'"{path}-{len(data)}"', "Content-Length": str(len(data) - start)}
+        first, _, last = (wanted or "").removeprefix("bytes=").partition("-")
+        start, stop = int(first or 0), min(len(data), int(last) + 1 if last else len(data))
+        headers = {"ETag": f'"{path}-{len(data)}"', "Content-Length": str(stop - start)}
         if wanted:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         response = web.StreamResponse(status=206 if wanted else 200, headers=headers)
         await response.prepare(request)
-        end = len(data) if stop_after is None else min(len(data), start + stop_after)
+        end = stop if stop_after is None else min(stop, start + stop_after)
         for at in range(start, end, block_bytes):
             block = data[at : min(end, at + block_bytes)]
             with suppress(ConnectionError):

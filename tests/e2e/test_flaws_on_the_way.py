@@ -202,12 +202,15 @@ async def test_a_full_disk_on_which_nothing_can_be_noted_is_told_and_serves_on_e
         assert await again.process.stop() == 0
 
 
-async def test_only_the_active_and_the_previous_version_are_kept(world: World, shared: tuple[Device, Twin]) -> None:
+async def test_once_tidied_only_the_active_and_the_previous_version_are_kept(
+    world: World, shared: tuple[Device, Twin]
+) -> None:
     device, twin = shared
     for number, order in enumerate(ORDERS):
         await take(world, twin, f"v{number}.zip", make_quadrant_bundle(order, ballast_bytes=100_000))
     await twin.wait(lambda _: not (device.storage / "v1").exists(), timeout_s=20)
     assert sorted(path.name for path in device.storage.iterdir()) == ["edgeferry", "v2", "v3"]
+    await world.site.processes.run(["device", "gc", "--storage", str(device.storage)])
     versions = device.storage / "edgeferry" / "models" / "default" / "versions"
     assert sorted(path.name[:2] for path in versions.iterdir()) == ["v2", "v3"]
     models = [path for path in device.storage.rglob("*") if path.is_file() and path.stat().st_size > 100_000]

@@ -5,7 +5,8 @@ What this file leaves to others: sending (`hub_link.py`), the rows it is a view 
 Rules:
 - A view of rows and refs, made anew each time; nothing is counted or remembered here but what was told last.
 - Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
-- At state changes, those of a second in one; for progress alone at most every N seconds.
+- At state changes, those of a moment in one; for progress alone after N seconds, then after twice as many each time, to
+  a quarter of an hour: the longer a download takes, the less there is to say about each minute.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from edgeferry.twin.status import DeviceStatus, ModelStatus
 CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
+_PROGRESS_MAX_S = 900.0
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
@@ -120,7 +122,7 @@ class Reporter:
         self._progressed = asyncio.Event()
 
     def note_change(self) -> None:
-        """A state has changed: to be said within a second."""
+        """A state has changed: to be said in a moment."""
         self._changed.set()
 
     def note_progress(self) -> None:
@@ -129,8 +131,9 @@ class Reporter:
 
     async def run(self, reported: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
         """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises."""
-        told = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}
+        told, every_s = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}, self.every_s
         while True:
+            changed = self._changed.is_set()
             self._changed.clear()
             self._progressed.clear()
             wanted = make_reported(self._view())
@@ -138,11 +141,12 @@ class Reporter:
             if patch:
                 await send(patch)
                 told = wanted
-            await self._wait()
+            every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, _PROGRESS_MAX_S))
+            await self._wait(every_s)
 
-    async def _wait(self) -> None:
+    async def _wait(self, every_s: float) -> None:
         try:
-            async with asyncio.timeout(self.every_s):
+            async with asyncio.timeout(every_s):
                 await self._changed.wait()
                 await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
         except TimeoutError:

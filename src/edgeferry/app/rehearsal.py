@@ -1,6 +1,7 @@
 """A rehearsal: an update played on this machine over a link in user space, with a real device, before a fleet takes it.
 
-What this file leaves to others: what is played and its forecast (`rehearsal_plan.py`), the link (`transport/relay.py`).
+What this file leaves to others: what is played and its forecast (`rehearsal_plan.py`), hub and link
+(`rehearsal_stage.py`).
 
 Rules:
 - All in one process, without root: a hub that serves the repository, a relay that is the link, a device on a temporary
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,25 +30,17 @@ from edgeferry.agent.machine import State
 from edgeferry.agent.record import Artifact, read_record_bytes
 from edgeferry.app.demo import Loop
 from edgeferry.app.device import RunningDevice, get_repository, open_device
-from edgeferry.app.hub import RunningHub, open_hub
-from edgeferry.app.hub_settings import HubSettings
-from edgeferry.app.operator import DeployTerms, deploy_version
-from edgeferry.app.rehearsal_plan import RehearsalPlan, get_route, read_root
-from edgeferry.config import DeviceConfig, Role
+from edgeferry.app.rehearsal_plan import RehearsalPlan, get_route
+from edgeferry.app.rehearsal_stage import Rehearsal, Stage, open_stage
+from edgeferry.config import Role
 from edgeferry.errors import ConfigInvalid, EdgeferryError, InvariantBroken, LinkError, find_leaves
-from edgeferry.link.forecast import Forecast, LinkRate
+from edgeferry.link.forecast import Forecast
 from edgeferry.storage.journal import open_journal
 from edgeferry.transport.http import HttpSettings, open_http
-from edgeferry.transport.relay import Link, open_relay
-from edgeferry.twin.document import merge
 from edgeferry.twin.status import ModelStatus
-from edgeferry.wire.service_api import Identity
 
-DEVICE, MODULE = "rehearsal", "ferry"
 LONG_S = 30 * 60.0
 """A rehearsal takes as long as the update; one that takes longer must be asked for."""
-_PROBATION_S = 2.0
-"""Short: what a minute of probation tells, the golden truth has told before."""
 _PREPARE_TIMEOUT_S = 300.0
 _PATIENCE = 3.0
 _PATIENCE_MORE_S = 120.0
@@ -57,33 +51,15 @@ _QUIET_S = 1.0
 _SETTLE_S = 15.0
 _FAILURES_MAX = 10
 _OVER = frozenset({State.ACTIVE, State.REJECTED, State.FAILED, State.ROLLED_BACK})
-_ON_LINK = frozenset({State.RESOLVING, State.DOWNLOADING})
+_ON_LINK = ("", State.RESOLVING, State.DOWNLOADING, State.WAITING)
+_FETCHED = frozenset({State.PROVING, State.SWITCHING, State.PROBATION, State.ACTIVE})
 _CODES = {leaf.code: leaf for leaf in find_leaves()}
 Progress = Callable[[float, str], None]
 """Called with a share 0..1 and a line of words while the update runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """What is played, and on what. `cuts` are (seconds after the start, for how many seconds) without any link."""
-
-    plan: RehearsalPlan
-    link: LinkRate
-    role: Role = "both"
-    cuts: tuple[tuple[float, float], ...] = ()
-
-    def forecast(self) -> Forecast:
-        """The forecast, from now on."""
-        return self.plan.forecast(self.link, now=time.time())
-
-    @property
-    def cut_s(self) -> float:
-        """Seconds without a link."""
-        return sum(for_s for _, for_s in self.cuts)
-
-
 class ForecastFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What `forecast` had said."""
+    """What `forecast` had said, and the seconds of all cuts."""
 
     payload_bytes: int
     wire_bytes: int
@@ -97,8 +73,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         state: where the update ended; `error` is `{code, message, advice}` of what stopped it, None where nothing did.
         route: what the device took: `patch`, `full`.
         wire_bytes: IP bytes both ways, by the device's ledger; `stream_bytes` the same above TCP, by the relay.
-        transfer_s: from the deployment to the last byte of the last download; `active_s` until all was over.
-        goodput_bps: payload over the seconds from the first download's begin to the last one's end.
+        transfer_s: in which the link was needed: reading the twin, resolving, downloading, waiting for it.
+        active_s: until all was over.
+        goodput_bps: payload over the seconds spent downloading.
         requests, failed: what the device was asked meanwhile, and did not answer rightly.
     """
 
@@ -145,7 +122,7 @@ async def rehearse(rehearsal: Rehearsal, *, say: Callable[[str], None], progress
     """
     plan = rehearsal.plan
     with tempfile.TemporaryDirectory(prefix="edgeferry-rehearsal-") as folder:
-        async with _open_stage(Path(folder), rehearsal) as stage:
+        async with open_stage(Path(folder), rehearsal) as stage:
             if plan.base:
                 say(f"a device gets {plan.model} {plan.base} at full speed")
                 await _prepare(stage)
@@ -157,77 +134,14 @@ async def rehearse(rehearsal: Rehearsal, *, say: Callable[[str], None], progress
         return _make_figures(rehearsal, played, artifacts)
 
 
-# --- the stage --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """Hub and link run; `config` is the device's."""
-
-    rehearsal: Rehearsal
-    hub: RunningHub
-    link: Link
-    repo: str
-    config: DeviceConfig
-
-    async def deploy(self, version: str) -> None:
-        """Tells the hub, at once, that the device shall run `version`."""
-        plan = self.rehearsal.plan
-        terms = DeployTerms(
-            devices=(f"{DEVICE}/{MODULE}",),
-            hub=self.hub.service_connection_string,
-            environ={},
-            model=plan.model,
-            version=version,
-            repo=self.repo,
-            site=str(plan.folder),
-            ca_file=self.hub.ca_pem_path,
-        )
-        outcome = await deploy_version(terms)
-        if outcome.error is not None:
-            raise outcome.error
-
-    def get_status(self, device: RunningDevice) -> ModelStatus:
-        """The model as the device says it."""
-        model = self.rehearsal.plan.model
-        return next((one for one in device.get_status().models if one.model == model), ModelStatus(model=model))
-
-    async def has_reported(self, version: str) -> bool:
-        """Whether the hub knows that `version` is active."""
-        twin = (await self.hub.rooms.twins.read(Identity(DEVICE, MODULE))).twin
-        reported: Any = merge({}, twin.reported.body)
-        found = reported.get("edgeferry", {}).get("models", {}).get(self.rehearsal.plan.model, {})
-        return (found.get("active"), found.get("state")) == (version, State.ACTIVE)
-
-
-@asynccontextmanager
-async def _open_stage(folder: Path, rehearsal: Rehearsal) -> AsyncIterator[_Stage]:
-    plan, link = rehearsal.plan, Link()
-    settings = HubSettings(folder / "hub", mqtt_port=0, https_port=0, files=plan.folder)
-    async with (
-        open_hub(settings) as hub,
-        open_relay(link, hub.https_port) as https_port,
-        open_relay(link, hub.mqtt_port) as mqtt_port,
-    ):
-        config = DeviceConfig(
-            storage=str(folder / "device"),
-            role=rehearsal.role,
-            connection_string=await hub.add_module(DEVICE, MODULE),
-            ca_file=str(hub.ca_pem_path),
-            mqtt_port=mqtt_port,
-            port=0,
-            root=str(read_root(plan)),
-            probation_s=_PROBATION_S,
-            probation_requests=1,
-        )
-        yield _Stage(rehearsal, hub, link, f"https://localhost:{https_port}/files", config)
-
-
-async def _prepare(stage: _Stage) -> None:
+# --- before the play --------------------------------------------------------------------------------------------------
+async def _prepare(stage: Stage) -> None:
     """Brings the device to the version that it is to come from."""
     base = stage.rehearsal.plan.base
     async with open_device(stage.config) as device:
         await stage.deploy(base)
-        watch = _Watch(base, time.monotonic() + _PREPARE_TIMEOUT_S, is_link_good=True)
-        status = await watch.wait(stage, device, lambda share, words: None)
+        watch = _Watch(stage, base, _PREPARE_TIMEOUT_S, is_link_good=True)
+        status = await watch.wait(device, lambda share, words: None)
         if status.state != State.ACTIVE:
             error = status.error or {}
             kind = _CODES.get(error.get("code", ""), InvariantBroken)
@@ -235,7 +149,7 @@ async def _prepare(stage: _Stage) -> None:
         await _wait_until(lambda: stage.has_reported(base))
 
 
-async def _wait_connected(stage: _Stage, device: RunningDevice) -> None:
+async def _wait_connected(stage: Stage, device: RunningDevice) -> None:
     """The hub's connection is there, and what it had to say is said."""
 
     async def is_connected() -> bool:
@@ -251,41 +165,36 @@ async def _wait_connected(stage: _Stage, device: RunningDevice) -> None:
 # --- the play ---------------------------------------------------------------------------------------------------------
 @dataclass(slots=True)
 class _Watch:
-    """Looks at an update until it is over, or time is."""
+    """Looks at an update until it is over or `patience_s` is; adds up the seconds in each state ("": not begun)."""
 
+    stage: Stage
     version: str
-    deadline_s: float
+    patience_s: float
     is_link_good: bool = False
-    began_s: float = field(default_factory=time.monotonic)
-    download_began_s: float = 0.0
-    last_on_link_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    async def wait(self, stage: _Stage, device: RunningDevice, progress: Progress) -> ModelStatus:
+    async def wait(self, device: RunningDevice, progress: Progress) -> ModelStatus:
         """The last status."""
+        last_s, passed_bytes = time.monotonic(), self.stage.link.passed_bytes
+        ends_s = last_s + self.patience_s
         while True:
-            status = stage.get_status(device)
+            status = self.stage.get_status(device)
+            now_s = time.monotonic()
+            self.seconds[status.state if status.target == self.version else ""] += now_s - last_s
             if status.target == self.version:
-                self._note(status)
-                progress(status.progress, f"{status.state.lower()}, {stage.link.passed_bytes:,} bytes on the link")
-                if self._is_over(status):
-                    return status
-            if time.monotonic() > self.deadline_s:
+                share = 1.0 if status.state in _FETCHED else status.progress
+                progress(
+                    share, f"{status.state.lower()}, {self.stage.link.passed_bytes - passed_bytes:,} bytes crossed"
+                )
+            if now_s > ends_s or (status.target == self.version and self._is_over(status)):
                 return status
+            last_s = now_s
             await asyncio.sleep(_POLL_S)
 
-    def _note(self, status: ModelStatus) -> None:
-        elapsed_s = time.monotonic() - self.began_s
-        if status.state == State.DOWNLOADING and not self.download_began_s:
-            self.download_began_s = elapsed_s
-        if status.state in _ON_LINK:
-            self.last_on_link_s = elapsed_s
-
     def _is_over(self, status: ModelStatus) -> bool:
-        if status.state in _OVER:
-            return True
-        kind = _CODES.get((status.error or {}).get("code", ""))
-        waits = status.state == State.WAITING and kind is not None
-        return waits and kind is not None and (self.is_link_good or not issubclass(kind, LinkError))
+        kind = _CODES.get(status.error["code"]) if status.error else None
+        is_stuck = kind is not None and (self.is_link_good or not issubclass(kind, LinkError))
+        return status.state in _OVER or (status.state == State.WAITING and is_stuck)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +210,7 @@ class _Played:
     loop: Loop
 
 
-async def _play(stage: _Stage, device: RunningDevice, progress: Progress) -> _Played:
+async def _play(stage: Stage, device: RunningDevice, progress: Progress) -> _Played:
     rehearsal, link = stage.rehearsal, stage.link
     forecast = rehearsal.forecast()
     wire_bytes, stream_bytes = _get_wire_bytes(device), link.passed_bytes
@@ -309,10 +218,10 @@ async def _play(stage: _Stage, device: RunningDevice, progress: Progress) -> _Pl
     async with _open_asking(rehearsal.plan, device, rehearsal.role) as loop:
         began_s = time.monotonic()
         patience_s = forecast.transfer_s * _PATIENCE + rehearsal.cut_s + _PATIENCE_MORE_S
-        watch = _Watch(rehearsal.plan.version, began_s + patience_s)
+        watch = _Watch(stage, rehearsal.plan.version, patience_s)
         cuts = [asyncio.get_running_loop().call_later(at_s, link.cut, for_s) for at_s, for_s in rehearsal.cuts]
         await stage.deploy(rehearsal.plan.version)
-        status = await watch.wait(stage, device, progress)
+        status = await watch.wait(device, progress)
         active_s = time.monotonic() - began_s
         await _settle(stage, status)
         for cut in cuts:
@@ -322,7 +231,7 @@ async def _play(stage: _Stage, device: RunningDevice, progress: Progress) -> _Pl
     return _Played(forecast, status, watch, active_s, *crossed, loop)
 
 
-async def _settle(stage: _Stage, status: ModelStatus) -> None:
+async def _settle(stage: Stage, status: ModelStatus) -> None:
     """What the device has to say of it crosses the link too."""
     if status.state == State.ACTIVE:
         await _wait_until(lambda: stage.has_reported(status.target), timeout_s=_SETTLE_S + stage.rehearsal.cut_s)
@@ -365,11 +274,13 @@ async def _ask_on(url: str, picture: bytes, loop: Loop) -> None:
 async def _wait_until(check: Callable[[], Any], timeout_s: float = 60.0) -> None:
     """Returns when `check` says so, or when it took too long: a rehearsal goes on with what it has."""
     ends_s = time.monotonic() + timeout_s
-    while not await check() and time.monotonic() < ends_s:
+    while True:
+        if await check() or time.monotonic() > ends_s:
+            return
         await asyncio.sleep(_POLL_S)
 
 
-async def _read_artifacts(stage: _Stage) -> tuple[Artifact, ...]:
+async def _read_artifacts(stage: Stage) -> tuple[Artifact, ...]:
     """What the device fetched, as its own journal tells."""
     plan = stage.rehearsal.plan
     async with open_journal(get_repository(stage.config).journal_path) as journal:
@@ -378,8 +289,9 @@ async def _read_artifacts(stage: _Stage) -> tuple[Artifact, ...]:
 
 
 def _make_figures(rehearsal: Rehearsal, played: _Played, artifacts: tuple[Artifact, ...]) -> Figures:
-    plan, status, watch, link = rehearsal.plan, played.status, played.watch, rehearsal.link
-    download_s = max(_POLL_S, watch.last_on_link_s - watch.download_began_s)
+    plan, status, link = rehearsal.plan, played.status, rehearsal.link
+    seconds = played.watch.seconds
+    download_s = max(_POLL_S, seconds[State.DOWNLOADING])
     return Figures(
         model=plan.model,
         base=plan.base,
@@ -393,19 +305,15 @@ def _make_figures(rehearsal: Rehearsal, played: _Played, artifacts: tuple[Artifa
         payload_bytes=sum(one.size for one in artifacts),
         wire_bytes=played.wire_bytes,
         stream_bytes=played.stream_bytes,
-        transfer_s=round(watch.last_on_link_s, 1),
+        transfer_s=round(sum(seconds[state] for state in _ON_LINK), 1),
         active_s=round(played.active_s, 1),
         goodput_bps=round(status.done_bytes * 8 / download_s),
         requests=played.loop.total,
         failed=len(played.loop.failures),
         failures=played.loop.failures[:_FAILURES_MAX],
-        forecast=_make_forecast_figures(played.forecast),
-    )
-
-
-def _make_forecast_figures(forecast: Forecast) -> ForecastFigures:
-    return ForecastFigures(
-        payload_bytes=forecast.payload_bytes,
-        wire_bytes=forecast.wire_bytes,
-        transfer_s=round(forecast.transfer_s, 1),
+        forecast=ForecastFigures(
+            payload_bytes=played.forecast.payload_bytes,
+            wire_bytes=played.forecast.wire_bytes,
+            transfer_s=round(played.forecast.transfer_s + rehearsal.cut_s, 1),
+        ),
     )

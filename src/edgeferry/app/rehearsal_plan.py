@@ -20,7 +20,7 @@ from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.record import Artifact
 from edgeferry.app.model_files import MODEL_MAX_BYTES
 from edgeferry.app.operator import FIRST_ROOT, HttpReader, read_unpinned
-from edgeferry.errors import ConfigInvalid, ObjectMissing
+from edgeferry.errors import ConfigInvalid, MetadataUntrusted, ObjectMissing
 from edgeferry.link.forecast import Forecast, LinkRate, Load, forecast_transfer
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.link.route import list_digests
@@ -36,7 +36,6 @@ from edgeferry.trust.verifier import get_manifest_path
 
 NO_VERSION = "none"
 """What `--from` says for a device that has nothing."""
-_CA_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +100,8 @@ async def read_plan(source: Source, model: str, *, version: str, base: str, copy
     require_model_name(model)
     folder = source.find_folder()
     async with _open_reader(source) as reader:
-        if folder is None:
-            folder, reader = copy_to, _Copying(reader, copy_to)
-        return await asyncio.to_thread(_read_plan, reader, folder, model, version=version, base=base)
+        keeping = Copying(reader, copy_to) if folder is None else reader
+        return await asyncio.to_thread(_read_plan, keeping, folder or copy_to, model, version=version, base=base)
 
 
 @asynccontextmanager
@@ -119,18 +117,21 @@ async def _open_reader(source: Source) -> AsyncIterator[ObjectReader]:
         yield HttpReader(http, base.rstrip("/"), query=query, loop=asyncio.get_running_loop())
 
 
-class _Copying:
-    """A reader that keeps what it reads in a folder."""
+class Copying:
+    """A reader that keeps what it reads in a folder. A repository that nobody vouches for must not choose where."""
 
     def __init__(self, reader: ObjectReader, folder: Path) -> None:
-        self._reader, self._folder = reader, folder
+        self._reader, self._folder = reader, folder.resolve()
 
     def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
         """See ObjectReader.find."""
+        target = (self._folder / path).resolve()
+        if not target.is_relative_to(self._folder):
+            raise MetadataUntrusted(f"expected a path inside the repository, found {path!r:.80}")
         found = self._reader.find(path, max_bytes)
         if found is not None:
-            make_folder((self._folder / path).parent)
-            write_atomically(self._folder / path, found[0])
+            make_folder(target.parent)
+            write_atomically(target, found[0])
         return found
 
 
@@ -145,7 +146,7 @@ def _read_plan(reader: ObjectReader, folder: Path, model: str, *, version: str, 
     others = [one for one in others if one.version != manifest.version]
     have = list_digests(old) if old is not None else frozenset[Digest]()
     artifacts = plan_artifacts(manifest, have, others=others)
-    if isinstance(reader, _Copying):
+    if isinstance(reader, Copying):
         _copy_blobs(reader, [manifest, *([old] if old is not None else [])], artifacts)
     is_bundled = get_manifest_path(model, target.version, target.digest) in bundle.files
     return RehearsalPlan(
@@ -200,7 +201,7 @@ def _read_manifest(reader: ObjectReader, listed: Listed) -> Manifest:
     return read_manifest_bytes(require_object(reader, get_manifest_path(listed.model, listed.version, listed.digest)))
 
 
-def _copy_blobs(reader: _Copying, manifests: Iterable[Manifest], artifacts: Iterable[Artifact]) -> None:
+def _copy_blobs(reader: Copying, manifests: Iterable[Manifest], artifacts: Iterable[Artifact]) -> None:
     """All that an update may ask for: its route, each version in full, and lists of chunks."""
     wholes = [one for manifest in manifests for one in plan_artifacts(manifest, frozenset(), whole=True)]
     names = {name for one in (*artifacts, *wholes) for name in (one.blob, one.chunks) if name}

@@ -18,18 +18,13 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from edgeferry.app.logging import configure_logging
-from edgeferry.app.rehearsal import (
-    Figures,
-    Progress,
-    Rehearsal,
-    find_error,
-    rehearse,
-    require_short,
-)
+from edgeferry.app.rehearsal import Figures, Progress, find_error, rehearse, require_short
 from edgeferry.app.rehearsal_plan import Source, read_plan
+from edgeferry.app.rehearsal_stage import Rehearsal
 from edgeferry.cli.exit_codes import OK, ends_with_exit_code, get_exit_code
 from edgeferry.errors import ConfigInvalid
 from edgeferry.link.forecast import PROFILES, LinkRate
+from edgeferry.storage.files import read_bounded
 
 _CA_MAX_BYTES = 1 << 20
 
@@ -67,19 +62,18 @@ def rehearse_command(as_json: bool, **given: Any) -> None:
     With a real device on a temporary folder, asked for answers all the while. Nothing of yours is changed.
     """
     configure_logging(as_json=False, level="error")
-    console = Console(highlight=False, soft_wrap=True, stderr=as_json)
-    figures = asyncio.run(_run(console, given))
+    figures = asyncio.run(_run(Console(highlight=False, soft_wrap=True, stderr=True), given))
     if as_json:
         click.echo(msgspec.json.encode(figures).decode())
     else:
-        _print_figures(console, figures)
+        _print_figures(Console(highlight=False, soft_wrap=True), figures)
     error = find_error(figures)
     sys.exit(OK if error is None else get_exit_code(error))
 
 
 async def _run(console: Console, given: dict[str, Any]) -> Figures:
     with tempfile.TemporaryDirectory(prefix="edgeferry-copy-") as copy_to:
-        ca_pem = given["ca_file"].read_bytes() if given["ca_file"] else None
+        ca_pem = read_bounded(given["ca_file"], _CA_MAX_BYTES) if given["ca_file"] else None
         source = Source(given["repo"], os.environ, given["sas"], ca_pem)
         plan = await read_plan(
             source, given["model"], version=given["version"], base=given["base"], copy_to=Path(copy_to)
@@ -89,13 +83,9 @@ async def _run(console: Console, given: dict[str, Any]) -> Figures:
         _print_forecast(console, given["profile"], rehearsal)
         if not given["anyway"]:
             require_short(rehearsal)
-        with Bar(
-            BarColumn(30),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}"),
-            console=console,
-        ) as bar:
+        columns = (BarColumn(30), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+        shown = TextColumn("{task.description}")
+        with Bar(*columns, shown, console=console, disable=not console.is_terminal) as bar:
             return await rehearse(rehearsal, say=bar.console.print, progress=_make_progress(console, bar))
 
 

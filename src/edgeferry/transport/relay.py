@@ -84,7 +84,7 @@ class Lane:
             await asyncio.sleep(wait_s)
 
     async def _wait_whole(self) -> None:
-        while (left_s := self._cut_until_s - time.monotonic()) > 0:
+        if (left_s := self._cut_until_s - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
 
 

@@ -21,12 +21,13 @@ from collections.abc import Callable
 
 from edgeferry.transport.wire_bytes import WireMeter
 
-WINDOW_START_BYTES = 20 << 10
+WINDOW_START_BYTES = 16 << 10
 WINDOW_MIN_BYTES = 12 << 10
 WINDOW_MAX_BYTES = 60 << 10
 """With a block that is being kept, a chunk."""
 LAGGING_MAX_BYTES = 24 << 10
-"""For a reader that never reads all that is here: its own buffers are full, too."""
+"""For a reader that seldom reads all that is here: its own buffers are full, too."""
+_LAGGING_SHARE = 0.6
 SLOW_BYTES_PER_S = 640_000 // 8
 """Up to here a chunk counts. A window of 60 KB brings more over a round trip of 0.7 s: it is never what holds back."""
 FAST_BYTES_PER_S = 4_000_000 // 8
@@ -45,7 +46,7 @@ def choose_window(bytes_per_s: float, rtt_s: float, *, lags: bool = False) -> in
     """The window for a link that brought `bytes_per_s`, with a round trip of `rtt_s` where nothing queues.
 
     A window that is the limit itself brings its own size in one round trip, and is tripled; a link that is the limit
-    has three times its bandwidth-delay product. Whose server is near is on no thin link.
+    has three times its bandwidth-delay product. A link whose server is near is not thin, and needs no smallest window.
 
     Returns:
         None for a fast link: it needs no bound. A reader that `lags` behind the link gets little.
@@ -57,7 +58,7 @@ def choose_window(bytes_per_s: float, rtt_s: float, *, lags: bool = False) -> in
         return min(max(wanted, WINDOW_MIN_BYTES), LAGGING_MAX_BYTES)
     if bytes_per_s > SLOW_BYTES_PER_S and wanted > WINDOW_MAX_BYTES:
         return None
-    return min(max(wanted, WINDOW_MIN_BYTES if rtt_s > _NEAR_S else WINDOW_MAX_BYTES), WINDOW_MAX_BYTES)
+    return min(max(wanted, WINDOW_MIN_BYTES if rtt_s > _NEAR_S else LAGGING_MAX_BYTES), WINDOW_MAX_BYTES)
 
 
 class ThinSocket(socket.socket):
@@ -69,7 +70,9 @@ class ThinSocket(socket.socket):
     _taken_bytes = 0
     _rtt_s = 0.0
     _was_fast = False
-    _lags = True
+    _was_lagging = False
+    _reads = 0
+    _short_reads = 0
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """At most a small block while the window is small."""
@@ -117,22 +120,26 @@ class ThinSocket(socket.socket):
     def _note(self, size_bytes: int, wanted_bytes: int) -> None:
         """Measures in turns of a round trip or more; a turn with a pause in it, between two answers, tells nothing."""
         self._taken_bytes += size_bytes
-        self._lags = self._lags and size_bytes == wanted_bytes
+        self._reads += 1
+        self._short_reads += size_bytes < wanted_bytes
         now, turn_s = time.monotonic(), max(_MEASURE_S, self._rtt_s)
         elapsed_s = now - self._began_at
         if elapsed_s < turn_s:
             return
         self._rtt_s = self._read_rtt_s()
         if elapsed_s < 2 * turn_s:
-            self._adapt(choose_window(self._taken_bytes / elapsed_s, self._rtt_s, lags=self._lags))
-        self._began_at, self._taken_bytes, self._lags = now, 0, True
+            lags = self._short_reads < _LAGGING_SHARE * self._reads
+            self._adapt(choose_window(self._taken_bytes / elapsed_s, self._rtt_s, lags=lags), lags=lags)
+        self._began_at, self._taken_bytes, self._reads, self._short_reads = now, 0, 0, 0
 
-    def _adapt(self, chosen_bytes: int | None) -> None:
-        """One fast turn proves nothing: a bucket that was full makes one, too."""
-        if chosen_bytes is not None:
-            kept_bytes = 0 if self._lags else int((self.window_bytes or 0) * _SHRINK)
+    def _adapt(self, chosen_bytes: int | None, *, lags: bool) -> None:
+        """One turn proves nothing: a bucket that was full makes it fast, a loss that is made good makes it lag."""
+        is_sure = not lags or self._was_lagging
+        self._was_lagging = lags
+        if chosen_bytes is not None and is_sure:
+            kept_bytes = 0 if lags else int((self.window_bytes or 0) * _SHRINK)
             self.set_window(max(chosen_bytes, kept_bytes))
-        elif self._was_fast:
+        elif chosen_bytes is None and self._was_fast:
             self.set_window(None)
         self._was_fast = chosen_bytes is None
 
