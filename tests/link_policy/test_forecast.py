@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edgeferry.agent.tools import AgentSettings
+from edgeferry.config import DeviceConfig
 from edgeferry.hub.http_files import answer_file
 from edgeferry.hub.mqtt_front import make_tls_context
 from edgeferry.link import forecast
@@ -119,6 +121,19 @@ def test_what_is_said_to_a_hub_takes_what_its_packets_take() -> None:
     assert [size for _, size in found] == [
         pytest.approx(real, rel=row[2]) for (real, _), row in zip(found, rows, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("download_s", "reports"),
+    [(59, 0), (60, 1), (179, 1), (180, 2), (420, 3), (900, 4), (1799, 4), (1800, 5), (2700, 6)],
+)
+def test_the_longer_a_download_takes_the_rarer_is_its_progress(download_s: float, reports: int) -> None:
+    load = Load((int(download_s * QUIET.bps / 8),))
+    assert forecast._count_reports(load, QUIET) - forecast.REPORTS == reports
+
+
+def test_progress_is_counted_as_a_device_reports_it_unless_told_otherwise() -> None:
+    assert Load(()).report_every_s == DeviceConfig().report_every_s == AgentSettings().report_every_s
 
 
 # --- the model of TCP ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import msgspec
 
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.errors import EdgeferryError
+from edgeferry.link.forecast import PROGRESS_MAX_S
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
 from edgeferry.twin.document import make_patch
@@ -27,7 +28,6 @@ from edgeferry.twin.status import DeviceStatus, ModelStatus
 CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
-_PROGRESS_MAX_S = 900.0
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
@@ -141,7 +141,7 @@ class Reporter:
             if patch:
                 await send(patch)
                 told = wanted
-            every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, _PROGRESS_MAX_S))
+            every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, PROGRESS_MAX_S))
             await self._wait(every_s)
 
     async def _wait(self, every_s: float) -> None:

@@ -67,6 +67,8 @@ _PING_SEGMENTS = 3
 REPORTS = 3
 """What an update reports from its begin to its end, besides the progress of long downloads: states of a second are one
 report. Measured: two to four."""
+REPORT_EVERY_S, PROGRESS_MAX_S = 60.0, 900.0
+"""Progress is reported after the one, then after twice as long each time, to the other."""
 TWIN_BYTES = 350
 """A twin that names one model."""
 BELL_BYTES = 250
@@ -128,7 +130,7 @@ class Load:
         twin_bytes: JSON of the whole twin's desired and reported properties.
         bell_bytes: JSON of the twin patch that tells of the update.
         hub_connects: whether the hub's connection is made for this update.
-        report_every_s: how often progress is reported in a download.
+        report_every_s: after which progress of a download is reported first.
     """
 
     artifacts: tuple[int, ...]
@@ -139,7 +141,7 @@ class Load:
     twin_bytes: int = TWIN_BYTES
     bell_bytes: int = BELL_BYTES
     hub_connects: bool = False
-    report_every_s: float = 30.0
+    report_every_s: float = REPORT_EVERY_S
 
     @property
     def payload_bytes(self) -> int:
@@ -256,7 +258,10 @@ def _connect_hub(link: LinkRate, chain_bytes: int, twin_bytes: int) -> _Talk:
 
 
 def _count_reports(load: Load, link: LinkRate) -> int:
-    return REPORTS + int(load.payload_bytes * 8 / link.tcp_bps / load.report_every_s)
+    left_s, every_s, count = load.payload_bytes * 8 / link.tcp_bps, load.report_every_s, REPORTS
+    while every_s < PROGRESS_MAX_S and left_s >= every_s:
+        left_s, every_s, count = left_s - every_s, every_s * 2, count + 1
+    return count + int(left_s / max(load.report_every_s, min(every_s, PROGRESS_MAX_S)))
 
 
 def _count_waits(load: Load, link: LinkRate, bps: float) -> float:
