@@ -125,7 +125,7 @@ def test_what_is_said_to_a_hub_takes_what_its_packets_take() -> None:
 
 @pytest.mark.parametrize(
     ("download_s", "reports"),
-    [(59, 0), (60, 1), (179, 1), (180, 2), (420, 3), (900, 4), (1799, 4), (1800, 5), (2700, 6)],
+    [(1, 0), (3, 1), (59, 1), (60, 2), (179, 2), (180, 3), (420, 4), (900, 5), (1799, 5), (1800, 6), (2700, 7)],
 )
 def test_the_longer_a_download_takes_the_rarer_is_its_progress(download_s: float, reports: int) -> None:
     load = Load((int(download_s * QUIET.bps / 8),))
@@ -134,6 +134,7 @@ def test_the_longer_a_download_takes_the_rarer_is_its_progress(download_s: float
 
 def test_progress_is_counted_as_a_device_reports_it_unless_told_otherwise() -> None:
     assert Load(()).report_every_s == DeviceConfig().report_every_s == AgentSettings().report_every_s
+    assert AgentSettings().report_gather_s == forecast.REPORT_GATHER_S
 
 
 # --- the model of TCP ------------------------------------------------------------------------------------------------

@@ -64,9 +64,9 @@ _MQTT_MESSAGE_BYTES, _MQTT_PUBACK_BYTES = 315, 4
 _MQTT_PING_BYTES = 2
 _PING_SEGMENTS = 3
 """A ping, the answer that acknowledges it, and the acknowledgement of that."""
-REPORTS = 3
-"""What an update reports from its begin to its end, besides the progress of long downloads: states of a second are one
-report. Measured: two to four."""
+REPORTS, REPORT_GATHER_S = 2, 2.0
+"""What an update reports besides its downloads: that it serves on probation, and that it stays. States of a moment are
+one report, so a download is one of its own where it takes longer. Measured: two to four in all."""
 REPORT_EVERY_S, PROGRESS_MAX_S = 60.0, 900.0
 """Progress is reported after the one, then after twice as long each time, to the other."""
 TWIN_BYTES = 350
@@ -258,7 +258,8 @@ def _connect_hub(link: LinkRate, chain_bytes: int, twin_bytes: int) -> _Talk:
 
 
 def _count_reports(load: Load, link: LinkRate) -> int:
-    left_s, every_s, count = load.payload_bytes * 8 / link.tcp_bps, load.report_every_s, REPORTS
+    left_s, every_s = load.payload_bytes * 8 / link.tcp_bps, load.report_every_s
+    count = REPORTS + (left_s > REPORT_GATHER_S)
     while every_s < PROGRESS_MAX_S and left_s >= every_s:
         left_s, every_s, count = left_s - every_s, every_s * 2, count + 1
     return count + int(left_s / max(load.report_every_s, min(every_s, PROGRESS_MAX_S)))
