@@ -65,7 +65,6 @@ FAST = AgentSettings(
     connect_base_s=0.01,
     connect_max_s=0.05,
     report_every_s=0.2,
-    report_gather_s=0.02,
 )
 SPEC = ModelSpec(
     stages=(

@@ -11,6 +11,7 @@ import pytest
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import Artifact, UpdateRecord
 from edgeferry.agent.reporter import Reporter, make_model_status, make_reported
+from edgeferry.link.forecast import get_gather_s
 from edgeferry.twin.document import check_values
 from edgeferry.twin.status import DeviceStatus, ModelStatus
 
@@ -70,7 +71,7 @@ async def test_only_what_differs_is_sent_and_what_went_is_deleted() -> None:
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch)
 
-    reporter = Reporter(lambda: views[0], every_s=60, gather_s=0.02)
+    reporter = Reporter(lambda: views[0], every_s=60)
     task = asyncio.create_task(reporter.run({"$version": 3}, send))
     await wait_for(lambda: len(sent) == 1)
     assert sent[0]["LatestAIModelFileName"] == "tensorflow001.zip"
@@ -87,14 +88,19 @@ async def test_what_the_hub_holds_already_is_not_sent_again() -> None:
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch)
 
-    reporter = Reporter(lambda: make_view(1), every_s=60, gather_s=0.02)
+    reporter = Reporter(lambda: make_view(1), every_s=60)
     task = asyncio.create_task(reporter.run(make_reported(make_view(1)), send))
     await asyncio.sleep(0.05)
     assert sent == []
     task.cancel()
 
 
-async def test_progress_alone_is_said_at_most_every_n_seconds() -> None:
+@pytest.mark.parametrize(("answer_s", "gather_s"), [(0.001, 0.1), (0.1, 3.0), (1.6, 10.0)])
+def test_the_slower_the_link_the_more_states_are_one_report(answer_s: float, gather_s: float) -> None:
+    assert get_gather_s(answer_s) == pytest.approx(gather_s)
+
+
+async def test_progress_alone_is_said_ever_more_seldom() -> None:
     shown = {"progress": 0.0}
     sent: list[float] = []
 
@@ -105,13 +111,13 @@ async def test_progress_alone_is_said_at_most_every_n_seconds() -> None:
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch["edgeferry"]["models"]["m"]["progress"])
 
-    reporter = Reporter(view, every_s=0.3, gather_s=0.02)
+    reporter = Reporter(view, every_s=0.2)
     task = asyncio.create_task(reporter.run({}, send))
-    for step in range(1, 40):
+    for step in range(1, 80):
         await asyncio.sleep(0.02)
-        shown["progress"] = step / 40
+        shown["progress"] = step / 80
         reporter.note_progress()
-    assert 2 <= len(sent) <= 4
+    assert 3 <= len(sent) <= 4, "at once, after 0.2 to 0.4 s, 0.4 s later, 0.8 s later"
     task.cancel()
 
 

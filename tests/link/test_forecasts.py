@@ -20,7 +20,7 @@ import pytest
 from onnx import numpy_helper
 
 from e2e.tiny_models import make_quadrant_bundle, make_zip
-from edgeferry.agent.tools import AgentSettings
+from edgeferry.link.forecast import get_gather_s
 from link.profiles import LTE_M, Profile
 from link.thin_link import open_link
 from link.thin_site import (
@@ -41,8 +41,6 @@ BALLAST_BYTES = 760_000
 CHANGED_FLOATS = 8_000
 FORESEEN_MAX_SHARE = 0.03
 TIMEOUT_S = 60.0
-QUIET_S = AgentSettings().report_gather_s + 1.0
-"""After which the last report has been sent."""
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +109,8 @@ def run_operator(site: ThinSite, verb: str, version: str, *more: str) -> Any:
 
 
 def read_total(site: ThinSite, device: Device) -> int:
-    """The ledger, once all is quiet."""
-    site.wait_quiet(QUIET_S)
+    """The ledger, once all is quiet, and the last report sent."""
+    site.wait_quiet(get_gather_s(2 * site.link.profile.rtt_s) + 1.0)
     return int((device.find_status() or {})["ledger"]["total_bytes"])
 
 

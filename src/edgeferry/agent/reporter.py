@@ -5,13 +5,15 @@ What this file leaves to others: sending (`hub_link.py`), the rows it is a view 
 Rules:
 - A view of rows and refs, made anew each time; nothing is counted or remembered here but what was told last.
 - Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
-- At state changes, those of a moment in one; for progress alone after N seconds, then after twice as many each time, to
-  a quarter of an hour: the longer a download takes, the less there is to say about each minute.
+- At state changes, those of a moment in one; the slower the link, the longer is a moment.
+- For progress alone after N seconds, then after twice as many each time, to a quarter of an hour: the longer a download
+  takes, the less there is to say about each minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ import msgspec
 
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.errors import EdgeferryError
-from edgeferry.link.forecast import PROGRESS_MAX_S
+from edgeferry.link.forecast import PROGRESS_MAX_S, get_gather_s
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
 from edgeferry.twin.document import make_patch
@@ -114,10 +116,10 @@ def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
 class Reporter:
     """Says what has changed, when it is time to. `view` makes the view of this moment."""
 
-    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float, gather_s: float) -> None:
+    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float) -> None:
         self._view = view
         self.every_s = every_s
-        self._gather_s = gather_s
+        self._gather_s = get_gather_s(0.0)
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
@@ -133,14 +135,17 @@ class Reporter:
         """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises."""
         told, every_s = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}, self.every_s
         while True:
+            await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
             changed = self._changed.is_set()
             self._changed.clear()
             self._progressed.clear()
             wanted = make_reported(self._view())
             patch = make_patch(told, wanted)
             if patch:
+                began_s = time.monotonic()
                 await send(patch)
                 told = wanted
+                self._gather_s = get_gather_s(time.monotonic() - began_s)
             every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, PROGRESS_MAX_S))
             await self._wait(every_s)
 
@@ -148,7 +153,6 @@ class Reporter:
         try:
             async with asyncio.timeout(every_s):
                 await self._changed.wait()
-                await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
         except TimeoutError:
             if not self._changed.is_set():
                 await _wait_any(self._changed, self._progressed)

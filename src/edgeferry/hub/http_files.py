@@ -14,7 +14,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from email.utils import formatdate
 from pathlib import Path
 
 from starlette.requests import Request
@@ -67,7 +66,7 @@ class FileDoor:
 def answer_file(request: Request, file: PublishedFile) -> Response:
     """The response for an open file; it closes the file when it is sent."""
     tag = f'"{file.tag}"'
-    headers = {"ETag": tag, "Accept-Ranges": "bytes", "Last-Modified": formatdate(file.modified_at, usegmt=True)}
+    headers = {"ETag": tag, "Accept-Ranges": "bytes"}
     if not is_match(request.headers.get("if-match", "*"), tag):
         return _close(file, Response(status_code=412, headers=headers))
     if "if-none-match" in request.headers and is_match(request.headers["if-none-match"], tag):

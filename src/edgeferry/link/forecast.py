@@ -45,9 +45,9 @@ TLS_CHAIN_BYTES = 900
 """DER of the certificates that our hub sends, an EC leaf and its authority; public clouds send some 4000, and tickets
 of some 500."""
 
-REQUEST_HEAD_BYTES = 94
-"""A GET of ours without what its URL takes: request line, Host, User-Agent, Accept, Accept-Encoding."""
-ANSWER_HEAD_BYTES = 223
+REQUEST_HEAD_BYTES = 81
+"""A GET of ours without what its URL takes: request line, Host, User-Agent, Accept-Encoding."""
+ANSWER_HEAD_BYTES = 177
 """Head of an answer of our hub; blob stores of public clouds send some 600."""
 URL_BYTES = 180
 """Host, path of a blob, and a signature of our hub; a shared access signature of a public cloud takes some 100 more."""
@@ -57,16 +57,17 @@ METADATA_BYTES = 2900
 _MQTT_CONNECT_BYTES = (245, 134)
 """CONNECT with a shared access signature, and SUBSCRIBE: measured with our client, names of usual length."""
 _MQTT_ACCEPT_BYTES = (4, 8)
-_MQTT_TWIN_GET_BYTES, _MQTT_TWIN_HEAD_BYTES, _MQTT_BELL_HEAD_BYTES = 30, 31, 55
-_MQTT_REPORT_BYTES, _MQTT_REPORT_ANSWER_BYTES = 165, (4, 43)
-"""A reported patch of one state (measured mean), its PUBACK and the hub's answer."""
+_MQTT_TWIN_GET_BYTES, _MQTT_TWIN_HEAD_BYTES, _MQTT_BELL_HEAD_BYTES = 28, 31, 55
+_MQTT_REPORT_BYTES, _MQTT_REPORT_ANSWER_BYTES = 163, 43
+"""A reported patch of one state (measured mean), and the hub's answer."""
 _MQTT_MESSAGE_BYTES, _MQTT_PUBACK_BYTES = 315, 4
 _MQTT_PING_BYTES = 2
 _PING_SEGMENTS = 3
 """A ping, the answer that acknowledges it, and the acknowledgement of that."""
-REPORTS, REPORT_GATHER_S = 2, 2.0
-"""What an update reports besides its downloads: that it serves on probation, and that it stays. States of a moment are
-one report, so a download is one of its own where it takes longer. Measured: two to four in all."""
+REPORTS = 2
+"""What an update reports at the least: that it serves on probation, and that it stays. Measured: two to four in all."""
+_PROVING_S = 1.0
+_GATHER_MIN_S, _GATHER_MAX_S, _GATHER_FACTOR = 0.1, 10.0, 30.0
 REPORT_EVERY_S, PROGRESS_MAX_S = 60.0, 900.0
 """Progress is reported after the one, then after twice as long each time, to the other."""
 TWIN_BYTES = 350
@@ -246,20 +247,26 @@ def _make_hub(load: Load, link: LinkRate) -> _Talk:
     else:
         twin_bytes = _MQTT_TWIN_HEAD_BYTES + load.twin_bytes
         talk = talk.say([], [_MQTT_BELL_HEAD_BYTES + load.bell_bytes])
-        talk = talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_PUBACK_BYTES, twin_bytes])
+        talk = talk.say([_MQTT_TWIN_GET_BYTES], [twin_bytes])
     for _ in range(_count_reports(load, link)):
-        talk = talk.say([_MQTT_REPORT_BYTES], _MQTT_REPORT_ANSWER_BYTES)
+        talk = talk.say([_MQTT_REPORT_BYTES], [_MQTT_REPORT_ANSWER_BYTES])
     return talk.say([_MQTT_MESSAGE_BYTES], [_MQTT_PUBACK_BYTES])
 
 
 def _connect_hub(link: LinkRate, chain_bytes: int, twin_bytes: int) -> _Talk:
     talk = _Talk(link, chain_bytes).connect().say(_MQTT_CONNECT_BYTES, _MQTT_ACCEPT_BYTES)
-    return talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_PUBACK_BYTES, _MQTT_TWIN_HEAD_BYTES + twin_bytes])
+    return talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_TWIN_HEAD_BYTES + twin_bytes])
+
+
+def get_gather_s(answer_s: float) -> float:
+    """How long a device waits for further states before a report: long on a link on which the last one took long."""
+    return min(_GATHER_MAX_S, max(_GATHER_MIN_S, _GATHER_FACTOR * answer_s))
 
 
 def _count_reports(load: Load, link: LinkRate) -> int:
     left_s, every_s = load.payload_bytes * 8 / link.tcp_bps, load.report_every_s
-    count = REPORTS + (left_s > REPORT_GATHER_S)
+    gather_s = get_gather_s(link.rtt_s)
+    count = REPORTS + (left_s > gather_s) + (gather_s < _PROVING_S)
     while every_s < PROGRESS_MAX_S and left_s >= every_s:
         left_s, every_s, count = left_s - every_s, every_s * 2, count + 1
     return count + int(left_s / max(load.report_every_s, min(every_s, PROGRESS_MAX_S)))

@@ -31,7 +31,6 @@ class PublishedFile:
     stream: io.FileIO
     size_bytes: int
     tag: str
-    modified_at: float
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Up to `count` bytes from `offset`; fewer only at the end.
@@ -68,7 +67,7 @@ def open_published_file(folder: Path, path: str) -> PublishedFile:
         os.close(handle)
         raise NotFound("no such file is published here")
     tag = f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
-    return PublishedFile(io.FileIO(handle), status.st_size, tag, status.st_mtime)
+    return PublishedFile(io.FileIO(handle), status.st_size, tag)
 
 
 def _walk(folder: Path, parts: list[str]) -> int:

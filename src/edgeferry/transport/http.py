@@ -225,6 +225,7 @@ async def open_http(
         connector=_make_connector(settings, meter),
         timeout=timeout,
         headers={"User-Agent": f"edgeferry/{__version__}", "Accept-Encoding": "identity"},
+        skip_auto_headers=("Accept",),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,

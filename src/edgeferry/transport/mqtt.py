@@ -172,16 +172,16 @@ class HubConnection:
         """Publishes a question; returns version and body of its answer when that is a success."""
         answer = self._waiting[question.rid] = asyncio.get_running_loop().create_future()
         try:
-            await self._publish(question, body)
+            await self._publish(question, body, qos=0)  # its answer acknowledges it
             response, data = await self._hold(answer)
         finally:
             del self._waiting[question.rid]
         _require_success(response)
         return response.version or 0, data
 
-    async def _publish(self, message: topics.Uplink, body: bytes) -> None:
+    async def _publish(self, message: topics.Uplink, body: bytes, *, qos: int = 1) -> None:
         topic = topics.make_uplink_topic(message, **self._ids)
-        await self._hold(asyncio.ensure_future(self._client.publish(topic, body, qos=1, timeout=math.inf)))
+        await self._hold(asyncio.ensure_future(self._client.publish(topic, body, qos=qos, timeout=math.inf)))
 
     async def _hold(self, work: asyncio.Future[_T]) -> _T:
         """What `work` gives, while the connection holds and for as long as the hub may take.
