@@ -10,7 +10,8 @@ import pytest
 
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import Artifact, UpdateRecord
-from edgeferry.agent.reporter import Reporter, get_gather_s, make_model_status, make_reported
+from edgeferry.agent.reporter import Reporter, make_model_status, make_reported
+from edgeferry.link.forecast import get_gather_s
 from edgeferry.twin.document import check_values
 from edgeferry.twin.status import DeviceStatus, ModelStatus
 

@@ -20,6 +20,7 @@ import pytest
 from onnx import numpy_helper
 
 from e2e.tiny_models import make_quadrant_bundle, make_zip
+from edgeferry.link.forecast import get_gather_s
 from link.profiles import LTE_M, Profile
 from link.thin_link import open_link
 from link.thin_site import (
@@ -108,8 +109,8 @@ def run_operator(site: ThinSite, verb: str, version: str, *more: str) -> Any:
 
 
 def read_total(site: ThinSite, device: Device) -> int:
-    """The ledger, once all is quiet."""
-    site.wait_quiet(1.0)
+    """The ledger, once all is quiet, and the last report sent."""
+    site.wait_quiet(get_gather_s(2 * site.link.profile.rtt_s) + 1.0)
     return int((device.find_status() or {})["ledger"]["total_bytes"])
 
 

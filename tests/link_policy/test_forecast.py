@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from edgeferry.agent.tools import AgentSettings
+from edgeferry.config import DeviceConfig
 from edgeferry.hub.http_files import answer_file
 from edgeferry.hub.mqtt_front import make_tls_context
 from edgeferry.link import forecast
@@ -104,9 +106,9 @@ def test_what_is_said_to_a_hub_takes_what_its_packets_take() -> None:
         Connect(make_client_id(device, module), user_name=user, password=token.encode()),
         Subscribe(1, tuple((name, 1) for name in filters)),
     ]
-    asked = Publish(topics.make_uplink_topic(topics.TwinGet("1"), **ids), b"", 1, 2)
+    asked = Publish(topics.make_uplink_topic(topics.TwinGet("1"), **ids), b"", 0)
     report = b'{"edgeferry":{"models":{"detector":{"state":"DOWNLOADING","target":"1.1.0","progress":0.25}}}}'
-    reported = Publish(topics.make_uplink_topic(topics.ReportedPatch("7"), **ids), report, 1, 3)
+    reported = Publish(topics.make_uplink_topic(topics.ReportedPatch("7"), **ids), report, 0)
     rows = [
         (connecting, sum(forecast._MQTT_CONNECT_BYTES), 0.15),
         ([ConnAck(0), SubAck(1, (1, 1, 1, 1))], sum(forecast._MQTT_ACCEPT_BYTES), 0.0),
@@ -119,6 +121,25 @@ def test_what_is_said_to_a_hub_takes_what_its_packets_take() -> None:
     assert [size for _, size in found] == [
         pytest.approx(real, rel=row[2]) for (real, _), row in zip(found, rows, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("download_s", "reports"),
+    [(1, 0), (59, 1), (60, 2), (179, 2), (180, 3), (420, 4), (900, 5), (1799, 5), (1800, 6), (2700, 7)],
+)
+def test_the_longer_a_download_takes_the_rarer_is_its_progress(download_s: float, reports: int) -> None:
+    load = Load((int(download_s * QUIET.bps / 8),))
+    assert forecast._count_reports(load, QUIET) - forecast.REPORTS == reports
+
+
+def test_progress_is_counted_as_a_device_reports_it_unless_told_otherwise() -> None:
+    assert Load(()).report_every_s == DeviceConfig().report_every_s == AgentSettings().report_every_s
+
+
+@pytest.mark.parametrize(("rtt_s", "reports"), [(0.001, 4), (0.1, 3), (1.0, 2)])
+def test_the_slower_the_link_the_fewer_reports_tell_of_states(rtt_s: float, reports: int) -> None:
+    link = LinkRate(QUIET.bps, rtt_s)
+    assert forecast._count_reports(Load((int(5 * link.bps / 8),)), link) == reports
 
 
 # --- the model of TCP ------------------------------------------------------------------------------------------------

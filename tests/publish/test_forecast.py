@@ -35,7 +35,8 @@ from edgeferry.publish.forecast import (
 from edgeferry.publish.publisher import publish
 from edgeferry.publish.report import PublishReport
 from edgeferry.publish.spending import Spending, require_within
-from edgeferry.trust.draft import open_draft
+from edgeferry.trust.bundle_object import make_bundle_object
+from edgeferry.trust.draft import ObjectReader, open_draft
 from edgeferry.trust.signer import Desk
 from edgeferry.twin.document import format_time
 from edgeferry.wire.service_api import Identity
@@ -43,6 +44,7 @@ from edgeferry.wire.service_api import Identity
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NOW = dt.datetime(2026, 11, 26, 12, tzinfo=dt.UTC).timestamp()
 DAY_S = 86_400
+MIDNIGHT, NEXT_MONTH = (dt.datetime(2026, *day, tzinfo=dt.UTC).timestamp() for day in ((11, 27), (12, 1)))
 GOLDEN = {"a.png": make_picture(90), "a.json": b'{"objects": [{"label": "high"}]}'}
 LTE_M = Ways(profile="lte-m")
 REPO = "https://hub.example/files"
@@ -136,6 +138,26 @@ async def test_who_runs_the_version_needs_nothing_and_counts_for_nothing(shop: S
     assert (found.wire_bytes, found.finishes_at) == (busy.wire_bytes, busy.finishes_at)
 
 
+@dataclass(frozen=True)
+class EmptyBundles:
+    """A store whose bundle objects bring nothing along."""
+
+    store: ObjectReader
+
+    def find(self, path: str, max_bytes: int) -> tuple[bytes, str] | None:
+        return (make_bundle_object({}), "") if path.endswith(".zst") else self.store.find(path, max_bytes)
+
+
+async def test_a_manifest_that_no_bundle_brings_along_is_fetched_by_itself(shop: Shop) -> None:
+    draft = open_draft(shop.desk.store, shop.desk.keys)
+    listed = draft.find_version("gauge", "1.2.0")
+    assert listed is not None
+    stores = (shop.desk.store, EmptyBundles(shop.desk.store))
+    whole, bare = (read_shelf(store, draft, listed, holdings=frozenset()) for store in stores)
+    assert (len(whole.metadata), bare.others) == (1, ())
+    assert bare.metadata == (len(make_bundle_object({})), shop.reports["1.2.0"].manifest_bytes)
+
+
 # --- links ------------------------------------------------------------------------------------------------------------
 async def test_the_twin_tells_of_the_link_before_the_operator_does(shop: Shop) -> None:
     slow = foresee_one(shop, make_seen(link={"bps": 9600, "rtt_s": 2.0}))
@@ -166,13 +188,19 @@ async def test_it_starts_when_the_window_opens_unless_it_is_urgent(shop: Shop) -
 
 
 @pytest.mark.parametrize(
-    ("told_at", "days"), [(NOW, 1), (NOW - DAY_S, 0)], ids=["spent today", "spent yesterday: it is there again"]
+    ("budget", "told_at", "starts_at"),
+    [
+        ("day_bytes", NOW, MIDNIGHT),
+        ("day_bytes", NOW - DAY_S, NOW),
+        ("month_bytes", NOW - DAY_S, NEXT_MONTH),
+        ("month_bytes", NOW - 30 * DAY_S, NOW),
+    ],
 )
-async def test_what_the_device_has_spent_today_counts(shop: Shop, told_at: float, days: int) -> None:
-    link = {"day_bytes": 100_000, "report_share": 0.0}
-    one = foresee_one(shop, make_seen(link=link, ledger={"day": 100_000, "month": 100_000}, told_at=told_at))
-    assert one.starts_at is not None
-    assert (one.starts_at - NOW) // DAY_S + (one.starts_at > NOW) == days
+async def test_what_the_device_has_spent_today_and_this_month_counts(
+    shop: Shop, budget: str, told_at: float, starts_at: float
+) -> None:
+    seen = make_seen(link={budget: 100_000}, ledger={"day": 100_000, "month": 100_000}, told_at=told_at)
+    assert foresee_one(shop, seen).starts_at == starts_at
 
 
 async def test_a_small_budget_spreads_it_and_a_forbidden_link_never_takes_it(shop: Shop) -> None:
@@ -205,9 +233,16 @@ async def test_what_of_a_policy_cannot_be_followed_is_told_beside_the_figures(sh
     assert [note.partition(":")[0] for note in one.notes] == ["edgeferry.link.day_bytes"]
 
 
+@pytest.mark.parametrize("active", [5, None, "", ["1.0.0"], {"version": "1.0.0"}])
+async def test_what_is_no_version_is_not_active(active: Any) -> None:
+    seen = Seen(Identity("d"), {}, {"edgeferry": {"models": {"gauge": {"active": active}, "other": {"active": "1"}}}})
+    assert seen.active == {"other": "1"}
+
+
+KEYS = st.sampled_from(["active", "priority", "edgeferry", "ledger", "$lastUpdated"]) | st.text(max_size=8)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=8), below, max_size=3),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(KEYS, below, max_size=3),
     max_leaves=8,
 )
 SECTIONS = st.fixed_dictionaries(
@@ -264,9 +299,18 @@ async def test_a_version_that_is_not_published_is_not_foreseen(shop: Shop) -> No
         await operator.forecast_version(shop.town.make_terms(version="9.9.9"), LTE_M)
 
 
+async def test_what_its_server_sends_around_it_counts(shop: Shop) -> None:
+    given = {"version": "1.2.0", "site": str(shop.town.folder / "repo"), "sas": "sig=1"}
+    repos = ("http://store.example/files", shop.town.repo, "https://store.example/files")
+    plain, own, cloud = (shop.town.make_terms(repo=repo, **given) for repo in repos)
+    sizes = [(await operator.forecast_version(terms, LTE_M)).wire_bytes for terms in (plain, own, cloud)]
+    assert sizes[0] + 900 < sizes[1] < sizes[2] - 3000, "certificates and heads"
+
+
 async def test_over_the_budget_nothing_is_written_to_any_twin(shop: Shop) -> None:
     await shop.town.report_active(Identity("d", "m"), {"gauge": "1.1.0"})
-    terms = shop.town.make_terms(devices=("d", "d/m"), version="1.2.0")
+    given = {"site": str(shop.town.folder / "repo"), "sas": "sig=1"}  # one made here has another length each second
+    terms = shop.town.make_terms(devices=("d", "d/m"), version="1.2.0", **given)
     found = await operator.forecast_version(terms, Ways())
     twins = [await shop.town.read_desired(name) for name in terms.devices]
     with pytest.raises(OverBudget, match="2 devices"):

@@ -21,6 +21,7 @@ import msgspec
 
 from edgeferry.agent.record import UpdateRecord
 from edgeferry.errors import EdgeferryError
+from edgeferry.link.forecast import PROGRESS_MAX_S, get_gather_s
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
 from edgeferry.twin.document import make_patch
@@ -29,8 +30,6 @@ from edgeferry.twin.status import DeviceStatus, ModelStatus
 CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
-_PROGRESS_MAX_S = 900.0
-_GATHER_MIN_S, _GATHER_MAX_S, _GATHER_FACTOR = 0.1, 10.0, 30.0
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
@@ -114,18 +113,13 @@ def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
     return {"code": error.code, "message": message[:300], "advice": error.advice}
 
 
-def get_gather_s(answer_s: float) -> float:
-    """How long to wait for further states before a report: long on a link on which the last one took long."""
-    return min(_GATHER_MAX_S, max(_GATHER_MIN_S, _GATHER_FACTOR * answer_s))
-
-
 class Reporter:
     """Says what has changed, when it is time to. `view` makes the view of this moment."""
 
     def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float) -> None:
         self._view = view
         self.every_s = every_s
-        self._gather_s = _GATHER_MIN_S
+        self._gather_s = get_gather_s(0.0)
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
@@ -152,7 +146,7 @@ class Reporter:
                 await send(patch)
                 told = wanted
                 self._gather_s = get_gather_s(time.monotonic() - began_s)
-            every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, _PROGRESS_MAX_S))
+            every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, PROGRESS_MAX_S))
             await self._wait(every_s)
 
     async def _wait(self, every_s: float) -> None:

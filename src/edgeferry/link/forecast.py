@@ -45,9 +45,9 @@ TLS_CHAIN_BYTES = 900
 """DER of the certificates that our hub sends, an EC leaf and its authority; public clouds send some 4000, and tickets
 of some 500."""
 
-REQUEST_HEAD_BYTES = 94
-"""A GET of ours without what its URL takes: request line, Host, User-Agent, Accept, Accept-Encoding."""
-ANSWER_HEAD_BYTES = 223
+REQUEST_HEAD_BYTES = 81
+"""A GET of ours without what its URL takes: request line, Host, User-Agent, Accept-Encoding."""
+ANSWER_HEAD_BYTES = 177
 """Head of an answer of our hub; blob stores of public clouds send some 600."""
 URL_BYTES = 180
 """Host, path of a blob, and a signature of our hub; a shared access signature of a public cloud takes some 100 more."""
@@ -57,16 +57,19 @@ METADATA_BYTES = 2900
 _MQTT_CONNECT_BYTES = (245, 134)
 """CONNECT with a shared access signature, and SUBSCRIBE: measured with our client, names of usual length."""
 _MQTT_ACCEPT_BYTES = (4, 8)
-_MQTT_TWIN_GET_BYTES, _MQTT_TWIN_HEAD_BYTES, _MQTT_BELL_HEAD_BYTES = 30, 31, 55
-_MQTT_REPORT_BYTES, _MQTT_REPORT_ANSWER_BYTES = 165, (4, 43)
-"""A reported patch of one state (measured mean), its PUBACK and the hub's answer."""
+_MQTT_TWIN_GET_BYTES, _MQTT_TWIN_HEAD_BYTES, _MQTT_BELL_HEAD_BYTES = 28, 31, 55
+_MQTT_REPORT_BYTES, _MQTT_REPORT_ANSWER_BYTES = 163, 43
+"""A reported patch of one state (measured mean), and the hub's answer."""
 _MQTT_MESSAGE_BYTES, _MQTT_PUBACK_BYTES = 315, 4
 _MQTT_PING_BYTES = 2
 _PING_SEGMENTS = 3
 """A ping, the answer that acknowledges it, and the acknowledgement of that."""
-REPORTS = 4
-"""What an update reports from its begin to its end, besides the progress of long downloads: states of a second are one
-report. Measured: 3 and 4."""
+REPORTS = 2
+"""What an update reports at the least: that it serves on probation, and that it stays. Measured: two to four in all."""
+_PROVING_S = 1.0
+_GATHER_MIN_S, _GATHER_MAX_S, _GATHER_FACTOR = 0.1, 10.0, 30.0
+REPORT_EVERY_S, PROGRESS_MAX_S = 60.0, 900.0
+"""Progress is reported after the one, then after twice as long each time, to the other."""
 TWIN_BYTES = 350
 """A twin that names one model."""
 BELL_BYTES = 250
@@ -128,7 +131,7 @@ class Load:
         twin_bytes: JSON of the whole twin's desired and reported properties.
         bell_bytes: JSON of the twin patch that tells of the update.
         hub_connects: whether the hub's connection is made for this update.
-        report_every_s: how often progress is reported in a download.
+        report_every_s: after which progress of a download is reported first.
     """
 
     artifacts: tuple[int, ...]
@@ -139,7 +142,7 @@ class Load:
     twin_bytes: int = TWIN_BYTES
     bell_bytes: int = BELL_BYTES
     hub_connects: bool = False
-    report_every_s: float = 30.0
+    report_every_s: float = REPORT_EVERY_S
 
     @property
     def payload_bytes(self) -> int:
@@ -244,19 +247,29 @@ def _make_hub(load: Load, link: LinkRate) -> _Talk:
     else:
         twin_bytes = _MQTT_TWIN_HEAD_BYTES + load.twin_bytes
         talk = talk.say([], [_MQTT_BELL_HEAD_BYTES + load.bell_bytes])
-        talk = talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_PUBACK_BYTES, twin_bytes])
+        talk = talk.say([_MQTT_TWIN_GET_BYTES], [twin_bytes])
     for _ in range(_count_reports(load, link)):
-        talk = talk.say([_MQTT_REPORT_BYTES], _MQTT_REPORT_ANSWER_BYTES)
+        talk = talk.say([_MQTT_REPORT_BYTES], [_MQTT_REPORT_ANSWER_BYTES])
     return talk.say([_MQTT_MESSAGE_BYTES], [_MQTT_PUBACK_BYTES])
 
 
 def _connect_hub(link: LinkRate, chain_bytes: int, twin_bytes: int) -> _Talk:
     talk = _Talk(link, chain_bytes).connect().say(_MQTT_CONNECT_BYTES, _MQTT_ACCEPT_BYTES)
-    return talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_PUBACK_BYTES, _MQTT_TWIN_HEAD_BYTES + twin_bytes])
+    return talk.say([_MQTT_TWIN_GET_BYTES], [_MQTT_TWIN_HEAD_BYTES + twin_bytes])
+
+
+def get_gather_s(answer_s: float) -> float:
+    """How long a device waits for further states before a report: long on a link on which the last one took long."""
+    return min(_GATHER_MAX_S, max(_GATHER_MIN_S, _GATHER_FACTOR * answer_s))
 
 
 def _count_reports(load: Load, link: LinkRate) -> int:
-    return REPORTS + int(load.payload_bytes * 8 / link.tcp_bps / load.report_every_s)
+    left_s, every_s = load.payload_bytes * 8 / link.tcp_bps, load.report_every_s
+    gather_s = get_gather_s(link.rtt_s)
+    count = REPORTS + (left_s > gather_s) + (gather_s < _PROVING_S)
+    while every_s < PROGRESS_MAX_S and left_s >= every_s:
+        left_s, every_s, count = left_s - every_s, every_s * 2, count + 1
+    return count + int(left_s / max(load.report_every_s, min(every_s, PROGRESS_MAX_S)))
 
 
 def _count_waits(load: Load, link: LinkRate, bps: float) -> float:
