@@ -67,6 +67,11 @@ class TwinInvalid(ConfigError):
     advice = "Correct the desired properties; the last good ones stay in force."
 
 
+class OverBudget(ConfigError):
+    code = "over_budget"
+    advice = "Raise --budget, publish a patch from what the devices run, or add --anyway."
+
+
 class ToolMissing(ConfigError):
     code = "tool_missing"
     advice = "Install the extra or the package that the message names."

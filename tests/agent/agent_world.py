@@ -13,7 +13,7 @@ import termios
 import time
 import zipfile
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from edgeferry.delta.codecs import compress_zstd
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
 from edgeferry.link.policy import LinkPolicy
+from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
 from edgeferry.model.health import Health
 from edgeferry.model.manifest import (
@@ -51,7 +52,7 @@ from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, St
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal, open_journal
 from edgeferry.storage.repository import Repository
-from edgeferry.transport.http import HttpClient, open_http
+from edgeferry.transport.http import HttpClient, HttpSettings, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
 
@@ -64,6 +65,7 @@ FAST = AgentSettings(
     connect_base_s=0.01,
     connect_max_s=0.05,
     report_every_s=0.2,
+    report_gather_s=0.02,
 )
 SPEC = ModelSpec(
     stages=(
@@ -77,6 +79,7 @@ SPEC = ModelSpec(
     )
 )
 PICTURE = b"a golden picture"
+LARGE_BYTES = 50_000
 
 
 class Crash(BaseException):
@@ -159,6 +162,9 @@ class FakeManifests:
         return (self.known[model, version], *others)
 
 
+Odd = Callable[["Origin", web.Request, bytes], Awaitable[web.StreamResponse]] | None
+
+
 @dataclass
 class Origin:
     """A file server with bad manners on demand."""
@@ -172,7 +178,11 @@ class Origin:
     """The next answers are these."""
     sas: str = ""
     block_delay_s: float = 0.0
+    odd: deque[Odd] = field(default_factory=deque)
+    """The next large files are answered by these; None: as usual."""
     requests: list[tuple[str, str]] = field(default_factory=list)
+    connections: set[object] = field(default_factory=set)
+    """Who has asked: address and port."""
     sent_bytes: int = 0
     sent: Counter[str] = field(default_factory=Counter)
     """The same by path."""
@@ -183,6 +193,7 @@ class Origin:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         asked = request.headers.get("Range", "")
         self.requests.append((request.path, asked))
+        self.connections.add(request.transport and request.transport.get_extra_info("peername"))
         if self.statuses:
             return web.Response(status=self.statuses.popleft())
         if self.sas and request.query_string != self.sas:
@@ -190,21 +201,26 @@ class Origin:
         data = self.files.get(request.path)
         if data is None:
             return web.Response(status=404)
+        odd = self.odd.popleft() if self.odd and len(data) >= LARGE_BYTES else None
+        if odd is not None:
+            return await odd(self, request, data)
         etag = f'"{hashlib.md5(data).hexdigest()}"' if self.etags else ""
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
         first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
-        start, stop = int(first or 0), int(last) + 1 if last else len(data)
+        start, stop = int(first or 0), int(last or len(data) - 1) + 1
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
-        return await self._send(request, data, slice(start, min(stop, len(data))), etag)
+        headers = {"ETag": etag} if etag else {}
+        if first:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        return await self.send(request, 206 if first else 200, data[start:stop], headers)
 
-    async def _send(self, request: web.Request, data: bytes, part: slice, etag: str) -> web.StreamResponse:
-        body, is_part = data[part], part != slice(0, len(data))
-        headers = {"Content-Length": str(len(body)), **({"ETag": etag} if etag else {})}
-        if is_part:
-            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
-        reply = web.StreamResponse(status=206 if is_part else 200, headers=headers)
+    async def send(
+        self, request: web.Request, status: int, body: bytes, headers: Mapping[str, str]
+    ) -> web.StreamResponse:
+        """Sends `body` as the knobs say, and counts it."""
+        reply = web.StreamResponse(status=status, headers={"Content-Length": str(len(body)), **headers})
         await reply.prepare(request)
         cut = self.cut_after.popleft() if self.cut_after else None
         body = body if cut is None else body[:cut]
@@ -322,6 +338,7 @@ class World:
     manifests: FakeManifests = field(default_factory=FakeManifests)
     activator: FakeActivator = field(default_factory=FakeActivator)
     wrap: Callable[[Journal], Any] = lambda journal: journal
+    http: HttpSettings | None = None
     boot: str = "boot-1"
     policy: LinkPolicy = field(default_factory=LinkPolicy)
     interface: str = "eth0"
@@ -348,7 +365,7 @@ class World:
         repository.prepare()
         async with AsyncExitStack() as stack:
             journal = self.wrap(await stack.enter_async_context(open_journal(repository.journal_path)))
-            http = await stack.enter_async_context(open_http())
+            http = await stack.enter_async_context(open_http(self.http))
             meters = {"http": lambda: self.carried_bytes + http.received_bytes, "hub": lambda: self.hub.bytes}
             gate = Gate(
                 Ledger(journal, meters),
@@ -409,8 +426,14 @@ class World:
         coded = {"none": lambda: data, "zstd": lambda: compress_zstd(data), "efd1": lambda: make_full(data).data}[
             codec
         ]()
+        chunks = make_chunk_list(coded)
         source = Source(
-            kind="full", codec=codec, blob=self.put_blob(coded), size=len(coded), memory=get_memory(coded, codec)
+            kind="full",
+            codec=codec,
+            blob=self.put_blob(coded),
+            size=len(coded),
+            memory=get_memory(coded, codec),
+            chunks=self.put_blob(chunks) if chunks else "",
         )
         md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
         return FileEntry(path=name, sha256=str(Digest.of(data)), md5=md5, size=len(data), sources=(source,))

@@ -58,11 +58,11 @@ async def play(folder: Path, origin: Origin, state: State) -> dict[str, Any]:
     filler = folder / "filler"
     async with world.run():
         world.deploy("1.0.0")
-        await world.wait_state(State.ACTIVE)
+        await world.wait_state(State.ACTIVE, timeout_s=60)
         before = origin.sent_bytes
         with filled_in(state, filler):
             world.deploy("1.1.0")
-            record = await world.wait_state(State.WAITING, version="1.1.0")
+            record = await world.wait_state(State.WAITING, version="1.1.0", timeout_s=60)
             rows = await world.agent._parts.journal.load_records()  # type: ignore[union-attr]
             active = world.repository.read_ref("detector", "active")
             serves = world.activator.serving["detector"]
@@ -75,7 +75,7 @@ async def play(folder: Path, origin: Origin, state: State) -> dict[str, Any]:
                 "intact": data == make_model_file("detector", "1.0.0", SIZE_BYTES),
             }
             filler.unlink()
-            await world.wait_state(State.ACTIVE, version="1.1.0")
+            await world.wait_state(State.ACTIVE, version="1.1.0", timeout_s=60)
     coded = world.manifests.known["detector", "1.1.0"]
     sizes = sum(one["sources"][0]["size"] for one in json.loads(coded)["files"])
     found["sent twice"] = max(0, origin.sent_bytes - before - sizes)
@@ -97,9 +97,9 @@ async def play_reserved(folder: Path, origin: Origin) -> dict[str, Any]:
                 await asyncio.sleep(0.005)
         await asyncio.to_thread(fill, filler)
         origin.block_delay_s = 0.0
-        record = await world.wait_state(State.WAITING)
+        record = await world.wait_state(State.WAITING, timeout_s=60)
         filler.unlink()
-        await world.wait_state(State.ACTIVE)
+        await world.wait_state(State.ACTIVE, timeout_s=60)
     shutil.rmtree(world.root)
     return {"waits in": record.resume, "says": record.fault.code if record.fault else ""}
 
@@ -113,7 +113,7 @@ async def play_crowded(folder: Path, origin: Origin) -> dict[str, Any]:
         for version in versions:
             world.publish(version, size=SIZE_BYTES)
             world.deploy(version)
-            record = await world.wait_state(State.ACTIVE, State.WAITING, version=version)
+            record = await world.wait_state(State.ACTIVE, State.WAITING, version=version, timeout_s=60)
             ends.append(record.state)
             kept = [one.version for one in world.repository.list_versions("detector")]
     return {"ends": sorted(set(ends)), "newest are kept": kept == versions[-len(kept) :], "kept": len(kept)}

@@ -27,7 +27,7 @@ async def main(folder: Path) -> None:
         async with world.run():
             found["serves"] = world.activator.serving["detector"].version
             world.deploy("1.1.0")
-            record = await world.wait_state(State.WAITING, version="1.1.0")
+            record = await world.wait_state(State.WAITING, version="1.1.0", timeout_s=60)
             found["waits"] = record.fault.code if record.fault else ""
             found["still serves"] = world.activator.serving["detector"].version
     async with open_device(DeviceConfig(storage=str(folder), port=0)) as device:

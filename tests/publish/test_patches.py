@@ -18,7 +18,7 @@ from tests.publish.desk import NOW, make_desk, make_model, make_picture, make_re
 from edgeferry.delta.apply import apply_patch
 from edgeferry.delta.tensors import find_tensors
 from edgeferry.errors import ConfigInvalid
-from edgeferry.link.route import pick_route
+from edgeferry.link.route import list_digests, pick_route
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, Source, read_manifest_bytes
 from edgeferry.publish import patches
@@ -28,7 +28,6 @@ from edgeferry.publish.patches import (
     MAX_BASES,
     SOURCE_BYTES,
     count_download,
-    list_digests,
     pick_bases,
     read_bundled,
 )

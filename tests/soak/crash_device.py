@@ -39,7 +39,7 @@ from soak.orphans import list_orphans
 from soak.power_cut import DiskLog, cut_power
 
 ENDS = TERMINAL | {State.ACTIVE}
-LONGEST_S = 30.0
+LONGEST_S = 60.0
 
 
 class Job(msgspec.Struct, kw_only=True):

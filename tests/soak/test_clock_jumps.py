@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from agent.agent_world import FAST
 from edgeferry.agent.machine import State
+from soak.crash_calls import Point
 from soak.crash_device import Account
 from soak.crash_site import STORIES, CrashSite, Story, open_crash_site
 from soak.test_device_crashes import check_end, check_ledger
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 HOUR_S, DAY_S, DECADE_S = 3600.0, 86_400.0, 3653 * 86_400.0
 LEAPS_S = [sign * leap for leap in (HOUR_S, DAY_S, DECADE_S) for sign in (1, -1)]
 STATES = [
@@ -33,9 +35,10 @@ SLACK_S = 1.0
 """A busy machine's, beside a back-off of a tenth of a second."""
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[CrashSite]:
-    async with open_crash_site(tmp_path) as found:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CrashSite]:
+    """One for all tests of this file: each life begins with a folder of its own."""
+    async with open_crash_site(tmp_path_factory.mktemp("crashes")) as found:
         yield found
 
 
@@ -75,8 +78,6 @@ async def test_a_device_that_wakes_up_years_ago_takes_its_first_version(site: Cr
 @pytest.mark.soak
 async def test_messages_keep_their_ids_when_the_clock_jumps_and_the_device_dies(site: CrashSite) -> None:
     """The message is made anew after the death: under the id that it had."""
-    from soak.crash_calls import Point
-
     whole = await site.live(PATCH)
     for nth in range(whole.counts["hub"]):
         account = await site.live(

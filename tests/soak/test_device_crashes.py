@@ -9,15 +9,16 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Iterator
 from itertools import cycle, islice
-from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from edgeferry.agent.ledger import BOOKING_BYTES
 from soak.crash_calls import KINDS, Point, Side
 from soak.crash_device import Account
 from soak.crash_site import STORIES, CrashSite, Story, open_crash_site
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 SEED = 20261126
 SHORT = 8
 """Deaths of each story in the short form."""
@@ -25,9 +26,10 @@ RESENT_BYTES = 64 << 10
 """What one death may cost of bytes that had been sent."""
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[CrashSite]:
-    async with open_crash_site(tmp_path) as found:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CrashSite]:
+    """One for all tests of this file: each life begins with a folder of its own."""
+    async with open_crash_site(tmp_path_factory.mktemp("crashes")) as found:
         yield found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -150,3 +151,50 @@ async def test_after_a_kill_the_last_record_that_was_said_is_there(tmp_path: Pat
     async with open_journal(path) as journal:
         assert journal.damage is None
         assert int((await journal.load_records())[0][1]) >= said
+
+
+async def test_a_row_that_has_rotted_is_forgotten_and_the_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    async with open_journal(path) as journal:
+        for key in ("a", "b"):
+            await journal.save_record(key, model="m", state="s", body=b"sha256:%s" % (key.encode() * 64))
+            await journal.put_message(key, output="o", body=b"paths of %s" % (key.encode() * 8))
+            await journal.set_value(key, b"wanted %s" % (key.encode() * 8))
+        for kind in ("http", "mqtt"):
+            await journal.add_bytes("2026-11-26", kind, 7)
+    data = path.read_bytes()
+    for right, wrong in (
+        (b"b" * 64, b"b" * 63 + b"c"),
+        (b"of bbbb", b"of bbcb"),
+        (b"wanted bbb", b"wanted bbc"),
+        (b"26mqtt", b"26m\xfftt"),
+    ):
+        assert right in data
+        data = data.replace(right, wrong)
+    path.write_bytes(data)
+    async with open_journal(path) as journal:
+        assert journal.damage is None
+        assert [key for key, _ in await journal.load_records()] == ["a"]
+        assert [one.mid for one in await journal.list_messages()] == ["a"]
+        assert await journal.get_ledger() == {"2026-11-26": {"http": 7}}
+        assert (await journal.get_value("a"), await journal.get_value("b")) == (b"wanted aaaaaaaa", None)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_any_bit_of_a_journal_may_rot_and_what_it_tells_is_true(tmp_path: Path, seed: int) -> None:
+    path, dice = tmp_path / "journal.db", random.Random(seed)
+    async with open_journal(path) as journal:
+        for number in range(8):
+            await journal.save_record(f"key {number}", model="m", state="s", body=b"%d" % number * 200)
+            await journal.set_value(f"key {number}", b"%d" % number * 200)
+            await journal.add_bytes(f"2026-11-0{number + 1}", "http", number)
+    data = bytearray(path.read_bytes())
+    data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+    path.write_bytes(data)
+    async with open_journal(path) as journal:
+        for key, body in await journal.load_records():
+            assert body == key.removeprefix("key ").encode() * 200
+        for number in range(8):
+            assert await journal.get_value(f"key {number}") in (None, b"%d" % number * 200)
+        assert len(await journal.get_ledger()) <= 8
+        await journal.save_record("new", model="m", state="s", body=b"1")

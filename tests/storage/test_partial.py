@@ -56,6 +56,16 @@ def test_truncating_forgets_the_end_and_never_grows(tmp_path: Path) -> None:
         assert (tmp_path / "ab12").read_bytes() == b"1234x"
 
 
+def test_damaged_bytes_are_replaced_where_they_lie_and_the_length_stays(tmp_path: Path) -> None:
+    with open_partial(tmp_path, "ab12", max_bytes=9) as partial:
+        partial.append(b"good bad!")
+        partial.overwrite(5, b"good")
+        assert (partial.length_bytes, list(partial.read_pieces(4))) == (9, [b"good", b" goo", b"d"])
+        with pytest.raises(LinkBroken):
+            partial.overwrite(6, b"more")
+        assert list(partial.read_pieces(9)) == [b"good good"]
+
+
 def test_a_discarded_download_is_gone(tmp_path: Path) -> None:
     with open_partial(tmp_path, "ab12", max_bytes=10) as partial:
         partial.append(b"1")

@@ -342,3 +342,26 @@ async def test_a_file_system_that_cannot_reserve_space_is_written_with_zeros(
         assert path.stat().st_blocks * 512 >= 3_000_000
         output[:5] = b"hello"
     assert path.read_bytes() == b"hello" + bytes(2_999_995)
+
+
+_DECODING = """
+import asyncio, sys
+from pathlib import Path
+from edgeferry.storage.patching import decode_in_child
+here = Path(sys.argv[1])
+asyncio.run(decode_in_child(here / "fifo", "zstd", target_path=here / "out", size_bytes=9, memory_bytes=1 << 20))
+"""
+
+
+async def test_a_child_ends_with_the_process_that_waits_for_it(tmp_path: Path) -> None:
+    """Nobody ever writes into the FIFO that it opens: it would stay for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    device = await asyncio.create_subprocess_exec(sys.executable, "-c", _DECODING, str(tmp_path))
+    children = Path(f"/proc/{device.pid}/task/{device.pid}/children")
+    async with asyncio.timeout(20):
+        while not (found := children.read_text().split()):
+            await asyncio.sleep(0.05)
+        device.kill()
+        await device.wait()
+        while Path(f"/proc/{found[0]}/cmdline").exists() and Path(f"/proc/{found[0]}/cmdline").read_bytes():
+            await asyncio.sleep(0.05)

@@ -106,7 +106,7 @@ class Agent:
         self._link_policy = parts.gate.policy
         self._unkept: dict[str, bytes] = {}
         self._disk_problem: dict[str, str] | None = None
-        self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
+        self.reporter = Reporter(self.get_status, every_s=settings.report_every_s, gather_s=settings.report_gather_s)
         self._link = self._make_link(parts) if parts.open_hub is not None else None
 
     def _make_link(self, parts: Parts) -> HubLink:

@@ -12,10 +12,9 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import BinaryIO
-
-import structlog
 
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Tools
@@ -29,7 +28,7 @@ SCRUB_BYTES_PER_S = 4 << 20
 _SLICE_BYTES = 1 << 20
 _LOOK_AGAIN_S = 600.0
 _KEY = "scrubbed_at"
-_log = structlog.get_logger(__name__)
+_LOG = logging.getLogger(__name__)
 
 Hurt = Callable[[str, str], None]
 """Is told the model and the identity of a version that a ref names and that is not whole any more."""
@@ -46,7 +45,7 @@ async def watch_content(tools: Tools, hurt: Hurt) -> None:
                     hurt(model, identity)
                 await tools.journal.set_value(_KEY, repr(tools.now()).encode())
         except StorageError as error:
-            _log.warning("scrub_failed", code=error.code, message=error.message)
+            _LOG.warning("cannot read all that is stored: %s: %s", error.code, error.message)
 
 
 async def _is_due(tools: Tools, every_s: float) -> bool:
@@ -69,7 +68,7 @@ async def scrub(repository: Repository, *, bytes_per_s: float = SCRUB_BYTES_PER_
     pieces = await in_thread(list_pieces, repository)
     damaged = frozenset([one.digest for one in pieces if not await _is_sound(one, bytes_per_s)])
     for digest in sorted(damaged):
-        _log.error("content_damaged", digest=str(digest))
+        _LOG.error("stored content is damaged: %s", digest)
     return await in_thread(find_hurt, repository, damaged)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from edgeferry.agent.loose import list_files, store_loose
 from edgeferry.agent.machine import TERMINAL, State
-from edgeferry.agent.plan import list_digests
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
 from edgeferry.errors import DeltaBaseMismatch, StorageFailed
+from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
@@ -92,6 +92,7 @@ def adopt(repository: Repository, record: UpdateRecord) -> bool:
         repository.adopt_blob(Digest.from_str(artifact.target), source)
     remove_tree(source)
     remove_tree(partial)
+    remove_tree(_get_chunks_path(repository, artifact))
     return True
 
 

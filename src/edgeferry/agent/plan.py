@@ -22,9 +22,9 @@ from edgeferry.agent.record import (
 )
 from edgeferry.errors import ClassicRefused, EdgeferryError, NameInvalid, TwinInvalid
 from edgeferry.link.policy import LinkPolicy, read_link_policy
-from edgeferry.link.route import Step, pick_route
+from edgeferry.link.route import Step, plan_steps
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import PATCH_CODECS, Manifest
+from edgeferry.model.manifest import Manifest
 from edgeferry.names import get_stem, require_file_name
 from edgeferry.twin.contract import CLASSIC_MODEL, SECTION, ClassicDesired, Desired, Problem
 
@@ -115,27 +115,8 @@ def _make_classic(classic: ClassicDesired) -> Target:
 def plan_artifacts(
     manifest: Manifest, have: Set[Digest], *, others: Iterable[Manifest] = (), whole: bool = False
 ) -> tuple[Artifact, ...]:
-    """The downloads that make `manifest` complete here, each once: its files, then golden inputs that are new.
-
-    Args:
-        manifest: of the version that shall run.
-        have: digests of what is here.
-        others: manifests of other versions of the model, over whose files a chain of patches may lead.
-        whole: full downloads only.
-
-    Raises:
-        ManifestInvalid: a file has no source that this release can decode.
-    """
-    also = [entry for other in others for entry in other.files]
-    codecs: Set[str] = frozenset() if whole else PATCH_CODECS
-    found: dict[str, Artifact] = {}
-    for entry in manifest.files:
-        for step in pick_route(entry, have, also=also, patch_codecs=codecs).steps:
-            found.setdefault(str(step.target), _make_artifact(step))
-    for golden in manifest.golden:
-        if Digest.from_str(golden.input) not in have:
-            found.setdefault(golden.input, _make_plain(golden.input, golden.size))
-    return tuple(found.values())
+    """What `plan_steps` finds, as the journal holds it; raises what it does."""
+    return tuple(map(_make_artifact, plan_steps(manifest, have, others=others, whole=whole)))
 
 
 def _make_artifact(step: Step) -> Artifact:
@@ -151,13 +132,3 @@ def _make_artifact(step: Step) -> Artifact:
         target_size=step.size,
         chunks=source.chunks,
     )
-
-
-def _make_plain(blob: str, size: int) -> Artifact:
-    return Artifact(blob=blob, size=size, target=blob, target_size=size)
-
-
-def list_digests(manifest: Manifest) -> frozenset[Digest]:
-    """Every blob that `manifest` needs on this device."""
-    names = (*(entry.sha256 for entry in manifest.files), *(golden.input for golden in manifest.golden))
-    return frozenset(map(Digest.from_str, names))

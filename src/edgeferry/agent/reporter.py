@@ -5,7 +5,7 @@ What this file leaves to others: sending (`hub_link.py`), the rows it is a view 
 Rules:
 - A view of rows and refs, made anew each time; nothing is counted or remembered here but what was told last.
 - Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
-- At state changes at once; for progress alone at most every N seconds.
+- At state changes, those of a second in one; for progress alone at most every N seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from edgeferry.twin.status import DeviceStatus, ModelStatus
 CLASSIC_NAME = "LatestAIModelFileName"
 _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
-_COALESCE_S = 0.1
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
@@ -113,14 +112,15 @@ def make_problem(place: str, error: EdgeferryError) -> dict[str, str]:
 class Reporter:
     """Says what has changed, when it is time to. `view` makes the view of this moment."""
 
-    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float) -> None:
+    def __init__(self, view: Callable[[], DeviceStatus], *, every_s: float, gather_s: float) -> None:
         self._view = view
         self.every_s = every_s
+        self._gather_s = gather_s
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
     def note_change(self) -> None:
-        """A state has changed: to be said at once."""
+        """A state has changed: to be said within a second."""
         self._changed.set()
 
     def note_progress(self) -> None:
@@ -144,7 +144,7 @@ class Reporter:
         try:
             async with asyncio.timeout(self.every_s):
                 await self._changed.wait()
-                await asyncio.sleep(_COALESCE_S)  # several rows often move together: one report for all
+                await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
         except TimeoutError:
             if not self._changed.is_set():
                 await _wait_any(self._changed, self._progressed)

@@ -48,6 +48,8 @@ class AgentSettings:
     access_retry_s: float = 3600.0
     """A right that was refused is asked for again this late; a new SAS in the twin wakes it at once."""
     report_every_s: float = 30.0
+    report_gather_s: float = 1.0
+    """States that change within it are one report: each costs some 500 bytes on the link."""
     scrub_every_s: float = 86_400.0
     """How often all stored content is read again; 0: never."""
     connect_base_s: float = 1.0

@@ -14,9 +14,9 @@ import asyncio
 import datetime as dt
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -33,7 +33,20 @@ from edgeferry.publish.deploy import (
     make_classic_order,
     make_deploy_patch,
     make_renewal_patch,
+    parse_device,
     set_query,
+)
+from edgeferry.publish.forecast import (
+    PUBLIC_CHAIN_BYTES,
+    PUBLIC_HEAD_BYTES,
+    FleetForecast,
+    Server,
+    Ways,
+    forecast_fleet,
+    is_tls,
+    list_holdings,
+    read_shelf,
+    survey,
 )
 from edgeferry.publish.hub_service import HubService
 from edgeferry.publish.publisher import Progress, Request, Say, publish, tell_nobody
@@ -52,6 +65,8 @@ PICTURE_MAX_BYTES = 32 << 20
 SECRET_MAX_BYTES = 8 << 10
 FIRST_ROOT = "metadata/1.root.json"
 Environ = Mapping[str, str]
+Check = Callable[[FleetForecast], None]
+"""Is told the forecast of a deployment; raises to stop it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +199,14 @@ def inspect_file(path: Path) -> Inspection:
     return inspect_model(path.name, read_bounded(path, MODEL_MAX_BYTES))
 
 
-async def deploy_version(terms: DeployTerms) -> Outcome:
-    """`deploy`: tells devices to run a version; with `classic` by the guide's three fields."""
+async def deploy_version(terms: DeployTerms, *, ways: Ways | None = None, check: Check | None = None) -> Outcome:
+    """`deploy`: tells devices to run a version; with `classic` by the guide's three fields.
+
+    With `check` the deployment is forecast first, for links as `ways` says; nobody is told anything when it raises.
+    """
     async with _open_service(terms) as service:
-        listed = await _find_listed(service, terms)
+        site = await _open_published(service, terms)
+        listed = _require_listed(site.draft, terms)
         sas, repo = _sign(terms.repo, service.connection, terms=terms), terms.repo.rstrip("/")
         if terms.classic:
             name = f"{terms.model}-{terms.version}.zip"
@@ -196,7 +215,36 @@ async def deploy_version(terms: DeployTerms) -> Outcome:
                 service, terms.devices, make_patch=functools.partial(make_classic_deploy_patch, classic)
             )
         order = Order(terms.model, terms.version, listed.digest, repo, sas, terms.again)
+        if check is not None:
+            check(await _forecast(service, terms, order, site=site, ways=ways or Ways()))
         return await deploy(service, terms.devices, make_patch=functools.partial(make_deploy_patch, order))
+
+
+async def forecast_version(terms: DeployTerms, ways: Ways) -> FleetForecast:
+    """`forecast`: what a deployment on these terms would take; without devices, on all that run the model."""
+    async with _open_service(terms) as service:
+        site = await _open_published(service, terms)
+        listed = _require_listed(site.draft, terms)
+        sas = _sign(terms.repo, service.connection, terms=terms)
+        order = Order(terms.model, terms.version, listed.digest, terms.repo.rstrip("/"), sas)
+        return await _forecast(service, terms, order, site=site, ways=ways)
+
+
+async def _forecast(
+    service: HubService, terms: DeployTerms, order: Order, *, site: _Published, ways: Ways
+) -> FleetForecast:
+    identities = list(map(parse_device, terms.devices)) or await service.list_running(order.model)
+    seen = await survey(service, identities)
+    listed = _require_listed(site.draft, terms)
+    shelf = await asyncio.to_thread(read_shelf, site.reader, site.draft, listed, holdings=list_holdings(seen))
+    server = _describe_server(terms.repo, service.connection)
+    return forecast_fleet(order, seen, shelf, server=server, ways=ways, now=service.clock())
+
+
+def _describe_server(repo: str, connection: ConnectionString) -> Server:
+    """Bytes of certificates and heads: our hub's are known, all others are taken for a public cloud's."""
+    server = Server() if _is_hub_file(repo, connection) else Server(PUBLIC_CHAIN_BYTES, PUBLIC_HEAD_BYTES)
+    return server if is_tls(repo) else replace(server, chain_bytes=0)
 
 
 async def renew_sas(terms: DeployTerms) -> Outcome:
@@ -253,8 +301,16 @@ def _is_hub_file(url: str, connection: ConnectionString) -> bool:
     return is_files and parts.hostname == hub_host and connection.shared_access_key_name == SERVICE_POLICY
 
 
-async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
-    """The version as the repository's signed metadata lists it.
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """A repository, and its signed metadata."""
+
+    reader: ObjectReader
+    draft: Draft
+
+
+async def _open_published(service: HubService, terms: DeployTerms) -> _Published:
+    """The repository as its signed metadata describes it.
 
     The root is the repository's own here: what is read ends up in a twin, and every device checks it against its pin.
     """
@@ -262,8 +318,11 @@ async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
         reader: ObjectReader = open_blob_store(terms.site, terms.environ)
     else:
         query = _sign(terms.repo, service.connection, terms=terms)
-        reader = _HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
-    draft = await asyncio.to_thread(_read_unpinned, reader)
+        reader = HttpReader(service.http, terms.repo.rstrip("/"), query=query, loop=asyncio.get_running_loop())
+    return _Published(reader, await asyncio.to_thread(read_unpinned, reader))
+
+
+def _require_listed(draft: Draft, terms: DeployTerms) -> Listed:
     listed = draft.find_version(terms.model, terms.version)
     if listed is None:
         known = ", ".join(one.version for one in draft.list_versions(terms.model)) or "no version at all"
@@ -271,14 +330,15 @@ async def _find_listed(service: HubService, terms: DeployTerms) -> Listed:
     return listed
 
 
-def _read_unpinned(reader: ObjectReader) -> Draft:
+def read_unpinned(reader: ObjectReader) -> Draft:
+    """The metadata as its own first root vouches for it; raises ConfigInvalid where there is no repository."""
     found = reader.find(FIRST_ROOT, 64 << 10)
     if found is None:
         raise ConfigInvalid("there is no repository at this place: run `edgeferry repo init --to URL` first")
     return read_draft(reader, found[0])
 
 
-class _HttpReader:
+class HttpReader:
     """Reads a repository behind plain HTTP, from a thread, through the loop's client."""
 
     def __init__(self, http: HttpClient, base: str, *, query: str, loop: asyncio.AbstractEventLoop) -> None:

@@ -33,6 +33,7 @@ NOTHING_TO_DO: Final = 5
 
 EXIT_CODES: Final[dict[type[EdgeferryError], int]] = {
     errors.ConfigError: USAGE,
+    errors.OverBudget: REFUSED,
     errors.LinkError: LINK,
     errors.AccessError: LINK,
     errors.BundleError: REFUSED,

@@ -1,17 +1,15 @@
-"""`edgeferry repo`, `publish`, `inspect`, `deploy`: the operator's words on a command line.
+"""`edgeferry repo`, `publish`, `inspect`: the operator's words on a command line.
 
 What this file leaves to others: everything but words; the wiring is `app/operator.py`'s.
 
 Rules:
 - Every command takes `--json`: results on stdout, what is being done on stderr.
-- Connection strings and SAS come from an option, a file or the environment, and are never printed.
+- Connection strings come from an option, a file or the environment, and are never printed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,20 +18,18 @@ import click
 import msgspec
 
 from edgeferry.app import operator
-from edgeferry.app.operator import DeployTerms, PublishFiles
+from edgeferry.app.operator import PublishFiles
 from edgeferry.cli.exit_codes import ends_with_exit_code
 from edgeferry.cli.publish_progress import open_publish_progress
 from edgeferry.cli.slim_option import ask_for_slim, slim_options, take_slim_options
 from edgeferry.errors import ConfigInvalid
 from edgeferry.model.inspect import Inspection
-from edgeferry.publish.deploy import Outcome
 from edgeferry.publish.report import PublishReport
 from edgeferry.trust.draft import Draft
 
 DEFAULT_KEYS = Path("~/.config/edgeferry/keys")
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def _to_option(command: Command) -> Command:
@@ -257,58 +253,6 @@ def _flatten(table: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if not isinstance(table, dict):
         return [(prefix, table)]
     return [row for key, value in table.items() for row in _flatten(value, f"{prefix}.{key}" if prefix else str(key))]
-
-
-# --- deploy -----------------------------------------------------------------------------------------------------------
-@click.command("deploy")
-@click.option("--model", default="", help="Name of the model.")
-@click.option("--version", default="", help="The version to run.")
-@click.option("--device", "devices", multiple=True, required=True, metavar="D[/MODULE]", help="May be given again.")
-@click.option("--classic", is_flag=True, help="Set FileName, DownloadUrl and ContentMD5 instead of our section.")
-@click.option("--again", is_flag=True, help="Give a version that was refused or rolled back another try.")
-@click.option("--renew-sas", is_flag=True, help="Renew the SAS in the twins and change nothing else.")
-@click.option("--sas-expires", default="90d", show_default=True, help="How long a new SAS lasts: 90d, 12h, 30m.")
-@click.option("--sas", default="", envvar="EDGEFERRY_SAS", help="A SAS to use instead of one made here.")
-@click.option(
-    "--hub",
-    required=True,
-    envvar="EDGEFERRY_HUB",
-    help="Service connection string of the hub, or a file that holds it (or EDGEFERRY_HUB).",
-)
-@click.option("--repo", default="", envvar="EDGEFERRY_REPO", help="URL of the repository as devices reach it.")
-@click.option("--site", default="", help="The repository as it is reached from here, where that differs.")
-@click.option("--ca-file", type=_FILE, help="PEM certificates to trust, for a hub or server of one's own.")
-@_json_option
-@ends_with_exit_code
-def deploy(renew_sas: bool, as_json: bool, **given: Any) -> None:
-    """Tells devices, through the hub, which version to run."""
-    given["sas_life_s"] = parse_life(given.pop("sas_expires"))
-    given["hub"] = operator.read_hub_text(given["hub"])
-    terms = DeployTerms(**given, environ=os.environ)
-    if not renew_sas and not (terms.model and terms.version and terms.repo):
-        raise ConfigInvalid("expected --model, --version and --repo (or --renew-sas)")
-    run = operator.renew_sas if renew_sas else operator.deploy_version
-    _print_outcome(asyncio.run(run(terms)), as_json=as_json)
-
-
-def parse_life(text: str) -> int:
-    """`90d` -> seconds; raises ConfigInvalid."""
-    match = re.fullmatch(r"([1-9]\d{0,5})([smhdw])", text.strip())
-    if match is None:
-        raise ConfigInvalid(f"expected a time like 90d, 12h or 30m, found {text!r:.40}")
-    return int(match[1]) * _UNITS_S[match[2]]
-
-
-def _print_outcome(outcome: Outcome, *, as_json: bool) -> None:
-    """Prints every device, then fails with the first error: all others have been told."""
-    if as_json:
-        _print_json(outcome.devices)
-    else:
-        for report in outcome.devices:
-            state = report.error["message"] if report.error else "told" if report.changed else "asked for it already"
-            click.echo(f"{report.device}  {state}")
-    if outcome.error is not None:
-        raise outcome.error
 
 
 def _say(text: str) -> None:

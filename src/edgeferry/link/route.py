@@ -1,6 +1,7 @@
 """The cheapest route from what a device has to a file it needs: nothing, a patch, patch over patch, or the full file.
 
-Fetching and decoding are the agent's; what bytes cost is `forecast`'s.
+Routes of all files together are what a version takes: `plan_steps`, the same for the device that fetches them and the
+operator who foresees it. Fetching and decoding are the agent's; what bytes cost is `forecast`'s.
 
 Rules:
 - Cheapest means fewest payload bytes; among equals the one that needs the least memory, then the fewest steps.
@@ -19,7 +20,7 @@ from itertools import count
 
 from edgeferry.errors import ManifestInvalid
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import FULL_CODECS, PATCH_CODECS, FileEntry, Source
+from edgeferry.model.manifest import FULL_CODECS, PATCH_CODECS, FileEntry, Golden, Manifest, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,44 @@ class Route:
     def download_bytes(self) -> int:
         """Payload bytes of all steps."""
         return self.cost[0]
+
+
+def plan_steps(
+    manifest: Manifest, have: AbstractSet[Digest], *, others: Iterable[Manifest] = (), whole: bool = False
+) -> tuple[Step, ...]:
+    """The downloads that make `manifest` complete, each once: its files, then golden inputs that are new.
+
+    Args:
+        manifest: of the version that shall run.
+        have: digests of what the device has.
+        others: manifests of other versions of the model, over whose files a chain of patches may lead.
+        whole: full downloads only.
+
+    Raises:
+        ManifestInvalid: a file has no source that this release can decode.
+    """
+    also = [entry for other in others for entry in other.files]
+    codecs: AbstractSet[str] = frozenset() if whole else PATCH_CODECS
+    found: dict[Digest, Step] = {}
+    for entry in manifest.files:
+        for step in pick_route(entry, have, also=also, patch_codecs=codecs).steps:
+            found.setdefault(step.target, step)
+    for golden in manifest.golden:
+        step = _make_golden_step(golden)
+        if step.target not in have:
+            found.setdefault(step.target, step)
+    return tuple(found.values())
+
+
+def _make_golden_step(golden: Golden) -> Step:
+    source = Source(kind="full", codec="none", blob=golden.input, size=golden.size)
+    return Step(source, Digest.from_str(golden.input), golden.size)
+
+
+def list_digests(manifest: Manifest) -> frozenset[Digest]:
+    """Every content that a device with this version has."""
+    names = (*(entry.sha256 for entry in manifest.files), *(golden.input for golden in manifest.golden))
+    return frozenset(map(Digest.from_str, names))
 
 
 def pick_route(

@@ -10,7 +10,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,14 @@ import msgspec
 from edgeferry.errors import ConfigInvalid, Conflict, HubRefused, LinkBroken
 from edgeferry.transport.http import HttpAnswer, HttpClient, require_ok
 from edgeferry.wire.iothub_auth import ConnectionString, make_sas_token
-from edgeferry.wire.service_api import QUERY_PATH, Identity, add_api_version, find_error_code, get_twin_path
+from edgeferry.wire.service_api import (
+    QUERY_PATH,
+    Identity,
+    add_api_version,
+    find_error_code,
+    get_twin_path,
+    require_identity,
+)
 
 TWIN_MAX_BYTES = 1 << 20
 PAGE_ROWS, PAGES_MAX = 100, 2000
@@ -74,17 +81,31 @@ class HubService:
             HubRefused: the hub does not know us.
             LinkError: no answer, or none that makes sense.
         """
-        path = f"properties.reported.edgeferry.models.[[{model}]].active"
+        path = _get_active_path(model)
         found: Counter[str] = Counter()
         for source in ("devices", "devices.modules"):
             text = f"SELECT {path} AS version FROM {source} WHERE is_string({path})"  # noqa: S608 - a checked name
-            token = ""
-            for _ in range(PAGES_MAX):
-                rows, token = await self._fetch_page(text, token)
-                found.update(version for row in rows if isinstance(version := row.get("version"), str))
-                if not token:
-                    break
+            async for row in self._fetch_rows(text):
+                found.update(version for version in [row.get("version")] if isinstance(version, str))
         return dict(found)
+
+    async def list_running(self, model: str) -> list[Identity]:
+        """The devices and modules that report some version of `model` as their active one; raises as `count_active`."""
+        path, found = _get_active_path(model), []
+        for columns, source in (("deviceId", "devices"), ("deviceId, moduleId", "devices.modules")):
+            text = f"SELECT {columns} FROM {source} WHERE is_string({path})"  # noqa: S608 - a checked name
+            async for row in self._fetch_rows(text):
+                found.append(require_identity(str(row.get("deviceId")), row.get("moduleId")))
+        return sorted(found, key=str)
+
+    async def _fetch_rows(self, text: str) -> AsyncIterator[Json]:
+        token = ""
+        for _ in range(PAGES_MAX):
+            rows, token = await self._fetch_page(text, token)
+            for row in rows:
+                yield row
+            if not token:
+                return
 
     async def _fetch_page(self, text: str, token: str) -> tuple[list[Json], str]:
         """Rows, and the token of the page behind them (empty: there is none)."""
@@ -118,6 +139,10 @@ class HubService:
             body=body,
             headers={"Authorization": token, "Content-Type": "application/json", **(headers or {})},
         )
+
+
+def _get_active_path(model: str) -> str:
+    return f"properties.reported.edgeferry.models.[[{model}]].active"
 
 
 def is_part_of(patch: Mapping[str, Any], document: Mapping[str, Any]) -> bool:

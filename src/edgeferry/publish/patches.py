@@ -22,7 +22,7 @@ import msgspec
 from edgeferry.delta.apply import decode_full
 from edgeferry.delta.make import Patch, Progress, make_patch
 from edgeferry.errors import ConfigInvalid, DeltaError, ManifestInvalid, MetadataUntrusted
-from edgeferry.link.route import pick_route
+from edgeferry.link.route import list_digests, pick_route, plan_steps
 from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, FileEntry, Manifest, Source, read_manifest_bytes
@@ -248,23 +248,8 @@ def count_download(manifest: Manifest, have: AbstractSet[Digest], known: Iterabl
         have: digests of what it holds.
         known: manifests of other versions that come along with this one.
     """
-    also = [entry for one in known for entry in one.files]
-    sizes: dict[Digest, int] = {}
-    for entry in manifest.files:
-        for step in pick_route(entry, have, also=also).steps:
-            sizes[step.target] = step.source.size
-    for sample in manifest.golden:
-        if (digest := Digest.from_str(sample.input)) not in have:
-            sizes[digest] = sample.size
-    return sum(sizes.values()), len(sizes)
-
-
-def list_digests(manifest: Manifest | None) -> frozenset[Digest]:
-    """Every content that a device with this version holds; none for None."""
-    if manifest is None:
-        return frozenset()
-    names = [entry.sha256 for entry in manifest.files] + [sample.input for sample in manifest.golden]
-    return frozenset(map(Digest.from_str, names))
+    steps = plan_steps(manifest, have, others=known)
+    return sum(step.source.size for step in steps), len(steps)
 
 
 def count_updates(manifest: Manifest, bases: Iterable[Manifest], known: Sequence[Manifest]) -> tuple[UpdateReport, ...]:

@@ -19,6 +19,7 @@ from itertools import takewhile
 import msgspec
 
 from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken
+from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
 from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest, Hasher
@@ -42,7 +43,6 @@ from edgeferry.publish.patches import (
     Patches,
     count_download,
     count_updates,
-    list_digests,
     make_patches,
     note_left_out,
     pick_bases,
@@ -374,6 +374,7 @@ def _make_report(
 ) -> PublishReport:
     """The report of a version that is published already; `known` is what devices get along with its manifest."""
     data, classic_size = make_manifest_bytes(manifest), len(packed.classic_zip)
+    before = list_digests(packed.before) if packed.before else frozenset()
     return PublishReport(
         model=request.model,
         version=request.version,
@@ -381,7 +382,7 @@ def _make_report(
         unchanged=True,
         download_bytes=count_download(manifest, frozenset())[0],
         golden_bytes=sum(sample.size for sample in manifest.golden),
-        update_bytes=count_download(manifest, list_digests(packed.before), known)[0],
+        update_bytes=count_download(manifest, before, known)[0],
         manifest_bytes=len(data),
         bundle_bytes=0,
         files=tuple(files),

@@ -8,6 +8,7 @@ Rules:
 - Room for what comes next is reserved on the disk: that an update waits for space can be written when there is none.
 - One thread touches the database; every method is a coroutine that waits for it.
 - On a disk that is read-only the journal is read into memory: what is asked and done is known until the process ends.
+- A row carries a checksum: one that has rotted is forgotten when the journal is opened.
 - A journal that is damaged, or of a newer release, is moved aside and begun anew: refs tell what is true, records only
   what we were doing, so that a device without a journal serves on. `damage` and the log say that it happened.
 """
@@ -18,6 +19,7 @@ import asyncio
 import errno
 import os
 import sqlite3
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -31,15 +33,31 @@ import structlog
 from edgeferry.errors import NoSpace, StorageBusy, StorageError, StorageFailed
 from edgeferry.storage.files import fsync_folder, rename_durably, reserve, translate_disk_errors
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
-CREATE TABLE record (key TEXT PRIMARY KEY, model TEXT NOT NULL, state TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE record (key TEXT PRIMARY KEY, model TEXT NOT NULL, state TEXT NOT NULL, body BLOB NOT NULL,
+    seal INTEGER NOT NULL);
 CREATE TABLE ledger (day TEXT NOT NULL, kind TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (day, kind));
 CREATE TABLE outbox (
-    place INTEGER PRIMARY KEY AUTOINCREMENT, mid TEXT NOT NULL UNIQUE, output TEXT NOT NULL, body BLOB NOT NULL
+    place INTEGER PRIMARY KEY AUTOINCREMENT, mid TEXT NOT NULL UNIQUE, output TEXT NOT NULL, body BLOB NOT NULL,
+    seal INTEGER NOT NULL
 );
-CREATE TABLE value (key TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE value (key TEXT PRIMARY KEY, body BLOB NOT NULL, seal INTEGER NOT NULL);
 """
+_SEALED = (
+    ("SELECT rowid, seal, body, CAST(key || model || state AS BLOB) FROM record", "DELETE FROM record WHERE rowid = ?"),
+    ("SELECT rowid, seal, body, CAST(mid || output AS BLOB) FROM outbox", "DELETE FROM outbox WHERE rowid = ?"),
+    ("SELECT rowid, seal, body, CAST(key AS BLOB) FROM value", "DELETE FROM value WHERE rowid = ?"),
+)
+"""Rows carry a checksum, since SQLite keeps none and reads what has rotted: which rows there are, and to forget one."""
+_NO_DAY = """
+DELETE FROM ledger WHERE typeof(bytes) != 'integer' OR bytes < 0 OR kind GLOB '*[^a-z0-9_:-]*'
+    OR day NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]'
+"""
+_NOT_ITS_FAULT = tuple(
+    f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
+)
+"""What the machine may answer; anything else that is said when a journal is opened, its damage says."""
 _BUSY_TIMEOUT_S = 5.0
 _WAL_PAGES = 64
 """Written back when it holds so many pages of 4 KiB: within the room that is reserved for it."""
@@ -71,8 +89,8 @@ class Journal:
     # --- records ------------------------------------------------------------------------------------------------------
     async def save_record(self, key: str, *, model: str, state: str, body: bytes) -> None:
         """Writes the record of one update; when this returns, it is on the disk."""
-        sql = "INSERT OR REPLACE INTO record (key, model, state, body) VALUES (?, ?, ?, ?)"
-        await self._write(sql, key, model, state, body)
+        sql = "INSERT OR REPLACE INTO record (key, model, state, body, seal) VALUES (?, ?, ?, ?, ?)"
+        await self._write(sql, key, model, state, body, _make_seal(body, key, model, state))
 
     async def load_records(self) -> list[tuple[str, bytes]]:
         """Key and body of every record."""
@@ -98,7 +116,8 @@ class Journal:
     # --- outbox -------------------------------------------------------------------------------------------------------
     async def put_message(self, mid: str, *, output: str, body: bytes) -> None:
         """Keeps a message until `drop_message`; the same `mid` again changes nothing."""
-        await self._write("INSERT OR IGNORE INTO outbox (mid, output, body) VALUES (?, ?, ?)", mid, output, body)
+        sql = "INSERT OR IGNORE INTO outbox (mid, output, body, seal) VALUES (?, ?, ?, ?)"
+        await self._write(sql, mid, output, body, _make_seal(body, mid, output))
 
     async def list_messages(self) -> list[OutboxMessage]:
         """Messages not yet dropped, oldest first."""
@@ -116,7 +135,7 @@ class Journal:
 
     async def set_value(self, key: str, body: bytes) -> None:
         """Keeps `body` under `key`."""
-        await self._write("INSERT OR REPLACE INTO value VALUES (?, ?)", key, body)
+        await self._write("INSERT OR REPLACE INTO value VALUES (?, ?, ?)", key, body, _make_seal(body, key))
 
     # --- the one thread -----------------------------------------------------------------------------------------------
     async def _write(self, sql: str, *values: str | int | bytes) -> None:
@@ -188,7 +207,7 @@ def _open(path: Path) -> sqlite3.Connection:
         _set_up(connection)
     except sqlite3.DatabaseError as error:
         connection.close()
-        if getattr(error, "sqlite_errorname", "") in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+        if not getattr(error, "sqlite_errorname", "").startswith(_NOT_ITS_FAULT):
             raise _Damaged(str(error)) from error
         raise
     except _Damaged:
@@ -235,7 +254,7 @@ def _set_up(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL").close()
     connection.execute("PRAGMA synchronous = FULL").close()
     connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}").close()
-    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if verdict != "ok":
         raise _Damaged(str(verdict)[:200])
@@ -243,6 +262,34 @@ def _set_up(connection: sqlite3.Connection) -> None:
         raise _Damaged(f"schema {version}, expected {SCHEMA_VERSION}")
     if version == 0:
         connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    if _read_schema(connection) != _make_schema():
+        raise _Damaged("its tables are not those of this release")
+    _forget_damaged(connection)
+
+
+def _read_schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    sql = "SELECT type, CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master WHERE name NOT LIKE 'sqlite_seq%'"
+    return sorted(connection.execute(sql).fetchall(), key=repr)
+
+
+def _make_schema() -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA)
+        return _read_schema(connection)
+
+
+def _forget_damaged(connection: sqlite3.Connection) -> None:
+    """A row that is not what was written is nobody's word: what was under way is found out again."""
+    for select, delete in _SEALED:
+        rows = connection.execute(select).fetchall()
+        for row in [row for row, seal, body, texts in rows if zlib.crc32(body, zlib.crc32(texts)) != seal]:
+            _log.warning("journal_row_damaged", forgotten=delete.split()[2])
+            connection.execute(delete, (row,)).close()
+    connection.execute(_NO_DAY).close()
+
+
+def _make_seal(body: bytes, *texts: str) -> int:
+    return zlib.crc32(body, zlib.crc32("".join(texts).encode()))
 
 
 def _move_aside(path: Path) -> Path:

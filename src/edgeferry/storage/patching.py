@@ -10,7 +10,8 @@ Rules:
 - Base, artifact and output are mapped: what stays in memory is what the patch states. Space for the output is reserved
   before a byte of it is written, so that a full disk is an error and no signal.
 - What is made on the way to an explanation is a file without a name, mapped too.
-- The output appears under its name only whole and fsynced. Nothing is left behind by an error, a kill or a cancel.
+- The output appears under its name only whole and fsynced. Nothing is left behind by an error, a kill or a cancel, and
+  no child outlives the process that waits for it.
 - A patch for another base is DeltaBaseMismatch. Whatever else the bytes make the child do (error, signal, too much
   memory or time) is DeltaDamaged; a full disk is NoSpace; that a child cannot be started at all is ours:
   WorkerStartFailed.
@@ -19,14 +20,16 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import mmap
 import os
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -57,6 +60,7 @@ EXPLAINING_BYTES = 64 << 20
 """Granted beside what the patch states: its parts, their names and the answer."""
 EXPLANATION_MAX_BYTES = 16 << 20
 _ANSWER_MAX_BYTES = 4096
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BLOCK_BYTES = 1 << 20
 _RAISED_HERE = (DeltaBaseMismatch, DeltaDamaged, NoSpace, StorageFailed)
 _LASTING_TEMP_FOLDER = "/var/tmp"  # noqa: S108 - no name is made there; /tmp is memory on many machines
@@ -180,6 +184,7 @@ async def _run_child(task: Task | Question, kind: type[T], *, max_bytes: int) ->
             "-m",
             "edgeferry.storage.patching",
             msgspec.json.encode(task).decode(),
+            str(os.getpid()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             env=environment,
@@ -218,8 +223,9 @@ def _read_answer(data: bytes, status: int, kind: type[T]) -> T:
 
 
 # --- the child's side -------------------------------------------------------------------------------------------------
-def main(argument: str) -> None:
-    """Does one task and writes the answer to standard output."""
+def main(argument: str, parent: int) -> None:
+    """Does one task and writes the answer to standard output; `parent` is the process that waits for it."""
+    _die_with(parent)
     os.nice(NICENESS)
     task = msgspec.json.decode(argument, type=Task | Question)
     try:
@@ -229,6 +235,14 @@ def main(argument: str) -> None:
     except MemoryError:
         answer = _encode(error=DeltaDamaged.code, message="decoding took more memory than is stated")
     sys.stdout.buffer.write(answer)
+
+
+def _die_with(parent: int) -> None:
+    """A device that is killed leaves nobody at work: the next one decodes anew, and needs the memory for it."""
+    with suppress(OSError, AttributeError):  # without it the work is only done in vain
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before we asked
+        sys.exit(1)
 
 
 def _do(task: Task | Question) -> bytes:
@@ -344,4 +358,4 @@ def _lower_limit(kind: int, wanted: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

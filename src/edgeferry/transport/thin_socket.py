@@ -6,8 +6,9 @@ Rules:
 - What a server has sent and we have not kept lies in the network, in the kernel and in the reader's buffers: together
   at most a chunk of 64 KB on a slow link, also where a reader takes its time. SO_RCVBUF bounds the kernel's share, and
   reading in small blocks the reader's.
-- The window follows the link: twice of what is on its way in one round trip, for that fills it. A link that brings more
-  for a second is fast, and the kernel chooses for as long as it is.
+- The window follows the link: three times what is on its way in one round trip fills it, and goes on while a loss is
+  made good. It grows at once and shrinks slowly: a turn with a loss brings little. A reader that lags gets less.
+- A link that brings more for a second is fast, and the kernel chooses for as long as it is.
 - The window never shrinks below what the thinnest link needs.
 """
 
@@ -22,13 +23,18 @@ from edgeferry.transport.wire_bytes import WireMeter
 
 WINDOW_START_BYTES = 16 << 10
 WINDOW_MIN_BYTES = 12 << 10
-WINDOW_MAX_BYTES = 40 << 10
-"""A kernel grants up to 1.3 times as much, for segments of 1,448 bytes (it counts memory: 2,304 bytes for each)."""
+WINDOW_MAX_BYTES = 60 << 10
+"""With a block that is being kept, a chunk."""
+LAGGING_MAX_BYTES = 24 << 10
+"""For a reader that seldom reads all that is here: its own buffers are full, too."""
+_LAGGING_SHARE = 0.6
 SLOW_BYTES_PER_S = 640_000 // 8
-"""Up to here a chunk counts. A window of 40 KB brings more over a round trip of 0.5 s: it is never what holds back."""
+"""Up to here a chunk counts. A window of 60 KB brings more over a round trip of 0.7 s: it is never what holds back."""
 FAST_BYTES_PER_S = 4_000_000 // 8
 _BLOCK_BYTES = 4 << 10
 _MEASURE_S = 0.5
+_SHRINK = 0.95
+_NEAR_S = 0.02
 _SO_BUF_LOCK = 72
 """asm-generic/socket.h, Linux 5.15: 0 gives the buffers back to the kernel's own tuning."""
 _UNTUNED_BYTES = 4 << 20
@@ -36,19 +42,23 @@ _MIN_RTT = (148, struct.Struct("=I"))
 """tcpi_min_rtt in `struct tcp_info` of linux/tcp.h, microseconds; all ones where there is none."""
 
 
-def choose_window(bytes_per_s: float, rtt_s: float) -> int | None:
+def choose_window(bytes_per_s: float, rtt_s: float, *, lags: bool = False) -> int | None:
     """The window for a link that brought `bytes_per_s`, with a round trip of `rtt_s` where nothing queues.
 
-    A window that is the limit itself brings its own size in one round trip and is doubled; a link that is the limit
-    has twice its bandwidth-delay product, half of it for what is being acknowledged and repeated.
+    A window that is the limit itself brings its own size in one round trip, and is tripled; a link that is the limit
+    has three times its bandwidth-delay product. A link whose server is near is not thin, and needs no smallest window.
 
     Returns:
-        None for a fast link: it needs no bound.
+        None for a fast link: it needs no bound. A reader that `lags` behind the link gets little.
     """
-    wanted = int(2 * bytes_per_s * rtt_s)
-    if bytes_per_s > FAST_BYTES_PER_S or (bytes_per_s > SLOW_BYTES_PER_S and wanted > WINDOW_MAX_BYTES):
+    wanted = int(3 * bytes_per_s * rtt_s)
+    if bytes_per_s > FAST_BYTES_PER_S:
         return None
-    return min(max(wanted, WINDOW_MIN_BYTES), WINDOW_MAX_BYTES)
+    if lags:
+        return min(max(wanted, WINDOW_MIN_BYTES), LAGGING_MAX_BYTES)
+    if bytes_per_s > SLOW_BYTES_PER_S and wanted > WINDOW_MAX_BYTES:
+        return None
+    return min(max(wanted, WINDOW_MIN_BYTES if rtt_s > _NEAR_S else LAGGING_MAX_BYTES), WINDOW_MAX_BYTES)
 
 
 class ThinSocket(socket.socket):
@@ -60,19 +70,26 @@ class ThinSocket(socket.socket):
     _taken_bytes = 0
     _rtt_s = 0.0
     _was_fast = False
+    _was_lagging = False
+    _reads = 0
+    _short_reads = 0
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """At most a small block while the window is small."""
-        data = super().recv(bufsize if self.window_bytes is None else min(bufsize, _BLOCK_BYTES), flags)
-        self._note(len(data))
+        wanted = self._limit(bufsize)
+        data = super().recv(wanted, flags)
+        self._note(len(data), wanted)
         return data
 
     def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, flags: int = 0) -> int:  # type: ignore[override] # what asyncio has
         """As `recv`."""
-        wanted = nbytes or len(buffer)
-        size = super().recv_into(buffer, wanted if self.window_bytes is None else min(wanted, _BLOCK_BYTES), flags)
-        self._note(size)
+        wanted = self._limit(nbytes or len(buffer))
+        size = super().recv_into(buffer, wanted, flags)
+        self._note(size, wanted)
         return size
+
+    def _limit(self, wanted: int) -> int:
+        return wanted if self.window_bytes is None else min(wanted, _BLOCK_BYTES)
 
     def close(self) -> None:
         """Closes, once its last reading is taken."""
@@ -87,7 +104,7 @@ class ThinSocket(socket.socket):
         self.window_bytes = window_bytes
         if window_bytes is not None:
             self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
-            self._set_clamp(window_bytes * 2)
+            self._set_clamp(window_bytes)
             return
         self._set_clamp(1 << 30)
         try:
@@ -100,24 +117,31 @@ class ThinSocket(socket.socket):
         if self._began_at:
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, size_bytes)
 
-    def _note(self, size_bytes: int) -> None:
-        """Measures in turns of some round trips; a turn with a pause in it, between two answers, tells nothing."""
+    def _note(self, size_bytes: int, wanted_bytes: int) -> None:
+        """Measures in turns of a round trip or more; a turn with a pause in it, between two answers, tells nothing."""
         self._taken_bytes += size_bytes
-        now, turn_s = time.monotonic(), max(_MEASURE_S, 2 * self._rtt_s)
+        self._reads += 1
+        self._short_reads += size_bytes < wanted_bytes
+        now, turn_s = time.monotonic(), max(_MEASURE_S, self._rtt_s)
         elapsed_s = now - self._began_at
         if elapsed_s < turn_s:
             return
         self._rtt_s = self._read_rtt_s()
         if elapsed_s < 2 * turn_s:
-            self._adapt(choose_window(self._taken_bytes / elapsed_s, self._rtt_s))
-        self._began_at, self._taken_bytes = now, 0
+            lags = self._short_reads < _LAGGING_SHARE * self._reads
+            self._adapt(choose_window(self._taken_bytes / elapsed_s, self._rtt_s, lags=lags), lags=lags)
+        self._began_at, self._taken_bytes, self._reads, self._short_reads = now, 0, 0, 0
 
-    def _adapt(self, chosen_bytes: int | None) -> None:
-        """One fast turn proves nothing: a bucket that was full makes one, too."""
-        is_fast = chosen_bytes is None
-        if self._was_fast or not is_fast:
-            self.set_window(chosen_bytes)
-        self._was_fast = is_fast
+    def _adapt(self, chosen_bytes: int | None, *, lags: bool) -> None:
+        """One turn proves nothing: a bucket that was full makes it fast, a loss that is made good makes it lag."""
+        is_sure = not lags or self._was_lagging
+        self._was_lagging = lags
+        if chosen_bytes is not None and is_sure:
+            kept_bytes = 0 if lags else int((self.window_bytes or 0) * _SHRINK)
+            self.set_window(max(chosen_bytes, kept_bytes))
+        elif chosen_bytes is None and self._was_fast:
+            self.set_window(None)
+        self._was_fast = chosen_bytes is None
 
     def _read_rtt_s(self) -> float:
         offset, form = _MIN_RTT

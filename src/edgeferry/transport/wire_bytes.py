@@ -18,6 +18,7 @@ import os
 import socket
 import ssl
 import struct
+import sys
 import termios
 import threading
 from collections import deque
@@ -57,7 +58,7 @@ class WireMeter:
         with self._lock:
             if self._live.pop(id(sock), None) is None:
                 return
-            if _is_reset_by_close(sock):
+            if _count_unread(sock):  # its close resets the connection (RFC 1122, 4.2.2.13), and nothing follows
                 self._closed_bytes += read_wire_bytes(sock, more_segments=1)
             elif (leaving := _shut_down(sock)) is not None:
                 self._leaving.append(leaving)
@@ -124,14 +125,14 @@ def _get_state(sock: socket.socket) -> int:
     return (_read_info(sock) or bytes([_CLOSED]))[0]
 
 
-def _is_reset_by_close(sock: socket.socket) -> bool:
-    """Who closes with bytes unread resets the connection (RFC 1122, 4.2.2.13), which is the last that is sent."""
+def _count_unread(sock: socket.socket) -> int:
+    """Bytes that the kernel holds for the reader; 0 for a socket that is closed."""
     unread = bytearray(4)
     try:
         fcntl.ioctl(sock, termios.FIONREAD, unread)
     except (OSError, ValueError):
-        return False
-    return any(unread)
+        return 0
+    return int.from_bytes(unread, sys.byteorder)
 
 
 def _shut_down(sock: socket.socket) -> socket.socket | None:
