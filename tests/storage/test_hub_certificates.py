@@ -46,7 +46,7 @@ def test_a_new_name_or_an_end_in_sight_makes_a_new_leaf_of_the_same_authority(
     ensure_certificates(tmp_path, names, now=NOW + later_s)
     assert files.authority.read_bytes() == authority and files.chain.read_bytes() != chain
     assert read_names(files.chain) == set(names)
-    leaf, issuer = x509.load_pem_x509_certificates(files.chain.read_bytes())
+    [leaf], [issuer] = (x509.load_pem_x509_certificates(path.read_bytes()) for path in (files.chain, files.authority))
     leaf.verify_directly_issued_by(issuer)
 
 
