@@ -25,7 +25,7 @@ CONTENT_MAX_BYTES = 4 << 20
 SMALL_MAX_BYTES = 512
 """A file that comes along: less than what the request takes that it saves (heads, URL, TCP and TLS: some 600)."""
 SMALL_SUM_MAX_BYTES = 2048
-"""All of them together: devices fetch the object that have these files, too."""
+"""All of them together: devices that have these files fetch the object, too."""
 SCHEMA = 1
 _LEVEL = 19
 
@@ -69,8 +69,8 @@ def pick_small(contents: Iterable[bytes]) -> dict[Digest, bytes]:
     """Those that come along in a bundle object: small texts, the first ones as long as they fit together."""
     picked: dict[Digest, bytes] = {}
     left_bytes = SMALL_SUM_MAX_BYTES
-    for data in dict.fromkeys(contents):
-        if len(data) <= min(left_bytes, SMALL_MAX_BYTES) and _is_text(data):
+    for data in dict.fromkeys(one for one in contents if len(one) <= SMALL_MAX_BYTES):
+        if len(data) <= left_bytes and _is_text(data):
             picked[Digest.of(data)] = data
             left_bytes -= len(data)
     return picked
