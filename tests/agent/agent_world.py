@@ -40,6 +40,7 @@ from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
 from edgeferry.model.health import Health
 from edgeferry.model.manifest import (
+    Delivery,
     FileEntry,
     Golden,
     Manifest,
@@ -146,19 +147,18 @@ class FakeManifests:
     """A repository whose signatures hold. `failures` are raised by the next calls."""
 
     known: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    contents: dict[Digest, bytes] = field(default_factory=dict)
     failures: deque[Exception] = field(default_factory=deque)
     calls: list[str] = field(default_factory=list)
 
-    async def fetch_manifests(
-        self, model: str, version: str, digest: Digest, *, repo: str, sas: str
-    ) -> tuple[bytes, ...]:
+    async def fetch_manifests(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> Delivery:
         self.calls.append(sas)
         if self.failures:
             raise self.failures.popleft()
         if (model, version) not in self.known:
             raise ObjectMissing(f"no {model} {version}")
         others = (data for (name, other), data in self.known.items() if name == model and other != version)
-        return (self.known[model, version], *others)
+        return Delivery(self.known[model, version], tuple(others), self.contents)
 
 
 Odd = Callable[["Origin", web.Request, bytes], Awaitable[web.StreamResponse]] | None

@@ -75,7 +75,8 @@ def foresee_wire_bytes(prepared: Prepared, profile: Profile) -> int:
     """What an operator would have been told of this update, who knows what is published and the link."""
     bundle = prepared.folder / "site" / get_bundle_path(MODEL)
     others = prepared.payload_bytes - prepared.artifact_bytes
-    load = Load((prepared.artifact_bytes, others), (bundle.stat().st_size,), hub_connects=True)
+    artifacts = (prepared.artifact_bytes, *([others] if others else []))
+    load = Load(artifacts, (bundle.stat().st_size,), hub_connects=True)
     return count_wire_bytes(load, LinkRate(profile.bps, profile.rtt_s, profile.mtu, profile.loss))
 
 

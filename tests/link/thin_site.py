@@ -43,7 +43,8 @@ _STEP_S = 0.05
 class Prepared:
     """A folder with a published model and a hub that has deployed it.
 
-    `artifact_bytes` is what travels of the model itself, `payload_bytes` of all files of its version.
+    `artifact_bytes` is what travels of the model itself, `payload_bytes` of all that is downloaded
+    of its version: small files come along with its manifest.
     """
 
     folder: Path

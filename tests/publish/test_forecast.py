@@ -110,7 +110,7 @@ async def test_payload_is_what_publishing_told_of_each_base(shop: Shop) -> None:
     assert [(step.kind, step.base) for step in one.steps] == [("patch", "1.1.0")]
     fresh = foresee_one(shop, make_seen())
     assert fresh.payload_bytes == report.download_bytes
-    assert [step.kind for step in fresh.steps] == ["full", "full", "golden"]
+    assert [step.kind for step in fresh.steps] == ["full", "golden"]  # the labels come along with the manifest
     assert one.payload_bytes < one.wire_bytes < fresh.wire_bytes
 
 
@@ -124,7 +124,7 @@ async def test_what_a_device_has_of_other_models_is_not_fetched_again(shop: Shop
     publish(request, shop.desk, say=say_nothing)
     seen = make_seen()
     seen.reported["edgeferry"]["models"]["other"] = {"active": "1.0.0"}
-    assert [step.kind for step in foresee_one(shop, seen).steps] == ["full"]  # the labels are the other's, too
+    assert [step.kind for step in foresee_one(shop, seen).steps] == ["full"]  # the picture is the other's, too
 
 
 async def test_a_version_that_is_not_in_the_repository_is_nothing_to_start_from(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -27,6 +28,7 @@ from edgeferry.publish.patches import (
     DEFAULT_BUDGET,
     MAX_BASES,
     SOURCE_BYTES,
+    Bundled,
     count_download,
     pick_bases,
     read_bundled,
@@ -34,7 +36,7 @@ from edgeferry.publish.patches import (
 from edgeferry.publish.publisher import publish
 from edgeferry.publish.report import PublishReport
 from edgeferry.trust import signer
-from edgeferry.trust.bundle_object import get_bundle_path
+from edgeferry.trust.bundle_object import SMALL_MAX_BYTES, get_bundle_path
 from edgeferry.trust.draft import Listed, open_draft
 from edgeferry.trust.signer import Desk, refresh
 from edgeferry.trust.verifier import Verifier
@@ -42,6 +44,8 @@ from edgeferry.trust.verifier import Verifier
 FIRST = make_model()
 SECOND, THIRD = make_model(changed=200), make_model(changed=300)
 """Each is the first with some of its rows moved: the second and the third differ in 300 rows."""
+MANY_LABELS = b"high\nlow\n" + random.Random(5).randbytes(SMALL_MAX_BYTES // 2).hex().encode() + b"\n"
+"""Too long to come along in the bundle object."""
 
 
 @pytest.fixture
@@ -74,7 +78,13 @@ def fetch_as_device(desk: Desk, folder: Path, version: str) -> tuple[Manifest, .
     verifier = Verifier(folder, desk.keys.read_root(), lambda path, _: read(desk, path), NOW.timestamp)
     digest = open_draft(desk.store, desk.keys).find_version("gauge", version)
     assert digest is not None
-    return tuple(map(read_manifest_bytes, verifier.fetch_manifests("gauge", version, digest.digest)))
+    delivery = verifier.fetch_manifests("gauge", version, digest.digest)
+    return tuple(map(read_manifest_bytes, (delivery.manifest, *delivery.others)))
+
+
+def read_along(desk: Desk) -> Bundled:
+    """What devices get along with the newest manifest."""
+    return read_bundled(desk.store, open_draft(desk.store, desk.keys).list_versions("gauge"))
 
 
 def test_a_patch_from_the_version_before_is_published_and_gives_the_new_file(desk: Desk) -> None:
@@ -97,13 +107,13 @@ def test_patches_are_made_from_the_last_versions_and_the_labels_travel_whole(des
     models = [make_model(changed=100 * number) for number in range(DEFAULT_BASES + 2)]
     for number, model in enumerate(models[:-1]):
         put(desk, f"1.{number}", model, patch_budget=0)
-    report = put(desk, "2.0", models[-1], labels_data=b"high\nlow\nodd\n")
+    report = put(desk, "2.0", models[-1], labels_data=MANY_LABELS)
     assert [patch.base for patch in report.patches] == ["1.3", "1.2", "1.1"]
     assert {patch.path for patch in report.patches} == {"gauge.onnx"}
     assert [update.base for update in report.updates] == ["1.3", "1.2", "1.1"]
     sizes = {patch.base: patch.size for patch in report.patches}
     assert {one.base: one.bytes for one in report.updates} == {
-        base: size + len(b"high\nlow\nodd\n") for base, size in sizes.items()
+        base: size + report.files[1].coded_size for base, size in sizes.items()
     }
 
 
@@ -191,15 +201,15 @@ def test_a_patch_that_saves_less_than_its_line_in_the_manifest_costs_is_left_out
 
 def test_a_file_that_did_not_change_needs_no_patch(desk: Desk) -> None:
     put(desk, "1.0", FIRST)
-    report = put(desk, "1.1", FIRST, labels_data=b"high\nlow\nodd\n")
+    report = put(desk, "1.1", FIRST, labels_data=MANY_LABELS)
     assert report.patches == ()
-    assert report.update_bytes == len(b"high\nlow\nodd\n")
+    assert report.update_bytes == report.files[1].coded_size
 
 
 def test_two_versions_with_the_same_file_need_one_patch(desk: Desk) -> None:
-    put(desk, "1.0", FIRST)
-    put(desk, "1.0.1", FIRST, labels_data=b"high\nlow\nodd\n")
-    report = put(desk, "1.1", SECOND)
+    put(desk, "1.0", FIRST, labels_data=MANY_LABELS)
+    put(desk, "1.0.1", FIRST)
+    report = put(desk, "1.1", SECOND, labels_data=MANY_LABELS)
     assert [patch.base for patch in report.patches] == ["1.0.1"]
     assert [update.downloads for update in report.updates] == [2, 1]
 
@@ -231,7 +241,7 @@ def test_a_direct_patch_that_two_short_ones_beat_is_left_out_and_devices_chain(d
     have = list_digests(read_manifest(desk, "1.0"))
     route = pick_route(manifest.files[0], have, also=[entry for one in others for entry in one.files])
     told = {one.base: (one.bytes, one.downloads) for one in report.updates}
-    assert told["1.0"] == (route.download_bytes, len(route.steps)) == count_download(manifest, have, others)
+    assert told["1.0"] == (route.download_bytes, len(route.steps)) == count_download(manifest, have, read_along(desk))
     chain = sum(patch.size for version in ("1.1", "1.2") for patch in list_patches(read_manifest(desk, version))[:1])
     direct = [patch.size for patch in report.patches if patch.base == "1.0"]
     assert told["1.0"][0] == min([chain, *direct])
@@ -257,7 +267,7 @@ def test_chains_are_counted_on_only_over_manifests_that_devices_get(
     assert [patch.base for patch in report.patches] == (["1.1", "1.0"] if manifests == 1 else ["1.1"])
     told = {one.base: (one.bytes, one.downloads) for one in report.updates}
     for base in ("1.0", "1.1"):
-        assert told[base] == count_download(manifest, list_digests(read_manifest(desk, base)), others)
+        assert told[base] == count_download(manifest, list_digests(read_manifest(desk, base)), read_along(desk))
         assert told[base][0] < report.download_bytes / 2
 
 
@@ -284,10 +294,10 @@ def test_signing_again_keeps_the_manifests_that_patches_were_chosen_by(
     put(desk, "1.1", make_model(changed=40))
     put(desk, "1.2", make_model(changed=80), bases=("1.1", "1.0"))
     listed = open_draft(desk.store, desk.keys).list_versions("gauge")
-    assert len(read_bundled(desk.store, listed)) == 3
+    assert len(read_bundled(desk.store, listed).manifests) == 3
     monkeypatch.setattr(signer, "BUNDLE_WANTED_BYTES", 1)
     refresh(desk)
-    assert len(read_bundled(desk.store, listed)) == 3
+    assert len(read_bundled(desk.store, listed).manifests) == 3
 
 
 def test_publishing_again_tells_the_same_bytes(desk: Desk) -> None:
@@ -301,11 +311,11 @@ def test_only_manifests_that_are_signed_count_as_known(desk: Desk) -> None:
     put(desk, "1.0", FIRST)
     put(desk, "1.1", SECOND)
     listed = open_draft(desk.store, desk.keys).list_versions("gauge")
-    assert [one.version for one in read_bundled(desk.store, listed)] == ["1.0", "1.1"]
+    assert [one.version for one in read_bundled(desk.store, listed).manifests] == ["1.0", "1.1"]
     wrong = [make_other(listed[0]), listed[1]]
-    assert [one.version for one in read_bundled(desk.store, wrong)] == ["1.1"]
+    assert [one.version for one in read_bundled(desk.store, wrong).manifests] == ["1.1"]
     desk.store.put(get_bundle_path("gauge"), b"no bundle at all")
-    assert read_bundled(desk.store, listed) == ()
+    assert read_bundled(desk.store, listed) == Bundled(len(b"no bundle at all"))
     assert put(desk, "1.2", THIRD).patches
 
 

@@ -60,7 +60,7 @@ class Bucket:
             source = TrustedManifests(http, trust, root, now=self.desk.now.timestamp)
             digest = Digest.from_str(manifest)
             found = await source.fetch_manifests("gauge", version, digest, repo=self.url, sas=sas)
-            return read_manifest_bytes(found[0])
+            return read_manifest_bytes(found.manifest)
 
     async def fetch_file(self, manifest: Manifest, path: str) -> bytes:
         """A file of the version, decoded."""

@@ -49,7 +49,7 @@ def test_a_damaged_file_of_the_trust_folder_costs_a_fetch_and_no_trust(
 
     def fetch() -> bytes:
         verifier = Verifier(world.trust, pin, world.fetch, world.now.timestamp)
-        return verifier.fetch_manifests("detector", "1.0.0", Digest.of(make_manifest()))[0]
+        return verifier.fetch_manifests("detector", "1.0.0", Digest.of(make_manifest())).manifest
 
     assert fetch() == make_manifest()
     whole = {str(path.relative_to(world.trust)) for path in world.trust.rglob("*") if path.is_file()}

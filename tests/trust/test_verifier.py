@@ -59,7 +59,8 @@ def test_without_the_bundle_the_files_themselves_serve(world: World) -> None:
 
 # --- other versions, which come along in the bundle -------------------------------------------------------------------
 def fetch_all(world: World, version: str) -> tuple[bytes, ...]:
-    return world.open_verifier().fetch_manifests("detector", version, Digest.of(make_manifest(version=version)))
+    found = world.open_verifier().fetch_manifests("detector", version, Digest.of(make_manifest(version=version)))
+    return (found.manifest, *found.others)
 
 
 def test_manifests_of_other_versions_come_along_and_cost_no_fetch(world: World) -> None:
@@ -323,10 +324,8 @@ def test_devices_follow_a_new_key_of_any_role(world: World, role: str) -> None:
     world.fetched.clear()
     rotate_key(world.desk, role)
     world.publish(version="1.1.0")
-    manifest = world.open_verifier(pin=pin).fetch_manifests(
-        "detector", "1.1.0", Digest.of(make_manifest(version="1.1.0"))
-    )
-    assert manifest[0] == make_manifest(version="1.1.0")
+    found = world.open_verifier(pin=pin).fetch_manifests("detector", "1.1.0", Digest.of(make_manifest(version="1.1.0")))
+    assert found.manifest == make_manifest(version="1.1.0")
     assert world.fetched == [BUNDLE]
 
 

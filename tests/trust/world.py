@@ -67,10 +67,10 @@ class World:
     def trust(self) -> Path:
         return self.folder / "trust"
 
-    def publish(self, model: str = "detector", version: str = "1.0.0") -> Digest:
+    def publish(self, model: str = "detector", version: str = "1.0.0", *contents: bytes) -> Digest:
         data = make_manifest(model, version)
         draft = open_draft(self.store, self.keys)
-        add_manifest(draft, NewVersion(model, version, data), desk=self.desk)
+        add_manifest(draft, NewVersion(model, version, data, contents=contents), desk=self.desk)
         commit(draft, self.desk)
         return Digest.of(data)
 
@@ -98,7 +98,7 @@ class World:
 
     def fetch_manifest(self, model: str = "detector", version: str = "1.0.0", digest: Digest | None = None) -> bytes:
         wanted = digest or Digest.of(make_manifest(model, version))
-        return self.open_verifier().fetch_manifests(model, version, wanted)[0]
+        return self.open_verifier().fetch_manifests(model, version, wanted).manifest
 
 
 @pytest.fixture

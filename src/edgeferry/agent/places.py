@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from edgeferry.errors import DeltaBaseMismatch, StorageFailed
 from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES, Manifest, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
 from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
@@ -124,7 +124,18 @@ def remove_base(repository: Repository, record: UpdateRecord, others: Iterable[U
 # --- the manifest -----------------------------------------------------------------------------------------------------
 def keep_manifest(repository: Repository, digest: Digest, data: bytes) -> None:
     """Keeps a verified manifest as a blob, so that storing needs no network."""
-    temp = get_partial_path(repository.partial_folder, f"{digest.hex}-manifest")
+    _keep(repository, digest, data)
+
+
+def keep_contents(repository: Repository, manifest: Manifest, contents: Mapping[Digest, bytes]) -> None:
+    """Keeps those verified contents as blobs that are files of the version and not here yet."""
+    for digest in {Digest.from_str(entry.sha256) for entry in manifest.files} & contents.keys():
+        if not repository.has_blob(digest):
+            _keep(repository, digest, contents[digest])
+
+
+def _keep(repository: Repository, digest: Digest, data: bytes) -> None:
+    temp = get_partial_path(repository.partial_folder, f"{digest.hex}-kept")
     write_atomically(temp, data)
     repository.adopt_blob(digest, temp)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from edgeferry.model.digest import Digest
 from edgeferry.model.health import Health
+from edgeferry.model.manifest import Delivery
 from edgeferry.model.stored import StoredVersion
 
 
@@ -45,12 +46,10 @@ class Activator(Protocol):
 class ManifestSource(Protocol):
     """Signed metadata, as far as an update needs it."""
 
-    async def fetch_manifests(
-        self, model: str, version: str, digest: Digest, *, repo: str, sas: str
-    ) -> tuple[bytes, ...]:
-        """The bytes of the version's manifest, of this digest; then those of other versions that came along with it.
+    async def fetch_manifests(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> Delivery:
+        """The version's manifest, of this digest, and what came along with it.
 
-        All are signed by the repository whose root is pinned here.
+        Manifests are signed by the repository whose root is pinned here; contents have the digests they are named by.
 
         Raises:
             LinkError, AccessError: it cannot be had now.

@@ -28,6 +28,7 @@ from edgeferry.agent.places import (
     get_decoded_path,
     get_download_path,
     has_target,
+    keep_contents,
     keep_manifest,
     open_download,
     point_refs,
@@ -97,18 +98,22 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
 
 
 async def _fetch_manifests(tools: Tools, record: UpdateRecord, target: Target) -> list[Manifest]:
-    """The verified manifest, kept as a blob under its digest so that STORING needs no network; then other versions'."""
+    """The verified manifest, kept as a blob under its digest so that STORING needs no network; then other versions'.
+
+    Its small files that came along are kept likewise: nothing of them is left to fetch.
+    """
     digest = Digest.from_str(record.identity)
-    data, *others = await tools.manifests.fetch_manifests(
+    delivery = await tools.manifests.fetch_manifests(
         record.model, record.version, digest, repo=target.repo, sas=target.sas
     )
-    if Digest.of(data) != digest:
+    if Digest.of(delivery.manifest) != digest:
         raise DigestMismatch(f"the repository's manifest of {record.model}@{record.version} is not the one of the twin")
-    manifest = read_manifest_bytes(data)
+    manifest = read_manifest_bytes(delivery.manifest)
     if (manifest.model, manifest.version) != (record.model, record.version):
         raise ManifestInvalid(f"expected the manifest of {record.model}@{record.version}, found another's")
-    await in_thread(keep_manifest, tools.repository, digest, data)
-    return [manifest, *map(read_manifest_bytes, others)]
+    await in_thread(keep_manifest, tools.repository, digest, delivery.manifest)
+    await in_thread(keep_contents, tools.repository, manifest, delivery.contents)
+    return [manifest, *map(read_manifest_bytes, delivery.others)]
 
 
 # --- DOWNLOADING ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from edgeferry.agent.fetch import make_small_fetch
 from edgeferry.agent.threads import in_thread
 from edgeferry.errors import MetadataUntrusted
 from edgeferry.model.digest import Digest
+from edgeferry.model.manifest import Delivery
 from edgeferry.transport.http import HttpClient
 from edgeferry.trust.verifier import Verifier
 
@@ -31,9 +32,7 @@ class TrustedManifests:
         self._now = now
         self._one = asyncio.Lock()
 
-    async def fetch_manifests(
-        self, model: str, version: str, digest: Digest, *, repo: str, sas: str
-    ) -> tuple[bytes, ...]:
+    async def fetch_manifests(self, model: str, version: str, digest: Digest, *, repo: str, sas: str) -> Delivery:
         """See ManifestSource.fetch_manifests."""
         if self._root is None:
             raise MetadataUntrusted("no root is pinned on this device: run edgeferry device init --root root.json")

@@ -30,7 +30,7 @@ from edgeferry.names import require_model_name, require_version
 from edgeferry.storage.blob_store import is_azure_url, open_blob_store
 from edgeferry.storage.files import make_folder, write_atomically
 from edgeferry.transport.http import HttpSettings, open_http
-from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object
+from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object, read_small
 from edgeferry.trust.draft import Draft, Listed, ObjectReader, require_object
 from edgeferry.trust.verifier import get_manifest_path
 
@@ -145,7 +145,7 @@ def _read_plan(reader: ObjectReader, folder: Path, model: str, *, version: str, 
     others = [read_manifest_bytes(data) for path, data in bundle.files.items() if path.startswith("targets/")]
     others = [one for one in others if one.version != manifest.version]
     have = list_digests(old) if old is not None else frozenset[Digest]()
-    artifacts = plan_artifacts(manifest, have, others=others)
+    artifacts = plan_artifacts(manifest, have | read_small(bundle.files).keys(), others=others)
     if isinstance(reader, Copying):
         _copy_blobs(reader, [manifest, *([old] if old is not None else [])], artifacts)
     is_bundled = get_manifest_path(model, target.version, target.digest) in bundle.files

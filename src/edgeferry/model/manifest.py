@@ -10,6 +10,8 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -89,6 +91,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def find_file(self, path: str) -> FileEntry | None:
         """The entry of that name, or None."""
         return next((entry for entry in self.files if entry.path == path), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A version's manifest as signed metadata vouches for it, and what came along with it in the same fetch.
+
+    Attributes:
+        manifest: its bytes.
+        others: bytes of other versions' manifests, signed likewise.
+        contents: of small files, by the digest that they have; nobody has signed them but by that digest.
+    """
+
+    manifest: bytes
+    others: tuple[bytes, ...] = ()
+    contents: Mapping[Digest, bytes] = field(default_factory=dict)
 
 
 _DECODER = msgspec.json.Decoder(Manifest)

@@ -40,7 +40,7 @@ from edgeferry.model.manifest import Manifest
 from edgeferry.publish.deploy import Order, make_deploy_patch
 from edgeferry.publish.hub_service import HubService, Json
 from edgeferry.publish.patches import read_bundled, read_manifest
-from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path
+from edgeferry.trust.bundle_object import get_bundle_path
 from edgeferry.trust.draft import Draft, Listed, ObjectReader
 from edgeferry.twin.contract import SECTION
 from edgeferry.twin.document import merge
@@ -80,13 +80,14 @@ class Server:
 class Shelf:
     """What is published: the version, other manifests that come along with it, those of what devices have.
 
-    `metadata`: bytes of each signed object that a device fetches first.
+    `metadata`: bytes of each signed object that a device fetches first; `contents`: digests of files that it brings.
     """
 
     manifest: Manifest
     others: tuple[Manifest, ...]
     held: Mapping[Holding, Manifest]
     metadata: tuple[int, ...]
+    contents: frozenset[Digest] = frozenset()
 
     def find_version(self, digest: str) -> str:
         """The version that a file belongs to, where it is known."""
@@ -186,15 +187,15 @@ def read_shelf(reader: ObjectReader, draft: Draft, listed: Listed, *, holdings: 
         MetadataUntrusted: a manifest is missing or not the one that was signed.
     """
     bundled = read_bundled(reader, draft.list_versions(listed.model))
-    others = tuple(one for one in bundled if one.version != listed.version)
-    bundle = reader.find(get_bundle_path(listed.model), BUNDLE_MAX_BYTES)
-    apart = () if len(others) < len(bundled) else (listed.size_bytes,)
+    others = bundled.list_others(listed.version)
+    apart = () if len(others) < len(bundled.manifests) else (listed.size_bytes,)
     found = ((one, draft.find_version(*one)) for one in sorted(holdings))
     return Shelf(
         manifest=read_manifest(reader, listed),
         others=others,
         held={holding: read_manifest(reader, known) for holding, known in found if known is not None},
-        metadata=(len(bundle[0]) if bundle else METADATA_BYTES, *apart),
+        metadata=(bundled.size_bytes or METADATA_BYTES, *apart),
+        contents=bundled.contents,
     )
 
 
@@ -236,7 +237,7 @@ def _forecast_device(
     policy, problems = read_link_policy(_get_link(seen), LinkPolicy(link_bps=ways.bps, rtt_s=ways.rtt_s))
     held = [shelf.held[one] for one in seen.active.items() if one in shelf.held]
     have = frozenset(digest for manifest in held for digest in list_digests(manifest))
-    steps = plan_steps(shelf.manifest, have, others=shelf.others)
+    steps = plan_steps(shelf.manifest, have | shelf.contents, others=shelf.others)
     found = _forecast_steps(order, seen, steps, shelf=shelf, server=server, policy=policy, ways=ways, now=now)
     known = find_link_rate(policy, ways.profile) is not None
     report = DeviceForecast(

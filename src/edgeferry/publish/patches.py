@@ -27,7 +27,7 @@ from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, FileEntry, Manifest, Source, read_manifest_bytes
 from edgeferry.publish.report import PatchReport, UpdateReport
-from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object
+from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object, read_small
 from edgeferry.trust.draft import Listed, ObjectReader
 from edgeferry.trust.verifier import get_manifest_path
 
@@ -58,12 +58,26 @@ class Patches:
 
 
 @dataclass(frozen=True, slots=True)
+class Bundled:
+    """A model's bundle object: its size in bytes (0: there is none), manifests, and digests of the files in it."""
+
+    size_bytes: int = 0
+    manifests: tuple[Manifest, ...] = ()
+    contents: frozenset[Digest] = frozenset()
+
+    def list_others(self, version: str) -> tuple[Manifest, ...]:
+        """Manifests of other versions than this one."""
+        return tuple(one for one in self.manifests if one.version != version)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What to make patches for: the new version's `files` by name, on `bases`, the most wanted first.
 
     Attributes:
         models: names of its model files.
         known: manifests that devices have beside the new one.
+        along: files that come along with the manifest, by digest: they need no patch.
         budget_bytes: what all patches together may take.
         ready: patches that were made for it, by the digests of both files; they are not made again.
     """
@@ -73,6 +87,7 @@ class Job:
     bases: Sequence[Manifest]
     known: Sequence[Manifest]
     budget_bytes: int
+    along: AbstractSet[Digest] = frozenset()
     ready: dict[tuple[str, str], Patch] = field(default_factory=dict)
 
 
@@ -125,18 +140,21 @@ def read_manifest(store: ObjectReader, listed: Listed) -> Manifest:
     return read_manifest_bytes(found[0])
 
 
-def read_bundled(store: ObjectReader, listed: Sequence[Listed]) -> tuple[Manifest, ...]:
-    """Of the versions that the signed metadata lists of one model, the manifests that its bundle object brings along.
+def read_bundled(store: ObjectReader, listed: Sequence[Listed]) -> Bundled:
+    """What the bundle object of one model brings along, whose versions the signed metadata lists.
 
     A bundle is no authority: what it lacks, or holds otherwise than it is listed, is left out.
     """
+    found = store.find(get_bundle_path(listed[0].model), BUNDLE_MAX_BYTES) if listed else None
+    if found is None:
+        return Bundled()
     try:
-        found = store.find(get_bundle_path(listed[0].model), BUNDLE_MAX_BYTES) if listed else None
-        files = read_bundle_object(found[0]) if found else {}
+        files = read_bundle_object(found[0])
     except MetadataUntrusted:
-        return ()
+        return Bundled(len(found[0]))
     held = ((one, files.get(get_manifest_path(one.model, one.version, one.digest), b"")) for one in listed)
-    return tuple(read_manifest_bytes(data) for one, data in held if Digest.of(data) == one.digest)
+    manifests = tuple(read_manifest_bytes(data) for one, data in held if Digest.of(data) == one.digest)
+    return Bundled(len(found[0]), manifests, frozenset(read_small(files)))
 
 
 # --- making them ------------------------------------------------------------------------------------------------------
@@ -197,7 +215,7 @@ def list_model_files(manifest: Manifest) -> frozenset[str]:
 
 def _count_cheapest(job: Job, entry: FileEntry, base: Manifest) -> int:
     also = [one for known in job.known for one in known.files]
-    return pick_route(entry, list_digests(base), also=also).download_bytes
+    return pick_route(entry, list_digests(base) | job.along, also=also).download_bytes
 
 
 def read_old(store: ObjectReader, old: FileEntry) -> bytes:
@@ -240,19 +258,19 @@ def _add(made: Patches, place: int, patch: Patch, *, old: FileEntry, version: st
 
 
 # --- what devices fetch -----------------------------------------------------------------------------------------------
-def count_download(manifest: Manifest, have: AbstractSet[Digest], known: Iterable[Manifest] = ()) -> tuple[int, int]:
+def count_download(manifest: Manifest, have: AbstractSet[Digest], bundled: Bundled) -> tuple[int, int]:
     """What a device fetches that has the contents `have`: (payload bytes, downloads), golden pictures included.
 
     Args:
         manifest: of the version that it shall run.
         have: digests of what it holds.
-        known: manifests of other versions that come along with this one.
+        bundled: what comes along with the manifest.
     """
-    steps = plan_steps(manifest, have, others=known)
+    steps = plan_steps(manifest, have | bundled.contents, others=bundled.list_others(manifest.version))
     return sum(step.source.size for step in steps), len(steps)
 
 
-def count_updates(manifest: Manifest, bases: Iterable[Manifest], known: Sequence[Manifest]) -> tuple[UpdateReport, ...]:
+def count_updates(manifest: Manifest, bases: Iterable[Manifest], bundled: Bundled) -> tuple[UpdateReport, ...]:
     """What a device with each of `bases` fetches."""
-    counts = {base.version: count_download(manifest, list_digests(base), known) for base in bases}
+    counts = {base.version: count_download(manifest, list_digests(base), bundled) for base in bases}
     return tuple(UpdateReport(base=name, bytes=size, downloads=number) for name, (size, number) in counts.items())

@@ -39,6 +39,7 @@ from edgeferry.publish.coding import Coded, code_full
 from edgeferry.publish.golden import GoldenSet, check_labels, read_golden
 from edgeferry.publish.patches import (
     DEFAULT_BUDGET,
+    Bundled,
     Job,
     Patches,
     count_download,
@@ -50,6 +51,7 @@ from edgeferry.publish.patches import (
     read_manifest,
 )
 from edgeferry.publish.report import ClassicReport, FileReport, PublishReport
+from edgeferry.trust.bundle_object import pick_small
 from edgeferry.trust.draft import Draft, Listed, ObjectStore, open_draft
 from edgeferry.trust.signer import (
     BUNDLE_MAX_MANIFESTS,
@@ -143,7 +145,7 @@ def publish(
     listed = draft.find_version(request.model, request.version)
     if listed is not None:
         return _report_unchanged(
-            request, packed, read_manifest(desk.store, listed), known=_read_known(request, draft, store=desk.store)
+            request, packed, read_manifest(desk.store, listed), bundled=_read_bundled(request, draft, store=desk.store)
         )
     coded = _code(packed, say, making)
     patches = _patch(request, packed, coded=coded, draft=draft, desk=desk, say=say, making=making)
@@ -154,7 +156,7 @@ def publish(
     bundle_bytes = commit(draft, desk)[request.model]
     packed = replace(packed, notes=(*packed.notes, *patches.notes))
     report = _make_report(
-        request, packed, manifest=manifest, files=coded.reports, known=_read_known(request, draft, store=desk.store)
+        request, packed, manifest=manifest, files=coded.reports, bundled=_read_bundled(request, draft, store=desk.store)
     )
     return msgspec.structs.replace(report, unchanged=False, bundle_bytes=bundle_bytes, patches=tuple(patches.reports))
 
@@ -228,16 +230,13 @@ def find_golden(request: Request, before: Manifest | None) -> tuple[GoldenSet, b
     return GoldenSet(inherited), bool(inherited)
 
 
-def _read_known(request: Request, draft: Draft, *, store: ObjectStore) -> tuple[Manifest, ...]:
-    """The manifests of other versions that devices get along with this one's."""
-    listed = draft.list_versions(request.model)
-    return tuple(one for one in read_bundled(store, listed) if one.version != request.version)
+def _read_bundled(request: Request, draft: Draft, *, store: ObjectStore) -> Bundled:
+    """What devices get along with the version's manifest."""
+    return read_bundled(store, draft.list_versions(request.model))
 
 
 # --- already there? ---------------------------------------------------------------------------------------------------
-def _report_unchanged(
-    request: Request, packed: _Packed, manifest: Manifest, *, known: Sequence[Manifest]
-) -> PublishReport:
+def _report_unchanged(request: Request, packed: _Packed, manifest: Manifest, *, bundled: Bundled) -> PublishReport:
     """Compares content, not bytes: codecs and the time of publishing may differ between two runs."""
     same_files = {entry.path: entry.sha256 for entry in manifest.files} == {
         path: str(Digest.of(data)) for path, data in packed.files.items()
@@ -247,7 +246,7 @@ def _report_unchanged(
         raise Conflict(f"{request.model} {request.version} is published with other content; choose a new version")
     packed = replace(packed, golden=GoldenSet(manifest.golden), inherited=False)
     reports = [_make_file_report(entry) for entry in manifest.files]
-    return _make_report(request, packed, manifest=manifest, files=reports, known=known)
+    return _make_report(request, packed, manifest=manifest, files=reports, bundled=bundled)
 
 
 # --- code -------------------------------------------------------------------------------------------------------------
@@ -303,6 +302,7 @@ def _patch(
         bases=packed.bases,
         known=tuple(read_manifest(desk.store, one) for one in newest),
         budget_bytes=DEFAULT_BUDGET * full_bytes if request.patch_budget is None else request.patch_budget,
+        along=pick_small(packed.files.values()).keys(),
     )
     while True:
         patches = make_patches(job, coded.entries, store=desk.store, say=say, progress=making)
@@ -332,7 +332,8 @@ def _make_manifest(request: Request, packed: _Packed, *, entries: Sequence[FileE
 
 
 def _make_new(packed: _Packed, manifest: Manifest) -> NewVersion:
-    return NewVersion(manifest.model, manifest.version, make_manifest_bytes(manifest), packed.classic_md5)
+    data, contents = make_manifest_bytes(manifest), tuple(packed.files.values())
+    return NewVersion(manifest.model, manifest.version, data, packed.classic_md5, contents)
 
 
 def _upload(
@@ -370,9 +371,9 @@ def _make_file_report(entry: FileEntry, sizes: Mapping[str, int] | None = None) 
 
 
 def _make_report(
-    request: Request, packed: _Packed, *, manifest: Manifest, files: Sequence[FileReport], known: Sequence[Manifest]
+    request: Request, packed: _Packed, *, manifest: Manifest, files: Sequence[FileReport], bundled: Bundled
 ) -> PublishReport:
-    """The report of a version that is published already; `known` is what devices get along with its manifest."""
+    """The report of a version that is published already; `bundled` is what devices get along with its manifest."""
     data, classic_size = make_manifest_bytes(manifest), len(packed.classic_zip)
     before = list_digests(packed.before) if packed.before else frozenset()
     return PublishReport(
@@ -380,16 +381,16 @@ def _make_report(
         version=request.version,
         manifest=str(Digest.of(data)),
         unchanged=True,
-        download_bytes=count_download(manifest, frozenset())[0],
+        download_bytes=count_download(manifest, frozenset(), bundled)[0],
         golden_bytes=sum(sample.size for sample in manifest.golden),
-        update_bytes=count_download(manifest, before, known)[0],
+        update_bytes=count_download(manifest, before, bundled)[0],
         manifest_bytes=len(data),
         bundle_bytes=0,
         files=tuple(files),
         classic=ClassicReport(path=_get_classic_path(request), size=classic_size, md5=packed.classic_md5),
         golden=len(packed.golden.samples),
         golden_inherited=packed.inherited,
-        updates=count_updates(manifest, packed.bases, known),
+        updates=count_updates(manifest, packed.bases, bundled),
         notes=packed.notes,
         slim=manifest.slim,
     )

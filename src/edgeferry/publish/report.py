@@ -43,7 +43,7 @@ class ClassicReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was published. Sizes in bytes; payload, without metadata.
+    """What was published. Sizes in bytes; payload, without metadata and small files in its bundle object.
 
     Attributes:
         download_bytes: what a device that has nothing yet fetches: coded files and golden pictures.

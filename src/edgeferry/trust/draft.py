@@ -84,6 +84,8 @@ class Draft:
     """Manifests added by this draft, by path."""
     bundled: dict[str, frozenset[str]] = field(default_factory=dict)
     """By model: the versions whose manifests its bundle object shall bring along, where that was settled."""
+    small: dict[str, dict[Digest, bytes]] = field(default_factory=dict)
+    """By model: contents of the version added by this draft that its bundle object shall bring along."""
 
     def list_versions(self, model: str) -> tuple[Listed, ...]:
         """What is listed of `model`, oldest first."""

@@ -8,8 +8,8 @@ Rules:
   anybody else wrote it since: that step publishes. Bundle objects come last: they are copies for cheap fetching, and a
   reader who finds an old one falls back to the files themselves.
 - Versioned names are only ever created. One that a crash left behind is skipped.
-- Which manifests a bundle brings along is settled when its newest version is published, and stays: that version's
-  patches were chosen by it.
+- Which manifests and files a bundle brings along is settled when its newest version is published, and stays: that
+  version's patches were chosen by it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import datetime as dt
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from securesystemslib.signer import Signer
@@ -38,7 +38,14 @@ from tuf.api.serialization.json import JSONSerializer
 from edgeferry.errors import ConfigInvalid, Conflict, MetadataUntrusted, NameInvalid
 from edgeferry.model.digest import Digest
 from edgeferry.names import require_model_name, require_version
-from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, make_bundle_object, read_bundle_object
+from edgeferry.trust.bundle_object import (
+    BUNDLE_MAX_BYTES,
+    get_bundle_path,
+    make_bundle_object,
+    pick_small,
+    read_bundle_object,
+    read_small,
+)
 from edgeferry.trust.draft import METADATA_MAX_BYTES, Draft, Listed, ObjectStore, open_draft, require_object
 from edgeferry.trust.keys import KeyFolder
 from edgeferry.trust.verifier import get_manifest_path, get_target_path
@@ -68,12 +75,16 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """A version to list: the manifest's bytes, and the base64 MD5 of its ZIP for classic devices (or empty)."""
+    """A version to list: the manifest's bytes, and the base64 MD5 of its ZIP for classic devices (or empty).
+
+    `contents`: of its files; the small ones come along in the bundle object.
+    """
 
     model: str
     version: str
     manifest: bytes
     classic_md5: str = ""
+    contents: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 def init_repository(desk: Desk) -> bytes:
@@ -129,6 +140,7 @@ def add_manifest(draft: Draft, new: NewVersion, *, desk: Desk) -> bool:
     target.unrecognized_fields["custom"] = custom
     draft.roles[new.model].signed.targets[target_path] = target
     draft.manifests[get_manifest_path(new.model, new.version, digest)] = new.manifest
+    draft.small[new.model] = pick_small(new.contents)
     draft.changed.add(new.model)
     return True
 
@@ -292,12 +304,14 @@ def _write_bundle(draft: Draft, model: str, *, store: ObjectStore) -> int:
 
 def _fill_bundle(draft: Draft, model: str, *, store: ObjectStore) -> tuple[bytes, frozenset[str]]:
     """The bundle object, and the versions whose manifests it brings along: the newest, and what is settled or fits."""
-    files = _list_role_files(draft, model)
     newest = draft.list_versions(model)[: -BUNDLE_MAX_MANIFESTS - 1 : -1]
-    settled = draft.bundled.get(model) or _find_settled(newest, store)
+    standing = _read_standing(newest, store)
+    small = draft.small[model] if model in draft.small else read_small(standing)
+    settled = draft.bundled.get(model) or frozenset(one.version for one in newest if _get_path(one) in standing)
+    files = _list_role_files(draft, model) | {digest.blob_path: content for digest, content in small.items()}
     data, versions = b"", list[str]()
     for listed in newest:
-        path = get_manifest_path(model, listed.version, listed.digest)
+        path = _get_path(listed)
         files[path] = draft.manifests.get(path) or require_object(store, path)
         larger = make_bundle_object(files)
         if data and not _is_wanted(listed.version, len(larger), settled):
@@ -311,15 +325,18 @@ def _is_wanted(version: str, size_bytes: int, settled: frozenset[str]) -> bool:
     return version in settled if settled else size_bytes <= BUNDLE_WANTED_BYTES
 
 
-def _find_settled(newest: Sequence[Listed], store: ObjectStore) -> frozenset[str]:
-    """Versions that the bundle in the store brings along, if it is one of the newest version; else none."""
+def _read_standing(newest: Sequence[Listed], store: ObjectStore) -> dict[str, bytes]:
+    """What the bundle in the store holds, if it is one of the newest version; else nothing."""
     found = store.find(get_bundle_path(newest[0].model), BUNDLE_MAX_BYTES) if newest else None
     try:
         files = read_bundle_object(found[0]) if found else {}
     except MetadataUntrusted:
-        return frozenset()
-    held = [one.version for one in newest if get_manifest_path(one.model, one.version, one.digest) in files]
-    return frozenset(held) if newest and newest[0].version in held else frozenset()
+        return {}
+    return files if newest and _get_path(newest[0]) in files else {}
+
+
+def _get_path(listed: Listed) -> str:
+    return get_manifest_path(listed.model, listed.version, listed.digest)
 
 
 def _list_role_files(draft: Draft, model: str) -> dict[str, bytes]:

@@ -38,9 +38,9 @@ from edgeferry.errors import (
     StorageFailed,
 )
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES, Delivery, read_manifest_bytes
 from edgeferry.names import require_model_name, require_version
-from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object
+from edgeferry.trust.bundle_object import BUNDLE_MAX_BYTES, get_bundle_path, read_bundle_object, read_small
 
 Fetch = Callable[[str, int], bytes]
 """`fetch(path, max_bytes)`: the object at `path` of the repository. Raises LinkError and AccessError leaves."""
@@ -83,11 +83,11 @@ class Verifier:
         self._fetch = fetch
         self._now = now
 
-    def fetch_manifests(self, model: str, version: str, digest: Digest) -> tuple[bytes, ...]:
+    def fetch_manifests(self, model: str, version: str, digest: Digest) -> Delivery:
         """The manifest of `model` `version`, signed, unexpired, and with the digest that the twin names.
 
-        Behind it stand those of other versions that the bundle object brought along, as far as they are signed and can
-        be read: what patches lead over. They cost no further fetch.
+        Beside it stand those of other versions that the bundle object brought along, as far as they are signed and can
+        be read: what patches lead over; and small files. They cost no further fetch.
 
         Raises:
             MetadataUntrusted: signatures, versions or sizes do not hold.
@@ -109,7 +109,7 @@ class Verifier:
                 raise
             data, *others = self._fetch_verified(root, {}, model, version, digest)
         _require_manifest(data, model, version)
-        return (data, *others)
+        return Delivery(data, tuple(others), read_small(bundle))
 
     def _fetch_bundle(self, model: str) -> dict[str, bytes]:
         try:
