@@ -21,7 +21,7 @@ A partial twin patch raises -> twin_patches_of_one_field_each_are_taken
 Unpacks in place -> test_flaws_on_the_way.py: other_modules_never_see_half_a_folder
 A crash leaves half a model -> test_kills.py: a_device_that_is_killed_at_random_moments
 No free-space check -> test_flaws_on_the_way.py: a_bundle_for_which_there_is_no_space, a_full_disk_is_told
-Keeps everything for ever -> test_flaws_on_the_way.py: only_the_active_and_the_previous_version_are_kept
+Keeps everything for ever -> test_flaws_on_the_way.py: once_tidied_only_the_active_and_the_previous_version_are_kept
 Path traversal by ZIP member -> test_bad_bundles.py: a_bad_bundle_is_refused
 Path traversal by FileName -> test_bad_bundles.py: a_bad_file_name_is_refused
 No bomb limit -> test_bad_bundles.py: a_bad_bundle_is_refused
