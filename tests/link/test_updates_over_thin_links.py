@@ -92,6 +92,7 @@ def test_an_update_over_a_thin_link_ends_active_and_its_ledger_and_forecast_are_
 ) -> None:
     with shop.open(profile) as (site, device):
         site.wait_state(device, "ACTIVE", TIMEOUT_S)
+        site.wait(device, lambda: site.read_reported().get("state") == "ACTIVE", TIMEOUT_S)  # states gather
         site.wait_quiet(1.0 + 2 * profile.rtt_s)
         assert site.read_reported() == {"target": "1.0.0", "state": "ACTIVE", "active": "1.0.0"}
         shop.sent_bytes[profile] = count_sent(site)
