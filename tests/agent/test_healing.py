@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.agent_world import FAST
+from agent.agent_world import FAST, World
 from edgeferry.agent import healing
+from edgeferry.agent.machine import State
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.model.digest import Digest
 from edgeferry.storage.journal import Journal, open_journal
@@ -63,3 +64,27 @@ async def test_it_reads_no_faster_than_it_is_told(tmp_path: Path) -> None:
     assert await healing.scrub(repository, bytes_per_s=1_000_000) == []
     assert time.monotonic() - began >= 0.3
     assert repository.has_blob(Digest.of(data))
+
+
+async def test_a_device_that_never_reads_again_lives_all_the_same(world: World) -> None:
+    world.settings = replace(world.settings, scrub_every_s=0.0)
+    world.publish("1.0.0")
+    async with asyncio.timeout(10), world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+
+
+async def test_a_damaged_manifest_of_an_update_under_way_keeps_no_device_from_starting(world: World) -> None:
+    world.publish("1.0.0")
+    manifest = world.publish("1.1.0", size=100_000)
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        world.origin.statuses.extend([503] * 50)
+        world.deploy("1.1.0")
+        await world.wait_state(State.WAITING, version="1.1.0")
+    kept = world.repository.blob_path(Digest.of(world.manifests.known["detector", manifest.version]))
+    kept.chmod(0o644)
+    kept.write_bytes(b"rot" * 10)
+    async with world.run():
+        assert world.activator.serving["detector"].version == "1.0.0"

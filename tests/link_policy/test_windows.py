@@ -156,7 +156,7 @@ def test_windows_that_touch_are_one_and_those_that_never_end_are_open_for_weeks(
     now = get_unix("2026-11-08T12:00Z")
     halves = [make_window("0 10 * * *", 7200), make_window("0 12 * * *", 3600)]
     assert find_close(halves, now - 60) == now + 3600
-    for cron, duration_s in (("* * * * *", 60), ("@daily", DAY_S), ("@weekly", DURATION_MAX_S)):
+    for cron, duration_s in (("*/15 * * * *", 900), ("@daily", DAY_S), ("@weekly", DURATION_MAX_S)):
         endless = [make_window(cron, duration_s)]
         closes_at = find_close(endless, now)
         assert closes_at > now + 14 * DAY_S and is_open(endless, closes_at)
@@ -165,7 +165,7 @@ def test_windows_that_touch_are_one_and_those_that_never_end_are_open_for_weeks(
 @pytest.mark.parametrize("cron", [
     "", "* * * *", "* * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "* * * 13 *", "* * * * 8", "*/0 * * * *",
     "5-1 * * * *", "1,,2 * * * *", "-1 * * * *", "٣ * * * *", "x * * * *", "jan * * * *", "@yearly",
-    "* * * * *" + " " * 100, "0 0 30 2 *", "0 0 31 2,4,6,9,11 *",
+    "* * * * *" + " " * 100, "* * * * *", "*/10 * * * *", "0 0 30 2 *", "0 0 31 2,4,6,9,11 *",
 ])  # fmt: skip
 def test_fields_that_say_nothing_and_days_that_never_come_are_refused(cron: str) -> None:
     with pytest.raises(ConfigInvalid, match="expected"):

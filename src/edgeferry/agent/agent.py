@@ -379,7 +379,7 @@ class Agent:
             try:
                 if failed and mend is not None:
                     await mend()
-                await work()
+                return await work()
             except Exception:  # noqa: BLE001 - the task-group edge: one task's defect must not stop the others
                 _LOG.exception("a defect in %s", name)
                 failed = True

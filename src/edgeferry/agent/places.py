@@ -18,7 +18,7 @@ from pathlib import Path
 from edgeferry.agent.loose import list_files, store_loose
 from edgeferry.agent.machine import TERMINAL, State
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
-from edgeferry.errors import DeltaBaseMismatch, StorageFailed
+from edgeferry.errors import DeltaBaseMismatch, ManifestInvalid, StorageFailed
 from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
@@ -158,9 +158,13 @@ def list_needed(repository: Repository, record: UpdateRecord) -> frozenset[Diges
 
 
 def _list_kept_digests(repository: Repository, record: UpdateRecord) -> frozenset[Digest]:
+    """What the kept manifest names; nothing where it is not here or not what it was: its update begins anew then."""
     if record.kind != "signed" or not repository.has_blob(Digest.from_str(record.identity)):
         return frozenset()
-    return list_digests(read_manifest_bytes(read_kept_manifest(repository, record)))
+    try:
+        return list_digests(read_manifest_bytes(read_kept_manifest(repository, record)))
+    except ManifestInvalid:
+        return frozenset()
 
 
 # --- classic bundles --------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ async def _tidy(tools: Tools, records: list[UpdateRecord]) -> None:
         if tools.journal.damage is None:
             await collect(tools.repository, tools.journal)
             await release(tools.repository, tools.journal, records)
-    except StorageError as error:  # a disk that cannot be written keeps no device from serving
+    except EdgeferryError as error:  # neither a disk nor what lies on it keeps a device from serving
         _LOG.warning("cannot tidy up: %s", error.message)
 
 

@@ -40,11 +40,12 @@ def _collect(
     repository: Repository, records: Iterable[UpdateRecord], *, wanted_bytes: int, everything: bool
 ) -> Collected:
     under_way = [record for record in records if record.state not in TERMINAL]
-    found = [find_stored(repository, record) for record in under_way]
-    needed = [list_needed(repository, record) for record in under_way]
-    keep = [stored for stored in found if stored is not None]
-    blobs = frozenset().union(*needed)
-    return gc(repository, keep, keep_blobs=blobs, wanted_bytes=wanted_bytes, everything=everything)
+    with repository.lock:  # nothing is stored between looking and removing
+        found = [find_stored(repository, record) for record in under_way]
+        needed = [list_needed(repository, record) for record in under_way]
+        keep = [stored for stored in found if stored is not None]
+        blobs = frozenset().union(*needed)
+        return gc(repository, keep, keep_blobs=blobs, wanted_bytes=wanted_bytes, everything=everything)
 
 
 def making_room(step: Step) -> Step:

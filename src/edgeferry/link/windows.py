@@ -27,6 +27,8 @@ from zoneinfo import ZoneInfo
 from edgeferry.errors import ConfigInvalid
 
 DURATION_MIN_S = 60
+STARTS_MAX = 96
+"""Of one window a day: more cost a small processor seconds for each look at the clock, and mean an open link."""
 DURATION_MAX_S = 7 * 86_400
 _CRON_MAX_CHARS = 100
 _ZONE_MAX_CHARS = 64
@@ -76,6 +78,9 @@ def make_window(cron: str, duration_s: int, zone: str = "UTC") -> Window:
     if not DURATION_MIN_S <= duration_s <= DURATION_MAX_S:
         raise ConfigInvalid(f"expected duration_s in {DURATION_MIN_S}..{DURATION_MAX_S}, found {duration_s!r:.40}")
     schedule = _parse_cron(cron)
+    starts = len(schedule.hours) * len(schedule.minutes)
+    if starts > STARTS_MAX:
+        raise ConfigInvalid(f"expected at most {STARTS_MAX} starts a day, found {starts}: open one long window instead")
     require_zone(zone)
     longest = max(_LONGEST_MONTHS[month - 1] for month in schedule.months)
     if min(schedule.days) > longest and len(schedule.weekdays) == 7:
@@ -154,7 +159,7 @@ def _iterate_spans(window: Window, now: float) -> Iterator[tuple[float, float]]:
             yield from _list_spans(window, day)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _list_spans(window: Window, day: date) -> tuple[tuple[float, float], ...]:
     starts = sorted(set(_iterate_starts(_parse_cron(window.cron), day, ZoneInfo(window.zone))))
     joined = _join((start, start + window.duration_s) for start in starts)
