@@ -81,5 +81,5 @@ def test_a_small_run_measures_every_figure_of_an_update(tmp_path: Path) -> None:
     [run] = json.loads(figures.read_text())["runs"]
     [update] = run["updates"]
     assert update["goodput_bps"] > 0.5 * run["profile"]["bps"]
-    assert update["wire"] > update["https"] + update["mqtt"] > run["payload_bytes"] > run["artifact_bytes"]
+    assert update["wire"] > update["https"] + update["mqtt"] > run["payload_bytes"] >= run["artifact_bytes"]
     assert (done.returncode == 0) == ("FALLS SHORT" not in done.stdout)
