@@ -200,6 +200,8 @@ async def test_a_transfer_that_does_not_fit_spreads_over_days_and_sends_nothing_
         while (await world.wait_state(State.WAITING, State.ACTIVE)).state is State.WAITING:
             record = world.get_record()
             assert record is not None and record.fault is not None and record.fault.code == "budget_spent"
+            [status] = agent.get_status().models
+            assert 0 < status.done_bytes < status.total_bytes and 0 < status.progress < 1
             assert agent.get_status().ledger.day_bytes <= 200_000 + BOOKING_BYTES
             days, sent_bytes = days + 1, world.origin.sent_bytes
             world.clock_error_s += 24 * HOUR_S

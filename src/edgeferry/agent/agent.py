@@ -314,7 +314,7 @@ class Agent:
         self.reporter.note_progress()
 
     async def _note_moved(self, record: UpdateRecord) -> None:
-        if record.state is not State.DOWNLOADING:
+        if record.state not in (State.DOWNLOADING, State.WAITING):
             self._here_bytes.pop(record.key, None)
         for key, document in list(self._unkept.items()):
             await self._keep(key, document)  # the journal could be written just now
