@@ -35,7 +35,7 @@ from link.thin_site import (
     run_command,
 )
 
-pytestmark = pytest.mark.usefixtures("needs_link")
+pytestmark = [pytest.mark.usefixtures("needs_link"), pytest.mark.soak]
 LTE = Profile("lte", 10_000_000, 0.05)
 BALLAST_BYTES = 760_000
 CHANGED_FLOATS = 8_000
