@@ -15,7 +15,7 @@ from typing import Any
 
 _BAR_CHARS = 24
 _DAY_S = 86_400
-_WHY = {"window_closed": "the window is closed", "budget_spent": "the budget is spent", "link_forbidden": "forbidden"}
+_WHY = {"window_closed": "the window is closed", "budget_spent": "the budget is spent"}
 
 
 def make_lines(status: Mapping[str, Any], now: float) -> list[str]:
@@ -37,6 +37,8 @@ def _show_link(link: Mapping[str, Any], now: float) -> str:
     if link["may_send"]:
         closes = f" until {show_time(link['closes_at'], now)}" if link["closes_at"] else ""
         return f"{link['link_class']}, open{closes}{cap}"
+    if link["reason"] == "link_forbidden":
+        return "forbidden: nothing is fetched over this interface"
     return f"{link['link_class']}, {_WHY.get(link['reason'], 'closed')} until {show_time(link['opens_at'], now)}{cap}"
 
 
