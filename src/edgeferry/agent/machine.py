@@ -62,6 +62,7 @@ class Event(StrEnum):
     SWITCHED = "switched"
     HEALTHY = "healthy"
     ROLLED = "rolled_back"
+    STAYS = "stays"
     RETRY_DUE = "retry_due"
     # the ways out
     DAMAGED = "damaged"
@@ -109,6 +110,7 @@ _ROWS: Final = (
     (S.ACTIVE,        E.DAMAGED,         S.RESOLVING),     # likewise; the worker that runs serves on
     (S.ACTIVE,        E.SUPERSEDE,       S.SUPERSEDED),    # a newer version became active
     (S.ROLLING_BACK,  E.ROLLED,          S.ROLLED_BACK),
+    (S.ROLLING_BACK,  E.STAYS,           S.ACTIVE),        # asked for, and there is nothing sound to go back to
     (S.WAITING,       E.RETRY_DUE,       S.WAITING),       # the state it came from: see find_next
 
     # when a step fails: how each of the four verdicts of ERROR_EVENTS reads once the live version may have been touched

@@ -1,0 +1,96 @@
+"""Going back, and what watches the version that serves: nothing that is whole is given up for something that is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.agent_world import World, make_model_file
+from edgeferry.agent.agent import Agent
+from edgeferry.agent.machine import State
+from edgeferry.errors import ModelCrashed
+from edgeferry.model.digest import Digest
+from polling import poll
+
+
+def flip(world: World, version: str) -> None:
+    """A bit of the version's model rots."""
+    path = world.repository.blob_path(Digest.of(make_model_file("detector", version, 20_000)))
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def get_serving(world: World) -> str:
+    return world.activator.serving["detector"].version
+
+
+def get_refs(world: World) -> list[str]:
+    return [one.version for one in world.repository.refs.list_refs("detector")]
+
+
+@asynccontextmanager
+async def run_updated(world: World, *more: str, **settings: Any) -> AsyncIterator[Agent]:
+    """A device on which 2.0.0 is active and 1.0.0 was before; `more` versions are published."""
+    for version in ("1.0.0", "2.0.0", *more):
+        world.publish(version)
+    world.settings = replace(world.settings, **settings)
+    async with world.run() as agent:
+        for version in ("1.0.0", "2.0.0"):
+            world.deploy(version)
+            await world.wait_state(State.ACTIVE, version=version)
+        yield agent
+
+
+def harm_before(world: World, how: str) -> None:
+    if how == "damaged":
+        flip(world, "1.0.0")
+    else:
+        world.activator.failures["prove"].append(ModelCrashed("the engine changed"))
+
+
+@pytest.mark.parametrize("how", ["damaged", "not proven"])
+async def test_a_rollback_to_what_does_not_serve_leaves_what_does(world: World, how: str) -> None:
+    async with run_updated(world) as agent:
+        harm_before(world, how)
+        assert (await agent.run_command("rollback", None))[0] == 202
+        record = await poll(lambda: find_fault(world))
+        assert (record.state, record.version) == (State.ACTIVE, "2.0.0")
+        assert get_serving(world) == "2.0.0"
+        assert get_refs(world) == ["2.0.0", "1.0.0"]
+    world.hub.down = True
+    async with world.run():
+        assert get_serving(world) == "2.0.0"
+
+
+async def find_fault(world: World) -> Any:
+    record = world.get_record()
+    return record if record is not None and record.fault is not None else None
+
+
+@pytest.mark.parametrize("how", ["damaged", "not proven"])
+async def test_a_version_that_dies_with_nothing_sound_before_it_is_failed_and_still_there(world: World, how: str) -> None:
+    async with run_updated(world):
+        harm_before(world, how)
+        world.activator.deaths = 5
+        await world.wait_state(State.FAILED, version="2.0.0")
+        assert get_refs(world) == ["2.0.0", "1.0.0"]
+    async with world.run():
+        assert get_serving(world) == "2.0.0"
+
+
+async def test_a_switch_back_that_fails_leaves_both_versions_within_reach_of_a_restart(world: World) -> None:
+    async with run_updated(world) as agent:
+        world.activator.failures["switch"].append(ModelCrashed("the candidate died"))
+        assert (await agent.run_command("rollback", None))[0] == 202
+        await world.wait_state(State.FAILED, version="2.0.0")
+        assert sorted(get_refs(world)) == ["1.0.0", "2.0.0"]
+    flip(world, "1.0.0")
+    async with world.run():
+        assert get_serving(world) == "2.0.0"
