@@ -13,7 +13,7 @@ import pytest
 from agent.agent_world import World, make_model_file
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
-from edgeferry.errors import ModelCrashed
+from edgeferry.errors import GoldenMismatch, ModelCrashed
 from edgeferry.model.digest import Digest
 from polling import poll
 
@@ -75,7 +75,9 @@ async def find_fault(world: World) -> Any:
 
 
 @pytest.mark.parametrize("how", ["damaged", "not proven"])
-async def test_a_version_that_dies_with_nothing_sound_before_it_is_failed_and_still_there(world: World, how: str) -> None:
+async def test_a_version_that_dies_with_nothing_sound_before_it_is_failed_and_still_there(
+    world: World, how: str
+) -> None:
     async with run_updated(world):
         harm_before(world, how)
         world.activator.deaths = 5
@@ -94,3 +96,67 @@ async def test_a_switch_back_that_fails_leaves_both_versions_within_reach_of_a_r
     flip(world, "1.0.0")
     async with world.run():
         assert get_serving(world) == "2.0.0"
+
+
+# --- what serves is watched after another version has ended -----------------------------------------------------------
+@asynccontextmanager
+async def run_with_rejected(world: World, **settings: Any) -> AsyncIterator[Agent]:
+    """The same device, after 3.0.0 was asked for and rejected."""
+    async with run_updated(world, "3.0.0", **settings) as agent:
+        world.activator.failures["prove"].append(GoldenMismatch("1 of 4"))
+        world.deploy("3.0.0")
+        await world.wait_state(State.REJECTED, version="3.0.0")
+        yield agent
+
+
+async def serves(world: World, version: str) -> bool:
+    return get_serving(world) == version and get_refs(world)[0] == version
+
+
+async def has_whole(world: World, version: str) -> bool:
+    data = make_model_file("detector", version, 20_000)
+    active = world.repository.read_ref("detector", "active")
+    return active is not None and (active.folder / "model.onnx").read_bytes() == data
+
+
+async def test_after_a_rejected_version_an_operator_can_roll_back(world: World) -> None:
+    async with run_with_rejected(world) as agent:
+        assert (await agent.run_command("rollback", None))[0] == 202
+        await poll(lambda: serves(world, "1.0.0"))
+        await world.wait_state(State.REJECTED, version="3.0.0")
+        assert (await agent.run_command("rollback", None))[0] == 409
+
+
+async def test_after_a_rejected_version_deaths_of_what_serves_roll_back(world: World) -> None:
+    async with run_with_rejected(world):
+        world.activator.deaths = 5
+        await poll(lambda: serves(world, "1.0.0"))
+
+
+async def test_after_a_rejected_version_damage_of_what_serves_is_healed(world: World) -> None:
+    async with run_with_rejected(world, scrub_every_s=0.05):
+        flip(world, "2.0.0")
+        await poll(lambda: has_whole(world, "2.0.0"))
+        record = await world.wait_state(State.REJECTED, version="3.0.0")
+        assert record.fault is not None and record.fault.code == "golden_mismatch"
+        assert get_refs(world) == ["2.0.0", "1.0.0"]
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_what_serves_after_a_rollback_is_healed_too(world: World, restarts: bool) -> None:
+    async with run_updated(world, scrub_every_s=0.05) as agent:
+        assert (await agent.run_command("rollback", None))[0] == 202
+        await world.wait_state(State.ROLLED_BACK, version="2.0.0")
+        if not restarts:
+            await harm_and_heal(world)
+    if restarts:
+        async with world.run():
+            await harm_and_heal(world)
+
+
+async def harm_and_heal(world: World) -> None:
+    flip(world, "1.0.0")
+    await asyncio.sleep(0.2)
+    await poll(lambda: has_whole(world, "1.0.0"))
+    await world.wait_state(State.ROLLED_BACK, version="2.0.0")
+    assert get_serving(world) == "1.0.0"

@@ -277,7 +277,7 @@ class Agent:
         if event is Event.ROLL_BACK and await in_thread(self._parts.repository.read_ref, name, "previous") is None:
             return 409, {"error": {"code": "conflict", "message": f"{name} has no previous version to go back to"}}
         if not lane.order(event):
-            state = lane.record.state if lane.record is not None else "no state"
+            state = lane.walked.state if lane.walked is not None else "no state"
             return 409, {"error": {"code": "conflict", "message": f"{event} is not possible in {state}"}}
         return 202, {"ok": True, "model": name}
 
@@ -327,9 +327,9 @@ class Agent:
         self.reporter.note_change()
 
     def _note_hurt(self, model: str, identity: str) -> None:
-        """A version that a ref names is damaged: what is active is fetched again, if the twin still names it."""
+        """A version that a ref names is damaged: what is active is fetched again, if the twin still names its model."""
         lane = self._lanes.get(model)
-        record = lane.record if lane is not None else None
+        record = lane.walked if lane is not None else None
         is_settled = record is not None and record.state in (State.PROBATION, State.ACTIVE)
         if lane is not None and record is not None and is_settled and record.identity == identity:
             lane.order(Event.DAMAGED)

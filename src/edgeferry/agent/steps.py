@@ -55,6 +55,7 @@ from edgeferry.errors import (
     DigestMismatch,
     LinkError,
     ManifestInvalid,
+    ObjectMissing,
 )
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
@@ -82,6 +83,8 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
         await claim(tools.repository, tools.journal, record.file_name)
     if stored is not None:
         return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
+    if not (target.url if record.kind == "classic" else target.repo):
+        raise ObjectMissing(f"the twin does not say any more where {record.model}@{record.version} is to be had")
     if record.kind == "classic":
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
     async with tools.gate.open(record.priority):
