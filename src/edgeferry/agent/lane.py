@@ -48,7 +48,7 @@ _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
 _SPREAD_MAX_S, _SPREAD_SHARE = 60.0, 0.01
-_SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED})
+_SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED, Event.MANIFEST_LOST})
 
 
 @dataclass(frozen=True, slots=True)

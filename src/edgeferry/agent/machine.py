@@ -66,6 +66,7 @@ class Event(StrEnum):
     RETRY_DUE = "retry_due"
     # the ways out
     DAMAGED = "damaged"
+    MANIFEST_LOST = "manifest_lost"
     DELTA_FAILED = "delta_failed"
     UNPROVEN = "unproven"
     UNHEALTHY = "unhealthy"
@@ -94,8 +95,10 @@ _ROWS: Final = (
     (S.PATCHING,      E.PATCHED,         S.STORING),
     (S.PATCHING,      E.DAMAGED,         S.DOWNLOADING),   # the partial went missing under us
     (S.PATCHING,      E.DELTA_FAILED,    S.DOWNLOADING),   # the plan now holds the full file instead
+    (S.PATCHING,      E.MANIFEST_LOST,   S.RESOLVING),     # what the full file is stands in the manifest that was kept
     (S.STORING,       E.MORE_ARTIFACTS,  S.DOWNLOADING),
     (S.STORING,       E.DAMAGED,         S.DOWNLOADING),   # what was verified is gone: a crash between rename and fsync
+    (S.STORING,       E.MANIFEST_LOST,   S.RESOLVING),     # fetched again; what came of the content is here
     (S.STORING,       E.STORED,          S.PROVING),
     (S.STORING,       E.HANDED_OVER,     S.ACTIVE),        # loader role
     (S.PROVING,       E.PROVEN,          S.SWITCHING),

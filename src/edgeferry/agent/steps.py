@@ -1,7 +1,8 @@
 """What each state does, one function per state, in the order of the flow. Read this file to know how an update goes.
 
 What this file leaves to others: which state follows (`machine.py`), writing the record, retrying, being interrupted
-(`lane.py`); watching what serves and going back (`settled.py`); how bytes come (`fetch.py`), how versions lie on disk (`storage/`), what serving means (`Activator`).
+(`lane.py`); watching what serves and going back (`settled.py`); how bytes come (`fetch.py`), how versions lie on disk
+(`storage/`), what serving means (`Activator`).
 
 Rules:
 - A step may be cut off at any line and run again from its start: it looks at what is there before it acts.
@@ -21,6 +22,7 @@ from edgeferry.agent.gate import CLOSED, get_payload_limit
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
     adopt,
+    find_kept_manifest,
     find_mended,
     find_stored,
     find_verified,
@@ -31,7 +33,6 @@ from edgeferry.agent.places import (
     keep_manifest,
     open_download,
     point_refs,
-    read_kept_manifest,
     remove_base,
     remove_traces,
     require_base,
@@ -194,14 +195,21 @@ async def patch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
         await in_thread(remove_tree, get_decoded_path(tools.repository, artifact))
         if artifact.kind != "patch":
             return Outcome(Event.GIVE_UP, record, error)
-        return Outcome(Event.DELTA_FAILED, await _plan_whole(tools, record), error)
+        whole = await _plan_whole(tools, record)
+        return Outcome(Event.DELTA_FAILED if whole.artifacts else Event.MANIFEST_LOST, whole, error)
     return Outcome(Event.PATCHED, record)
 
 
 async def _plan_whole(tools: Tools, record: UpdateRecord) -> UpdateRecord:
-    """Full downloads of all that is missing, in place of the patch that failed and of every other: once is enough."""
-    manifest = read_manifest_bytes(await in_thread(read_kept_manifest, tools.repository, record))
+    """Full downloads of all that is missing, in place of the patch that failed and of every other: once is enough.
+
+    Without the manifest that says what these are there is no artifact.
+    """
+    data = await in_thread(find_kept_manifest, tools.repository, record)
     await in_thread(remove_traces, tools.repository, record, owns_zip=False)
+    if data is None:
+        return change(record, artifacts=(), index=0, whole=True, damages=0)
+    manifest = read_manifest_bytes(data)
     rest = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs), whole=True)
     rest = rest or plan_artifacts(manifest, frozenset(), whole=True)  # another model brought the file meanwhile
     return change(record, artifacts=(*record.artifacts[: record.index], *rest), whole=True, damages=0)
@@ -218,7 +226,9 @@ async def store(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
         await _let_go_of_base(tools, record)
         if record.index + 1 < len(record.artifacts):
             return Outcome(Event.MORE_ARTIFACTS, change(record, index=record.index + 1, damages=0))
-    data = await in_thread(read_kept_manifest, tools.repository, record)
+    data = await in_thread(find_kept_manifest, tools.repository, record)
+    if data is None:
+        return Outcome(Event.MANIFEST_LOST, change(record, artifacts=(), index=0, damages=0))
     manifest = read_manifest_bytes(data)
     missing = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs), whole=record.whole)
     if missing:  # another update brought it, and let go of it again
