@@ -160,3 +160,22 @@ async def harm_and_heal(world: World) -> None:
     await poll(lambda: has_whole(world, "1.0.0"))
     await world.wait_state(State.ROLLED_BACK, version="2.0.0")
     assert get_serving(world) == "1.0.0"
+
+
+# --- a worker that is dead and cannot be started again ----------------------------------------------------------------
+async def test_a_version_that_is_healed_without_a_link_gives_way_when_its_worker_dies(world: World) -> None:
+    async with run_updated(world, scrub_every_s=0.05):
+        world.origin.statuses.extend([503] * 10_000)
+        flip(world, "2.0.0")
+        await world.wait_state(State.WAITING, version="2.0.0")
+        assert get_serving(world) == "2.0.0", "the worker that runs serves on"
+        world.activator.alive = False
+        await poll(lambda: has_slot_at(world, "1.0.0"))
+        assert get_refs(world) == ["2.0.0", "1.0.0"]
+        world.origin.statuses.clear()
+        await poll(lambda: serves(world, "2.0.0"))
+        await world.wait_state(State.ACTIVE, version="2.0.0")
+
+
+async def has_slot_at(world: World, version: str) -> bool:
+    return get_serving(world) == version

@@ -35,7 +35,7 @@ from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
 from edgeferry.agent.reporter import Reporter, get_report_every_s, make_model_status, make_problem
-from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
+from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active, watch_serving
 from edgeferry.agent.room import collect, run_gc, run_pin
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
@@ -134,6 +134,7 @@ class Agent:
                 self._aim()
                 self.started.set()
                 tasks.create_task(self._guard("scrub", lambda: watch_content(self._tools, self._note_hurt)))
+                tasks.create_task(self._guard("serving", lambda: watch_serving(self._tools, self._around.turns)))
                 if self._link is not None:
                     tasks.create_task(self._guard("hub", self._link.run))
                     tasks.create_task(self._guard("ledger", self._book_talk))
