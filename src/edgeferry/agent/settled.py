@@ -15,14 +15,25 @@ import time
 
 from edgeferry.agent.announce import announce
 from edgeferry.agent.machine import Event
-from edgeferry.agent.places import find_verified, require_stored
+from edgeferry.agent.places import find_stored, find_verified, require_stored
 from edgeferry.agent.probation import find_ailment
 from edgeferry.agent.record import Target, UpdateRecord
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Tools
-from edgeferry.errors import EdgeferryError, ModelCrashed, ModelError, ProbationFailed, StorageFailed
+from edgeferry.errors import (
+    EdgeferryError,
+    ModelCrashed,
+    ModelError,
+    ModelNotReady,
+    ProbationFailed,
+    StorageFailed,
+    WorkerLost,
+)
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.mending import find_sound_ref
+
+_COMES_BACK_S = 20.0
+"""A worker that died is started again within this time, pauses included, where it can be."""
 
 
 # --- PROBATION --------------------------------------------------------------------------------------------------------
@@ -46,8 +57,27 @@ async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) ->
             return Outcome(Event.UNHEALTHY, record, _make_verdict(f"{stored}: {ailment}", tools, record))
         await asyncio.sleep(settings.poll_s)
     if tools.serves and tools.activator.get_health(record.model).answered < settings.probation_requests:
-        await tools.activator.prove_again(record.model)
+        return await _ask_again(tools, record)
     return Outcome(Event.HEALTHY, record)
+
+
+async def _ask_again(tools: Tools, record: UpdateRecord) -> Outcome:
+    """A worker that is lost while it is asked has died once: it is started again, and asked again.
+
+    How many deaths are too many is said as before; a worker that does not come back is no version that does well.
+    """
+    settings = tools.settings
+    ends_at = time.monotonic() + max(settings.probation_s, _COMES_BACK_S)
+    while await in_thread(find_stored, tools.repository, record) is not None:
+        try:
+            await tools.activator.prove_again(record.model)
+            return Outcome(Event.HEALTHY, record)
+        except (WorkerLost, ModelNotReady, ModelCrashed) as error:
+            await asyncio.sleep(settings.poll_s)
+            ailment = _find_ailment(tools, record, deaths_max=settings.probation_deaths)
+            if ailment or time.monotonic() >= ends_at:
+                return Outcome(Event.UNHEALTHY, record, ModelCrashed(ailment or error.message))
+    return Outcome(Event.DAMAGED, record)
 
 
 def _find_ailment(tools: Tools, record: UpdateRecord, *, deaths_max: int) -> str:
