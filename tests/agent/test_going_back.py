@@ -13,7 +13,7 @@ import pytest
 from agent.agent_world import World, make_model_file
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
-from edgeferry.errors import GoldenMismatch, ModelCrashed
+from edgeferry.errors import GoldenMismatch, ModelCrashed, WorkerStartFailed
 from edgeferry.model.digest import Digest
 from polling import poll
 
@@ -179,3 +179,25 @@ async def test_a_version_that_is_healed_without_a_link_gives_way_when_its_worker
 
 async def has_slot_at(world: World, version: str) -> bool:
     return get_serving(world) == version
+
+
+# --- a version that does not load when the device starts --------------------------------------------------------------
+async def test_an_active_version_that_does_not_load_again_is_rolled_back_with_its_error(world: World) -> None:
+    async with run_updated(world):
+        pass
+    world.activator.failures["prove"].extend([ModelCrashed("the engine changed")] * 2)
+    async with world.run():
+        assert get_serving(world) == "1.0.0"
+        record = await world.wait_state(State.ROLLED_BACK, version="2.0.0")
+        assert record.fault is not None and record.fault.message == "the engine changed"
+        assert await serves(world, "1.0.0")
+
+
+async def test_an_active_version_that_had_no_room_at_the_start_serves_when_it_has(world: World) -> None:
+    async with run_updated(world):
+        pass
+    world.activator.failures["prove"].append(WorkerStartFailed("no memory"))
+    async with world.run():
+        assert get_serving(world) == "1.0.0"
+        await poll(lambda: serves(world, "2.0.0"))
+        await world.wait_state(State.ACTIVE, version="2.0.0")

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from edgeferry.agent.announce import announce
@@ -32,6 +33,8 @@ from edgeferry.errors import (
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.mending import find_sound_ref
 
+_LOG = logging.getLogger(__name__)
+_TRY_AGAIN_S = 60.0
 _COMES_BACK_S = 20.0
 """A worker that died is started again within this time, pauses included, where it can be."""
 
@@ -99,14 +102,46 @@ async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Ou
     while True:
         await asyncio.sleep(1.0)
         deaths = tools.activator.get_health(record.model).deaths
-        if deaths > seen and await in_thread(find_verified, tools.repository, record) is None:
-            return Outcome(Event.DAMAGED, record)
+        is_away = await _is_away(tools, record)
+        if is_away or deaths > seen:
+            stored = await in_thread(find_verified, tools.repository, record)
+            if stored is None:
+                return Outcome(Event.DAMAGED, record)
+            error = await _bring_back(tools, stored) if is_away else None
+            if error is not None:
+                return Outcome(Event.UNHEALTHY, record, error)
         seen = deaths
         if tools.serves and deaths >= tools.settings.active_deaths and tools.is_served(record):
             previous = await in_thread(tools.repository.read_ref, record.model, "previous")
             if previous is not None:
                 error = ModelCrashed(f"the worker of {record.model}@{record.version} died {deaths} times")
                 return Outcome(Event.UNHEALTHY, record, error)
+
+
+async def _is_away(tools: Tools, record: UpdateRecord) -> bool:
+    """Whether another version serves, or none, though the ref names this one: it did not load when the device started.
+
+    A loader serves nothing.
+    """
+    if not tools.serves or tools.is_served(record):
+        return False
+    active = await in_thread(tools.repository.refs.read, record.model, "active")
+    return active is not None and active.identity == record.identity
+
+
+async def _bring_back(tools: Tools, stored: StoredVersion) -> ModelError | None:
+    """Tries once more; the model's own error is a verdict where another version serves, all else may pass."""
+    try:
+        await tools.activator.prove(stored)
+        await tools.activator.switch(stored)
+    except EdgeferryError as error:
+        _LOG.warning("%s still does not serve: %s: %s", stored, error.code, error.message)
+        if isinstance(error, ModelError) and stored.model in tools.served:
+            return error
+        await asyncio.sleep(_TRY_AGAIN_S)
+    else:
+        tools.served[stored.model] = stored.identity
+    return None
 
 
 # --- ROLLING_BACK -----------------------------------------------------------------------------------------------------
