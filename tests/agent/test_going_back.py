@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.agent_world import World, make_model_file
+from agent.test_faults import damaged
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
 from edgeferry.errors import GoldenMismatch, ModelCrashed, WorkerStartFailed
@@ -185,9 +186,10 @@ async def has_slot_at(world: World, version: str) -> bool:
 async def test_an_active_version_that_does_not_load_again_is_rolled_back_with_its_error(world: World) -> None:
     async with run_updated(world):
         pass
-    world.activator.failures["prove"].extend([ModelCrashed("the engine changed")] * 2)
+    world.activator.failures["prove"].append(ModelCrashed("the engine changed"))
     async with world.run():
         assert get_serving(world) == "1.0.0"
+        world.activator.failures["prove"].append(ModelCrashed("the engine changed"))
         record = await world.wait_state(State.ROLLED_BACK, version="2.0.0")
         assert record.fault is not None and record.fault.message == "the engine changed"
         assert await serves(world, "1.0.0")
@@ -201,3 +203,19 @@ async def test_an_active_version_that_had_no_room_at_the_start_serves_when_it_ha
         assert get_serving(world) == "1.0.0"
         await poll(lambda: serves(world, "2.0.0"))
         await world.wait_state(State.ACTIVE, version="2.0.0")
+
+
+# --- a version that serves is never given up --------------------------------------------------------------------------
+async def test_what_is_healed_with_bytes_that_are_wrong_waits_and_its_worker_serves_on(world: World) -> None:
+    async with run_updated(world, scrub_every_s=0.05) as agent:
+        with damaged(world, 3):
+            flip(world, "2.0.0")
+            record = await world.wait_state(State.WAITING, State.REJECTED, version="2.0.0")
+        assert record.state is State.WAITING
+        assert record.fault is not None and record.fault.code == "digest_mismatch"
+        proven = list(world.activator.proven)
+        await agent.run_command("reload", None)
+        await world.wait_state(State.ACTIVE, version="2.0.0")
+        assert await has_whole(world, "2.0.0")
+        assert world.activator.proven == proven, "the worker that serves needs no other beside it"
+        assert world.activator.switched == ["1.0.0", "2.0.0"]

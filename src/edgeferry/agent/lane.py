@@ -250,8 +250,9 @@ class Lane:
     # --- moving -------------------------------------------------------------------------------------------------------
     async def _advance(self, outcome: Outcome) -> None:
         tools = self.around.tools
-        record = make_next(outcome, tools.settings, now=tools.now(), random=self.around.random())
         await self._read_active()
+        is_active = outcome.record.identity == self._active
+        record = make_next(outcome, tools.settings, is_active=is_active, now=tools.now(), random=self.around.random())
         await self._write(record)
         _LOG.info("%s@%s: %s -> %s", record.model, record.version, outcome.record.state, record.state)
         if outcome.error is not None:
@@ -311,7 +312,9 @@ async def _run_unless(step: Awaitable[Outcome], overtaken: asyncio.Event) -> Out
             await asyncio.wait({running})
 
 
-def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: float) -> UpdateRecord:
+def make_next(
+    outcome: Outcome, settings: AgentSettings, *, now: float, random: float, is_active: bool = False
+) -> UpdateRecord:
     """The record after `outcome`: state by the table, loop guard, back-off and the error to show.
 
     Args:
@@ -319,28 +322,37 @@ def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: 
         settings: for the back-off.
         now: Unix seconds.
         random: 0..1, for jitter.
+        is_active: ref `active` names the version.
 
     Raises:
         InvariantBroken: the table has no row for this event in this state.
     """
     record, event, error = outcome.record, outcome.event, outcome.error
-    after = get_next(record.state, event, record.resume)
+    after = get_next(record.state, event, record.resume, is_active=is_active)
     stalled, mark = count_stalled(record.stalled, record.mark, index=record.index, before=record.state, after=after)
     if stalled > LOOP_LIMIT:
         error = InvariantBroken(f"{stalled} transitions without progress: gave up in {record.state}")
-        after = find_next(record.state, Event.GIVE_UP, record.resume) or after
+        after = find_next(record.state, Event.GIVE_UP, record.resume, is_active=is_active) or after
+    given_up = find_next(record.state, event, record.resume) is State.REJECTED or stalled > LOOP_LIMIT
     waits, failed = after is State.WAITING, not isinstance(error, CLOSED)
     return change(
         record,
         state=after,
-        resume=(record.resume or record.state) if waits else None,
+        resume=_get_resume(record, anew=is_active and given_up) if waits else None,
         retry_at=now + get_retry_delay(record.retries, error, settings, random=random) if waits else 0.0,
         retries=record.retries + failed if waits else record.retries if event in _SETBACKS else 0,
-        stalled=stalled,
+        stalled=0 if waits and given_up else stalled,
         mark=mark,
         changed_at=now,
         fault=_make_fault(event, error) or (record.fault if event in _KEEPS_FAULT else None),
     )
+
+
+def _get_resume(record: UpdateRecord, *, anew: bool) -> State:
+    """Where a wait ends: what would have given up, did the version not serve, begins again from its start."""
+    if anew:
+        return State.PROVING if record.kind == "local" else State.RESOLVING
+    return record.resume or record.state
 
 
 def _is_cancelled(record: UpdateRecord) -> bool:
@@ -361,7 +373,7 @@ def get_retry_delay(retries: int, error: EdgeferryError | None, settings: AgentS
     if isinstance(error, CLOSED):
         opens_s = error.retry_after_s or 0.0
         return opens_s + random * min(_SPREAD_MAX_S, opens_s * _SPREAD_SHARE)
-    if isinstance(error, AccessError):
+    if isinstance(error, AccessError) or (error is not None and get_error_event(type(error)) is not Event.TRY_LATER):
         delay = settings.access_retry_s
     else:
         delay = min(settings.retry_max_s, settings.retry_base_s * 2.0 ** min(retries, 20))

@@ -274,6 +274,10 @@ async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
         stored = await in_thread(store_local, tools.repository, record, target, tools.settings.shared_root)
     if stored is None:
         return Outcome(Event.DAMAGED, record)
+    active = await in_thread(tools.repository.refs.read, record.model, "active")
+    is_active = active is not None and active.identity == record.identity
+    if is_active and tools.is_served(record) and tools.activator.is_alive(record.model):
+        return Outcome(Event.ALREADY_ACTIVE, record)
     await tools.activator.prove(stored)
     return Outcome(Event.PROVEN, record)
 
