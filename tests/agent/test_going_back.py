@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.agent_world import World, make_model_file
+from agent.agent_world import CrashingJournal, World, make_model_file
 from agent.test_faults import damaged
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
@@ -97,6 +97,30 @@ async def test_a_switch_back_that_fails_leaves_both_versions_within_reach_of_a_r
     flip(world, "1.0.0")
     async with world.run():
         assert get_serving(world) == "2.0.0"
+
+
+@pytest.mark.parametrize(
+    ("state", "after"), [(State.ROLLING_BACK, False), (State.ROLLING_BACK, True), (State.ROLLED_BACK, False)]
+)
+async def test_a_kill_on_the_way_back_ends_there_or_where_it_began(world: World, state: State, after: bool) -> None:
+    async with run_updated(world):
+        pass
+    crashing: list[CrashingJournal] = []
+    world.wrap = lambda journal: crashing.append(CrashingJournal(journal, state, after=after)) or crashing[0]
+    async with world.run() as agent:
+        assert (await agent.run_command("rollback", None))[0] == 202
+        await poll(lambda: has_crashed(crashing[0]))
+    world.wrap = lambda journal: journal
+    async with world.run():
+        version, ends = ("2.0.0", State.ACTIVE) if not after and state is State.ROLLING_BACK else ("1.0.0", None)
+        await poll(lambda: serves(world, version))
+        record = await world.wait_state(ends or State.ROLLED_BACK, version="2.0.0")
+        assert record.fault is None
+        assert get_refs(world) == (["2.0.0", "1.0.0"] if ends else ["1.0.0"])
+
+
+async def has_crashed(journal: CrashingJournal) -> bool:
+    return journal.crashed
 
 
 # --- what serves is watched after another version has ended -----------------------------------------------------------
