@@ -105,6 +105,7 @@ class FakeActivator:
     serving: dict[str, StoredVersion] = field(default_factory=dict)
     discarded: int = 0
     deaths: int = 0
+    alive: bool = True
     answered: int = 0
     health: Health | None = None
     before: Health | None = None
@@ -121,6 +122,7 @@ class FakeActivator:
     async def switch(self, version: StoredVersion) -> None:
         self._fail("switch")
         self.deaths = self.answered = 0
+        self.alive = True
         self.switched.append(version.version)
         self.serving[version.model] = version
 
@@ -130,6 +132,9 @@ class FakeActivator:
     async def prove_again(self, model: str) -> None:
         self._fail("prove_again")
         self.proven_again += 1
+
+    def is_alive(self, model: str) -> bool:
+        return self.alive
 
     def get_health(self, model: str) -> Health:
         return self.health or Health(deaths=self.deaths, answered=self.answered)

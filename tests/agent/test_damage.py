@@ -232,6 +232,60 @@ async def test_damage_in_a_download_is_found_by_its_digest(world: World) -> None
     assert world.list_leftovers() == []
 
 
+# --- the manifest that an update keeps --------------------------------------------------------------------------------
+def lose_manifest(world: World, version: str, harm: Harm) -> None:
+    harm(get_blob(world, world.manifests.known["detector", version]))
+
+
+@pytest.mark.parametrize("harm", [remove, flip], ids=lambda harm: harm.__name__)
+async def test_a_kept_manifest_that_is_lost_under_an_update_is_fetched_again(world: World, harm: Harm) -> None:
+    world.publish("1.0.0", size=300_000)
+    world.origin.block_delay_s = 0.005
+    async with world.run():
+        world.deploy("1.0.0")
+        await poll(lambda: has_begun(world))
+        lose_manifest(world, "1.0.0", harm)
+        await world.wait_state(State.ACTIVE, version="1.0.0")
+    assert world.origin.sent_bytes < 320_000, "what came of the content is not fetched twice"
+    assert world.list_leftovers() == []
+
+
+async def has_begun(world: World) -> bool:
+    return world.origin.sent_bytes > 4096
+
+
+@pytest.mark.parametrize("harm", [remove, flip], ids=lambda harm: harm.__name__)
+async def test_a_kept_manifest_that_is_lost_before_a_patch_fails_is_fetched_again(world: World, harm: Harm) -> None:
+    world.publish("1.0.0", size=100_000)
+    patch = world.publish("1.1.0", size=100_000, bases=("1.0.0",)).files[0].sources[-1]
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        world.origin.statuses.extend([503] * 4)
+        world.deploy("1.1.0")
+        await world.wait_state(State.WAITING, version="1.1.0")
+        lose_manifest(world, "1.1.0", harm)
+        flip(get_blob(world, make_model_file("detector", "1.0.0", 100_000)))
+        record = await world.wait_state(State.ACTIVE, State.REJECTED, version="1.1.0")
+    assert record.state is State.ACTIVE
+    assert patch.kind == "patch" and world.list_leftovers() == []
+
+
+async def test_a_device_starts_with_a_kept_manifest_that_has_rotted(world: World) -> None:
+    world.publish("1.0.0")
+    world.publish("1.1.0")
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        world.origin.statuses.extend([503] * 1000)
+        world.deploy("1.1.0")
+        await world.wait_state(State.WAITING, version="1.1.0")
+    lose_manifest(world, "1.1.0", flip)
+    world.origin.statuses.clear()
+    async with world.run():
+        await world.wait_state(State.ACTIVE, version="1.1.0")
+
+
 # --- any file at all --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("seed", range(12))
 async def test_any_byte_of_any_file_may_rot_and_the_device_comes_back_whole(damaged_world: World, seed: int) -> None:

@@ -104,6 +104,31 @@ def test_before_the_switch_giving_up_never_touches_the_live_version(state: State
     assert find_next(State.WAITING, Event.RETRY_DUE, resume=state) is state
 
 
+@pytest.mark.parametrize("event", [Event.GIVE_UP, Event.UNPROVEN, Event.DELTA_FAILED])
+@pytest.mark.parametrize("state", [state for state in State if find_next(state, Event.CANCEL) is State.SUPERSEDED])
+def test_what_is_active_is_never_rejected_but_begun_anew_after_a_long_pause(state: State, event: Event) -> None:
+    record = make_record(state=state, kind="signed")
+    usual, healed = (
+        make_next(
+            Outcome(event, record, errors.DigestMismatch("x")), AgentSettings(), now=0, random=0, is_active=active
+        )
+        for active in (False, True)
+    )
+    if usual.state is not State.REJECTED:
+        assert healed == usual
+        return
+    assert (healed.state, healed.resume) == (State.WAITING, State.RESOLVING)
+    assert healed.retry_at >= 1800
+
+
+def test_a_loop_in_what_is_active_waits_and_begins_anew() -> None:
+    record = make_record(state=State.DOWNLOADING, stalled=LOOP_LIMIT, mark=(9, 9))
+    waiting = make_next(Outcome(Event.DOWNLOADED, record), AgentSettings(), now=0, random=0, is_active=True)
+    assert (waiting.state, waiting.fault.code if waiting.fault else "") == (State.WAITING, "invariant_broken")
+    again = make_next(Outcome(Event.RETRY_DUE, waiting), AgentSettings(), now=0, random=0, is_active=True)
+    assert again.state is State.RESOLVING
+
+
 def test_an_event_without_a_row_is_a_defect() -> None:
     with pytest.raises(InvariantBroken):
         get_next(State.REJECTED, Event.DOWNLOADED)

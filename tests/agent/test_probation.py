@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from agent.agent_world import World
+from edgeferry.agent import settled
 from edgeferry.agent.machine import State
 from edgeferry.agent.probation import find_ailment
-from edgeferry.errors import GoldenMismatch
+from edgeferry.errors import GoldenMismatch, ModelCrashed, ModelNotReady, WorkerLost
 from edgeferry.model.health import Health
 
 GOOD = Health(answered=100, empty=20, score_sum=64.0, infer_ms=(10.0,) * 50)
@@ -98,3 +99,55 @@ async def test_a_second_golden_run_that_disagrees_rolls_back(world: World) -> No
         record = await world.wait_state(State.ROLLED_BACK, version="1.1.0")
         assert record.fault is not None and record.fault.code == "golden_mismatch"
         assert world.activator.serving["detector"].version == "1.0.0"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """How the worker goes while the golden truth is asked once more, how often it has died, and how that ends."""
+
+    errors: tuple[Exception, ...]
+    deaths: int
+    ends: State
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Lost((WorkerLost("died"),), 1, State.ACTIVE),
+        Lost((WorkerLost("died"), ModelNotReady("not back yet"), WorkerLost("not back yet")), 1, State.ACTIVE),
+        Lost((ModelCrashed("died of the picture"),), 1, State.ACTIVE),
+        Lost((WorkerLost("died"),), 2, State.ROLLED_BACK),
+        Lost((GoldenMismatch("1 of 3"),), 0, State.ROLLED_BACK),
+    ],
+)
+async def test_a_worker_lost_while_it_is_asked_is_asked_again_unless_it_died_too_often(world: World, row: Lost) -> None:
+    world.publish("1.0.0")
+    world.publish("1.1.0")
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        world.activator.failures["prove_again"].extend(row.errors)
+
+        async def die_and_prove_again(model: str) -> None:
+            world.activator.deaths = row.deaths
+            await plain(model)
+
+        plain = world.activator.prove_again
+        world.activator.prove_again = die_and_prove_again  # type: ignore[method-assign]
+        world.deploy("1.1.0")
+        await world.wait_state(row.ends, version="1.1.0")
+
+
+async def test_a_worker_that_does_not_come_back_is_not_waited_for_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settled, "_COMES_BACK_S", 0.1)
+    world.publish("1.0.0")
+    world.publish("1.1.0")
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.ACTIVE)
+        world.activator.failures["prove_again"].extend([WorkerLost("died")] * 1000)
+        world.deploy("1.1.0")
+        record = await world.wait_state(State.ROLLED_BACK, version="1.1.0")
+        assert record.fault is not None and record.fault.message == "died"

@@ -10,7 +10,7 @@ import pytest
 
 from edgeferry.errors import GoldenMismatch, ModelCrashed, ModelNotReady, QueueFull, WorkerLost
 from edgeferry.runtime.child import InferReply
-from edgeferry.serve import slot
+from edgeferry.serve import slot, tally
 from edgeferry.serve.fake import FakeEngine
 from edgeferry.serve.slot import SlotSettings
 from edgeferry.serve.slots import Slots, SlotsSettings
@@ -252,6 +252,32 @@ async def test_requests_fail_at_once_while_restarts_fail_and_work_again_after(
         await asyncio.wait_for(_ask(slots), 0.2)
     await until(lambda: len(engine.started) == 2)
     assert await _ask(slots) == ("1.0.0", "label-of-1.0.0")
+
+
+async def test_a_defect_while_a_worker_is_started_again_does_not_leave_the_slot_dead(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot, "_RESTART_PAUSE_S", 0.01)
+    await slots.switch(make_version())
+    assert slots.is_alive("detector") and not slots.is_alive("unknown")
+    engine.failures["detector:1.0.0"] = [OSError("no more files"), MemoryError()]
+    engine.started[0].die()
+    await until(lambda: len(engine.started) == 2)
+    assert await _ask(slots) == ("1.0.0", "label-of-1.0.0")
+
+
+async def test_deaths_are_forgotten_by_the_health_and_not_by_the_counter(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "_DEATHS_SPAN_S", 0.3)
+    await slots.switch(make_version())
+    engine.started[0].die()
+    await until(lambda: slots.get_health("detector").deaths == 1)
+    await until(lambda: slots.get_health("detector").deaths == 0)
+    await until(lambda: slots.is_alive("detector"))
+    engine.started[-1].die()
+    await until(lambda: slots.get_health("detector").deaths == 1)
+    assert slots.get_models()["detector"].deaths == 2
 
 
 async def test_workers_that_die_young_are_started_again_with_pauses(

@@ -35,7 +35,7 @@ from edgeferry.agent.plan import make_wanted
 from edgeferry.agent.ports import Activator, ManifestSource
 from edgeferry.agent.record import Target, UpdateRecord, read_target_bytes
 from edgeferry.agent.reporter import Reporter, get_report_every_s, make_model_status, make_problem
-from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active
+from edgeferry.agent.restart import note_clean_stop, pick_current, restore_records, serve_active, watch_serving
 from edgeferry.agent.room import collect, run_gc, run_pin
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Tools
@@ -134,6 +134,7 @@ class Agent:
                 self._aim()
                 self.started.set()
                 tasks.create_task(self._guard("scrub", lambda: watch_content(self._tools, self._note_hurt)))
+                tasks.create_task(self._guard("serving", lambda: watch_serving(self._tools, self._around.turns)))
                 if self._link is not None:
                     tasks.create_task(self._guard("hub", self._link.run))
                     tasks.create_task(self._guard("ledger", self._book_talk))
@@ -277,7 +278,7 @@ class Agent:
         if event is Event.ROLL_BACK and await in_thread(self._parts.repository.read_ref, name, "previous") is None:
             return 409, {"error": {"code": "conflict", "message": f"{name} has no previous version to go back to"}}
         if not lane.order(event):
-            state = lane.record.state if lane.record is not None else "no state"
+            state = lane.walked.state if lane.walked is not None else "no state"
             return 409, {"error": {"code": "conflict", "message": f"{event} is not possible in {state}"}}
         return 202, {"ok": True, "model": name}
 
@@ -327,9 +328,9 @@ class Agent:
         self.reporter.note_change()
 
     def _note_hurt(self, model: str, identity: str) -> None:
-        """A version that a ref names is damaged: what is active is fetched again, if the twin still names it."""
+        """A version that a ref names is damaged: what is active is fetched again, if the twin still names its model."""
         lane = self._lanes.get(model)
-        record = lane.record if lane is not None else None
+        record = lane.walked if lane is not None else None
         is_settled = record is not None and record.state in (State.PROBATION, State.ACTIVE)
         if lane is not None and record is not None and is_settled and record.identity == identity:
             lane.order(Event.DAMAGED)

@@ -7,6 +7,8 @@ Rules:
   the state it belongs to is written: after a crash the journal never says less than was done.
 - Orders from outside (a newer target, cancel, roll back, retry) interrupt a step only where the table has a row for
   them; a step that is cut off is a step that crashed, and those can be run again.
+- Where the update that is shown has ended, the row of the version that serves is walked: it is watched, healed and
+  rolled back like any other.
 - A journal that cannot be written stops the walk, never the device: what serves, serves on.
 """
 
@@ -46,7 +48,7 @@ _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
 _SPREAD_MAX_S, _SPREAD_SHARE = 60.0, 0.01
-_SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED})
+_SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED, Event.MANIFEST_LOST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,16 @@ class Lane:
     rows: dict[str, UpdateRecord] = field(default_factory=dict)
     record: UpdateRecord | None = None
     target: Target | None = None
+    _active: str = ""
+    """The identity that ref `active` names."""
     _orders: deque[Event] = field(default_factory=deque)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def walked(self) -> UpdateRecord | None:
+        """The record that steps and orders go to: what is shown, or what serves where that has ended."""
+        has_ended = self.record is None or self.record.state in TERMINAL
+        return (self._find_active() or self.record) if has_ended else self.record
 
     # --- orders from outside ------------------------------------------------------------------------------------------
     def aim(self, target: Target | None) -> None:
@@ -86,8 +96,7 @@ class Lane:
 
     def order(self, event: Event) -> bool:
         """Asks for `event`; False where the table refuses it now."""
-        record = self.record
-        if record is None or find_next(record.state, event, record.resume) is None:
+        if not self._allows(event):
             return False
         self._orders.append(event)
         self._wake.set()
@@ -95,8 +104,8 @@ class Lane:
 
     async def fail(self) -> None:
         """A defect of ours ended the walk: the update gives up where the table lets it."""
-        record = self.record
-        if record is not None and find_next(record.state, Event.GIVE_UP, record.resume) is not None:
+        record = self.walked
+        if record is not None and self._allows(Event.GIVE_UP):
             error = InvariantBroken(f"a defect ended this update in {record.state}; the log holds it")
             await self._advance(Outcome(Event.GIVE_UP, record, error))
 
@@ -105,36 +114,62 @@ class Lane:
         """Walks for ever."""
         while True:
             self._wake.clear()
+            await self._read_active()
             await self._settle()
-            if self.record is None or self.record.state in TERMINAL:
+            await self._renew_active()
+            record = self.walked
+            if record is None or record.state in TERMINAL:
                 await self._wake.wait()
                 continue
-            outcome = await self._act(self.record)
+            outcome = await self._act(record)
             if outcome is not None:
                 await self._advance(outcome)
 
     async def _settle(self) -> None:
         """Takes orders and follows the target, where the table allows."""
         while self._orders:
-            event, record = self._orders.popleft(), self.record
+            event, record = self._orders.popleft(), self.walked
             if record is not None and self._allows(event):
                 await self._advance(Outcome(event, record))
         await self._follow_target()
 
     async def _follow_target(self) -> None:
         record, target = self.record, self.target
-        if record is not None and self._is_under_way(record) and (target is None or record.key != target.key):
+        if record is not None and self._is_overtaken(record):
             if not self._allows(Event.SUPERSEDE):
                 return  # past the switch: the newer version waits until this one has settled
             await self._advance(Outcome(Event.SUPERSEDE, record))
         if target is None:
             await self._show(self._find_active())
-            return
-        row = self.rows.get(target.key)
-        if row is None or (row.state is State.SUPERSEDED and (row.fault is None or row.fault.code != CANCELLED)):
+        elif self._begins(target):
             await self._write(make_record(target, self.around.tools.now()))
-        else:
-            await self._show(row)
+        elif self.record is None or not self._is_under_way(self.record):
+            await self._show(self.rows[target.key])
+
+    def _is_overtaken(self, record: UpdateRecord) -> bool:
+        """Whether something else is wanted now; what has ended is no reason to stop healing what serves."""
+        if not self._is_under_way(record) or (self.target is not None and self.target.key == record.key):
+            return False
+        return self.target is None or self._begins(self.target) or record.identity != self._active
+
+    def _begins(self, target: Target) -> bool:
+        """Whether the target is walked from its start: it never was, or it gave way to another."""
+        row = self.rows.get(target.key)
+        return row is None or (row.state is State.SUPERSEDED and not _is_cancelled(row))
+
+    async def _read_active(self) -> None:
+        active = await in_thread(self.around.tools.repository.refs.read, self.model, "active")
+        self._active = active.identity if active is not None else ""
+
+    async def _renew_active(self) -> None:
+        """What serves again after a way back is watched again: the row with which it gave way is begun anew."""
+        record = self.walked
+        if record is not None and record.state not in TERMINAL:
+            return
+        rows = [row for row in self.rows.values() if row.state is State.SUPERSEDED and not _is_cancelled(row)]
+        for row in [row for row in rows if row.identity == self._active][-1:]:
+            now = self.around.tools.now()
+            await self._write(change(row, state=State.ACTIVE, resume=None, fault=None, changed_at=now), shown=record)
 
     async def _show(self, row: UpdateRecord | None) -> None:
         """Turns to a row that is written already; what was reported last may have been of another one."""
@@ -184,19 +219,26 @@ class Lane:
     def _get_target(self, record: UpdateRecord) -> Target:
         if self.target is not None and self.target.key == record.key:
             return self.target
+        near = self.target if self.target is not None and self.target.kind == "signed" == record.kind else None
         return Target(
-            kind=record.kind, model=record.model, version=record.version, key=record.key, identity=record.identity
+            kind=record.kind,
+            model=record.model,
+            version=record.version,
+            key=record.key,
+            identity=record.identity,
+            repo=near.repo if near is not None else "",
+            sas=near.sas if near is not None else "",
         )
 
     def _must_stop(self, record: UpdateRecord) -> bool:
         if any(self._allows(event) for event in self._orders):
             return True
         if record.state is State.ACTIVE:
-            return self.target is not None and self.target.key != record.key
-        return (self.target is None or self.target.key != record.key) and self._allows(Event.SUPERSEDE)
+            return self.target is not None and self.record is not None and self.target.key != self.record.key
+        return self._is_overtaken(record) and self._allows(Event.SUPERSEDE)
 
     def _allows(self, event: Event) -> bool:
-        record = self.record
+        record = self.walked
         return record is not None and find_next(record.state, event, record.resume) is not None
 
     def _is_under_way(self, record: UpdateRecord) -> bool:
@@ -208,7 +250,9 @@ class Lane:
     # --- moving -------------------------------------------------------------------------------------------------------
     async def _advance(self, outcome: Outcome) -> None:
         tools = self.around.tools
-        record = make_next(outcome, tools.settings, now=tools.now(), random=self.around.random())
+        await self._read_active()
+        is_active = outcome.record.identity == self._active
+        record = make_next(outcome, tools.settings, is_active=is_active, now=tools.now(), random=self.around.random())
         await self._write(record)
         _LOG.info("%s@%s: %s -> %s", record.model, record.version, outcome.record.state, record.state)
         if outcome.error is not None:
@@ -268,7 +312,9 @@ async def _run_unless(step: Awaitable[Outcome], overtaken: asyncio.Event) -> Out
             await asyncio.wait({running})
 
 
-def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: float) -> UpdateRecord:
+def make_next(
+    outcome: Outcome, settings: AgentSettings, *, now: float, random: float, is_active: bool = False
+) -> UpdateRecord:
     """The record after `outcome`: state by the table, loop guard, back-off and the error to show.
 
     Args:
@@ -276,28 +322,41 @@ def make_next(outcome: Outcome, settings: AgentSettings, *, now: float, random: 
         settings: for the back-off.
         now: Unix seconds.
         random: 0..1, for jitter.
+        is_active: ref `active` names the version.
 
     Raises:
         InvariantBroken: the table has no row for this event in this state.
     """
     record, event, error = outcome.record, outcome.event, outcome.error
-    after = get_next(record.state, event, record.resume)
+    after = get_next(record.state, event, record.resume, is_active=is_active)
     stalled, mark = count_stalled(record.stalled, record.mark, index=record.index, before=record.state, after=after)
     if stalled > LOOP_LIMIT:
         error = InvariantBroken(f"{stalled} transitions without progress: gave up in {record.state}")
-        after = find_next(record.state, Event.GIVE_UP, record.resume) or after
+        after = find_next(record.state, Event.GIVE_UP, record.resume, is_active=is_active) or after
+    given_up = find_next(record.state, event, record.resume) is State.REJECTED or stalled > LOOP_LIMIT
     waits, failed = after is State.WAITING, not isinstance(error, CLOSED)
     return change(
         record,
         state=after,
-        resume=(record.resume or record.state) if waits else None,
+        resume=_get_resume(record, anew=is_active and given_up) if waits else None,
         retry_at=now + get_retry_delay(record.retries, error, settings, random=random) if waits else 0.0,
         retries=record.retries + failed if waits else record.retries if event in _SETBACKS else 0,
-        stalled=stalled,
+        stalled=0 if waits and given_up else stalled,
         mark=mark,
         changed_at=now,
         fault=_make_fault(event, error) or (record.fault if event in _KEEPS_FAULT else None),
     )
+
+
+def _get_resume(record: UpdateRecord, *, anew: bool) -> State:
+    """Where a wait ends: what would have given up, did the version not serve, begins again from its start."""
+    if anew:
+        return State.PROVING if record.kind == "local" else State.RESOLVING
+    return record.resume or record.state
+
+
+def _is_cancelled(record: UpdateRecord) -> bool:
+    return record.fault is not None and record.fault.code == CANCELLED
 
 
 def _make_fault(event: Event, error: EdgeferryError | None) -> Fault | None:
@@ -314,7 +373,7 @@ def get_retry_delay(retries: int, error: EdgeferryError | None, settings: AgentS
     if isinstance(error, CLOSED):
         opens_s = error.retry_after_s or 0.0
         return opens_s + random * min(_SPREAD_MAX_S, opens_s * _SPREAD_SHARE)
-    if isinstance(error, AccessError):
+    if isinstance(error, AccessError) or (error is not None and get_error_event(type(error)) is not Event.TRY_LATER):
         delay = settings.access_retry_s
     else:
         delay = min(settings.retry_max_s, settings.retry_base_s * 2.0 ** min(retries, 20))

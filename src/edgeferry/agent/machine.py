@@ -6,6 +6,7 @@ Rules:
 - Pure. Code here only looks up; the tables are the machine, and the diagram in the docs is made from them.
 - An event that has no row in a state is refused (`find_next` gives None): that is how a cancel after the switch is
   refused, and how a newer version waits until probation has ended.
+- A version that ref `active` names and that is being healed is never given up: those rows lead to WAITING instead.
 - WAITING has no row of its own but RETRY_DUE: every other event means what it means in the state it came from.
 - Forty transitions without progress are a loop, and a loop gives up. Progress is to come further than ever before in
   (artifact, state); bytes are counted by the partial file, and WAITING counts neither way. What follows ACTIVE counts
@@ -62,9 +63,11 @@ class Event(StrEnum):
     SWITCHED = "switched"
     HEALTHY = "healthy"
     ROLLED = "rolled_back"
+    STAYS = "stays"
     RETRY_DUE = "retry_due"
     # the ways out
     DAMAGED = "damaged"
+    MANIFEST_LOST = "manifest_lost"
     DELTA_FAILED = "delta_failed"
     UNPROVEN = "unproven"
     UNHEALTHY = "unhealthy"
@@ -93,11 +96,14 @@ _ROWS: Final = (
     (S.PATCHING,      E.PATCHED,         S.STORING),
     (S.PATCHING,      E.DAMAGED,         S.DOWNLOADING),   # the partial went missing under us
     (S.PATCHING,      E.DELTA_FAILED,    S.DOWNLOADING),   # the plan now holds the full file instead
+    (S.PATCHING,      E.MANIFEST_LOST,   S.RESOLVING),     # what the full file is stands in the manifest that was kept
     (S.STORING,       E.MORE_ARTIFACTS,  S.DOWNLOADING),
     (S.STORING,       E.DAMAGED,         S.DOWNLOADING),   # what was verified is gone: a crash between rename and fsync
+    (S.STORING,       E.MANIFEST_LOST,   S.RESOLVING),     # fetched again; what came of the content is here
     (S.STORING,       E.STORED,          S.PROVING),
     (S.STORING,       E.HANDED_OVER,     S.ACTIVE),        # loader role
     (S.PROVING,       E.PROVEN,          S.SWITCHING),
+    (S.PROVING,       E.ALREADY_ACTIVE,  S.ACTIVE),        # healed, and its worker lives
     (S.PROVING,       E.DAMAGED,         S.RESOLVING),     # the stored version is not whole any more
     (S.SWITCHING,     E.SWITCHED,        S.PROBATION),
     (S.PROBATION,     E.HEALTHY,         S.ACTIVE),
@@ -109,6 +115,7 @@ _ROWS: Final = (
     (S.ACTIVE,        E.DAMAGED,         S.RESOLVING),     # likewise; the worker that runs serves on
     (S.ACTIVE,        E.SUPERSEDE,       S.SUPERSEDED),    # a newer version became active
     (S.ROLLING_BACK,  E.ROLLED,          S.ROLLED_BACK),
+    (S.ROLLING_BACK,  E.STAYS,           S.ACTIVE),        # asked for, and there is nothing sound to go back to
     (S.WAITING,       E.RETRY_DUE,       S.WAITING),       # the state it came from: see find_next
 
     # when a step fails: how each of the four verdicts of ERROR_EVENTS reads once the live version may have been touched
@@ -135,6 +142,13 @@ _ROWS_BEFORE_SWITCH: Final = (
     (E.DELTA_FAILED,  S.REJECTED),
     (E.SUPERSEDE,     S.SUPERSEDED),
     (E.CANCEL,        S.SUPERSEDED),
+)
+
+_ROWS_WHILE_ACTIVE: Final = (
+    # event           next, before the switch, for a version that ref `active` names: it is healed, and never given up
+    (E.GIVE_UP,       S.WAITING),
+    (E.UNPROVEN,      S.WAITING),
+    (E.DELTA_FAILED,  S.WAITING),
 )
 
 _RESTART_ROWS: Final = (
@@ -167,6 +181,14 @@ def _make_transitions() -> dict[tuple[State, Event], State]:
 
 
 TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(_make_transitions())
+WHILE_ACTIVE: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
+    {
+        (state, event): after
+        for state in _BEFORE_SWITCH
+        for event, after in _ROWS_WHILE_ACTIVE
+        if TRANSITIONS[state, event] is S.REJECTED
+    }
+)
 RESTART: Final[Mapping[State, State]] = MappingProxyType(dict(_RESTART_ROWS))
 
 ERROR_EVENTS: Final[Mapping[type[EdgeferryError], Event]] = MappingProxyType(
@@ -194,26 +216,30 @@ def get_error_event(error: type[EdgeferryError]) -> Event:
     return next(ERROR_EVENTS[kind] for kind in error.__mro__ if kind in ERROR_EVENTS)
 
 
-def find_next(state: State, event: Event, resume: State | None = None) -> State | None:
+def find_next(state: State, event: Event, resume: State | None = None, *, is_active: bool = False) -> State | None:
     """The state after `event`, or None where the table refuses it.
 
     Args:
         state: where the update stands.
         event: what happened.
         resume: for WAITING, the state it came from.
+        is_active: ref `active` names the version.
     """
     if state is S.WAITING and resume is not None:
-        return resume if event is E.RETRY_DUE else TRANSITIONS.get((resume, event))
-    return TRANSITIONS.get((state, event))
+        if event is E.RETRY_DUE:
+            return resume
+        state = resume
+    after = WHILE_ACTIVE.get((state, event)) if is_active else None
+    return after or TRANSITIONS.get((state, event))
 
 
-def get_next(state: State, event: Event, resume: State | None = None) -> State:
+def get_next(state: State, event: Event, resume: State | None = None, *, is_active: bool = False) -> State:
     """The state after `event`.
 
     Raises:
         InvariantBroken: the table has no such row; a step may only say what its state allows.
     """
-    after = find_next(state, event, resume)
+    after = find_next(state, event, resume, is_active=is_active)
     if after is None:
         raise InvariantBroken(f"the update machine has no row for {event} in {state}", state=state, event=event)
     return after
@@ -242,9 +268,11 @@ def count_stalled(stalled: int, mark: Mark, *, index: int, before: State, after:
 
 def make_diagram() -> str:
     """The machine as a Mermaid state diagram, for the docs."""
-    arrows: dict[tuple[State, State], list[Event]] = {}
+    arrows: dict[tuple[State, State], list[str]] = {}
     for (state, event), after in TRANSITIONS.items():
         if state is not S.WAITING:
             arrows.setdefault((state, after), []).append(event)
+    for (state, event), after in WHILE_ACTIVE.items():
+        arrows.setdefault((state, after), []).append(f"{event} if active")
     lines = [f"    {state} --> {after}: {', '.join(events)}" for (state, after), events in arrows.items()]
     return "\n".join(["stateDiagram-v2", "    [*] --> RESOLVING", *lines, "    WAITING --> DOWNLOADING: retry_due", ""])

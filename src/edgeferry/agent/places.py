@@ -18,7 +18,7 @@ from pathlib import Path
 from edgeferry.agent.loose import list_files, store_loose
 from edgeferry.agent.machine import TERMINAL, State
 from edgeferry.agent.record import Artifact, Target, UpdateRecord
-from edgeferry.errors import DeltaBaseMismatch, ManifestInvalid, StorageFailed
+from edgeferry.errors import DeltaBaseMismatch, StorageError, StorageFailed
 from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
@@ -140,9 +140,21 @@ def _keep(repository: Repository, digest: Digest, data: bytes) -> None:
     repository.adopt_blob(digest, temp)
 
 
-def read_kept_manifest(repository: Repository, record: UpdateRecord) -> bytes:
-    """The bytes that `keep_manifest` kept."""
-    return read_bounded(repository.blob_path(Digest.from_str(record.identity)), MANIFEST_MAX_BYTES)
+def find_kept_manifest(repository: Repository, record: UpdateRecord) -> bytes | None:
+    """The bytes that `keep_manifest` kept; None where they are gone or damaged, and then nothing is left of them."""
+    digest = Digest.from_str(record.identity)
+    data = _read_kept(repository, digest)
+    if data is None:
+        repository.blobs.check(digest)
+    return data
+
+
+def _read_kept(repository: Repository, digest: Digest) -> bytes | None:
+    try:
+        data = read_bounded(repository.blob_path(digest), MANIFEST_MAX_BYTES)
+    except StorageError:
+        return None
+    return data if Digest.of(data) == digest else None
 
 
 def list_needed(repository: Repository, record: UpdateRecord) -> frozenset[Digest]:
@@ -158,13 +170,8 @@ def list_needed(repository: Repository, record: UpdateRecord) -> frozenset[Diges
 
 
 def _list_kept_digests(repository: Repository, record: UpdateRecord) -> frozenset[Digest]:
-    """What the kept manifest names; nothing where it is not here or not what it was: its update begins anew then."""
-    if record.kind != "signed" or not repository.has_blob(Digest.from_str(record.identity)):
-        return frozenset()
-    try:
-        return list_digests(read_manifest_bytes(read_kept_manifest(repository, record)))
-    except ManifestInvalid:
-        return frozenset()
+    data = _read_kept(repository, Digest.from_str(record.identity)) if record.kind == "signed" else None
+    return list_digests(read_manifest_bytes(data)) if data is not None else frozenset()
 
 
 # --- classic bundles --------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ class Activator(Protocol):
     async def prove_again(self, model: str) -> None:
         """Runs the golden truth once more on the worker that serves `model`; raises as `prove`, WorkerLost too."""
 
+    def is_alive(self, model: str) -> bool:
+        """Whether a living worker serves `model`."""
+
     def get_health(self, model: str) -> Health:
         """How the serving version of this model does since the last switch."""
 

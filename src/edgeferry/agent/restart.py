@@ -1,15 +1,18 @@
 """What happens before anything else when a device starts: tidy up, serve what was active, find out what was under way.
 
+Later the same for a worker that is dead and cannot be started again.
+
 What this file leaves to others: the restart rows (`machine.py`), walking on (`lane.py`).
 
 Rules:
 - Serving comes first and needs no network. Where the active version is damaged or does not load, the previous one
-  serves; nothing is loaded before its bytes have been read again.
+  serves; nothing is loaded before its bytes have been read again. The refs stay: what is damaged is healed.
 - Refs are truth, records are memory: a record that cannot be read is forgotten, and found out again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 
@@ -20,6 +23,7 @@ from edgeferry.agent.record import UpdateRecord, change, read_record_bytes, writ
 from edgeferry.agent.room import collect
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Tools
+from edgeferry.agent.turns import Turns
 from edgeferry.errors import EdgeferryError, StorageError
 from edgeferry.storage.mending import find_sound_ref
 from edgeferry.storage.refs import REF_NAMES, RefName
@@ -27,6 +31,9 @@ from edgeferry.storage.tidying import sweep
 
 _LOG = logging.getLogger(__name__)
 _CLEAN_KEY = "stopped_clean"
+_LOOK_EVERY_S, _LOOK_AGAIN_S = 1.0, 60.0
+_FIRST = 1 << 30
+"""More urgent than any update."""
 
 
 async def restore_records(tools: Tools) -> list[UpdateRecord]:
@@ -115,6 +122,28 @@ async def _serve(tools: Tools, model: str, name: RefName) -> bool:
         return False
     tools.served[stored.model] = stored.identity
     return True
+
+
+async def watch_serving(tools: Tools, turns: Turns) -> None:
+    """Lets `previous` serve while the worker of `active` is dead and its files are not whole, for ever."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        for model in list(tools.served) if tools.serves else ():
+            if await _is_lost(tools, model):
+                async with turns.work.take(_FIRST, gives_way=False):  # no update switches meanwhile
+                    serves = not await _is_lost(tools, model) or await _serve(tools, model, "previous")
+                if not serves:
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+async def _is_lost(tools: Tools, model: str) -> bool:
+    """Whether what serves is dead and cannot be started again; only what ref `active` names gives way."""
+    if tools.activator.is_alive(model):
+        return False
+    active = await in_thread(tools.repository.refs.read, model, "active")
+    if active is None or active.identity != tools.served.get(model):
+        return False
+    return await in_thread(tools.repository.find_version, model, active.version, active.identity) is None
 
 
 def pick_current(records: Iterable[UpdateRecord]) -> UpdateRecord | None:

@@ -1,7 +1,8 @@
 """What each state does, one function per state, in the order of the flow. Read this file to know how an update goes.
 
 What this file leaves to others: which state follows (`machine.py`), writing the record, retrying, being interrupted
-(`lane.py`); how bytes come (`fetch.py`), how versions lie on disk (`storage/`), what serving means (`Activator`).
+(`lane.py`); watching what serves and going back (`settled.py`); how bytes come (`fetch.py`), how versions lie on disk
+(`storage/`), what serving means (`Activator`).
 
 Rules:
 - A step may be cut off at any line and run again from its start: it looks at what is there before it acts.
@@ -12,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -22,6 +22,7 @@ from edgeferry.agent.gate import CLOSED, get_payload_limit
 from edgeferry.agent.machine import Event, State
 from edgeferry.agent.places import (
     adopt,
+    find_kept_manifest,
     find_mended,
     find_stored,
     find_verified,
@@ -32,7 +33,6 @@ from edgeferry.agent.places import (
     keep_manifest,
     open_download,
     point_refs,
-    read_kept_manifest,
     remove_base,
     remove_traces,
     require_base,
@@ -42,9 +42,9 @@ from edgeferry.agent.places import (
     unpack_and_store,
 )
 from edgeferry.agent.plan import plan_artifacts
-from edgeferry.agent.probation import find_ailment
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
 from edgeferry.agent.room import making_room
+from edgeferry.agent.settled import roll_back, watch_active, watch_probation
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Step, Tools
 from edgeferry.agent.transfer import is_page, transfer
@@ -56,10 +56,7 @@ from edgeferry.errors import (
     DigestMismatch,
     LinkError,
     ManifestInvalid,
-    ModelCrashed,
-    ModelError,
-    ProbationFailed,
-    StorageFailed,
+    ObjectMissing,
 )
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
@@ -87,6 +84,8 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
         await claim(tools.repository, tools.journal, record.file_name)
     if stored is not None:
         return await _finish_storing(tools, record, stored, Event.ALREADY_STORED)
+    if not (target.url if record.kind == "classic" else target.repo):
+        raise ObjectMissing(f"the twin does not say any more where {record.model}@{record.version} is to be had")
     if record.kind == "classic":
         return Outcome(Event.PLANNED, change(record, artifacts=(Artifact(kind="classic"),), index=0))
     async with tools.gate.open(record.priority):
@@ -196,14 +195,21 @@ async def patch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
         await in_thread(remove_tree, get_decoded_path(tools.repository, artifact))
         if artifact.kind != "patch":
             return Outcome(Event.GIVE_UP, record, error)
-        return Outcome(Event.DELTA_FAILED, await _plan_whole(tools, record), error)
+        whole = await _plan_whole(tools, record)
+        return Outcome(Event.DELTA_FAILED if whole.artifacts else Event.MANIFEST_LOST, whole, error)
     return Outcome(Event.PATCHED, record)
 
 
 async def _plan_whole(tools: Tools, record: UpdateRecord) -> UpdateRecord:
-    """Full downloads of all that is missing, in place of the patch that failed and of every other: once is enough."""
-    manifest = read_manifest_bytes(await in_thread(read_kept_manifest, tools.repository, record))
+    """Full downloads of all that is missing, in place of the patch that failed and of every other: once is enough.
+
+    Without the manifest that says what these are there is no artifact.
+    """
+    data = await in_thread(find_kept_manifest, tools.repository, record)
     await in_thread(remove_traces, tools.repository, record, owns_zip=False)
+    if data is None:
+        return change(record, artifacts=(), index=0, whole=True, damages=0)
+    manifest = read_manifest_bytes(data)
     rest = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs), whole=True)
     rest = rest or plan_artifacts(manifest, frozenset(), whole=True)  # another model brought the file meanwhile
     return change(record, artifacts=(*record.artifacts[: record.index], *rest), whole=True, damages=0)
@@ -220,7 +226,9 @@ async def store(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
         await _let_go_of_base(tools, record)
         if record.index + 1 < len(record.artifacts):
             return Outcome(Event.MORE_ARTIFACTS, change(record, index=record.index + 1, damages=0))
-    data = await in_thread(read_kept_manifest, tools.repository, record)
+    data = await in_thread(find_kept_manifest, tools.repository, record)
+    if data is None:
+        return Outcome(Event.MANIFEST_LOST, change(record, artifacts=(), index=0, damages=0))
     manifest = read_manifest_bytes(data)
     missing = plan_artifacts(manifest, await in_thread(tools.repository.list_blobs), whole=record.whole)
     if missing:  # another update brought it, and let go of it again
@@ -266,6 +274,10 @@ async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
         stored = await in_thread(store_local, tools.repository, record, target, tools.settings.shared_root)
     if stored is None:
         return Outcome(Event.DAMAGED, record)
+    active = await in_thread(tools.repository.refs.read, record.model, "active")
+    is_active = active is not None and active.identity == record.identity
+    if is_active and tools.is_served(record) and tools.activator.is_alive(record.model):
+        return Outcome(Event.ALREADY_ACTIVE, record)
     await tools.activator.prove(stored)
     return Outcome(Event.PROVEN, record)
 
@@ -279,79 +291,6 @@ async def switch(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     await announce(tools, record, stored)
     tools.served[record.model] = stored.identity
     return Outcome(Event.SWITCHED, change(record, switched_at=tools.now(), boot=tools.boot, unclean_boots=0))
-
-
-# --- PROBATION --------------------------------------------------------------------------------------------------------
-async def watch_probation(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Serves and watches: enough answers and enough time without ailment, and the version stays.
-
-    Where nobody asked for enough answers, the golden truth is asked once more instead.
-    """
-    settings = tools.settings
-    stored = await in_thread(require_stored, tools.repository, record)
-    await announce(tools, record, stored)  # said already, unless a crash came between
-    if tools.serves and not tools.is_served(record):
-        return Outcome(Event.UNHEALTHY, record, ModelCrashed(f"{stored} did not load after a restart"))
-    if record.unclean_boots >= settings.unclean_boots:
-        error = ModelCrashed(f"this device died {record.unclean_boots} times while {stored} was on probation")
-        return Outcome(Event.UNHEALTHY, record, error)
-    ends_at = time.monotonic() + settings.probation_s
-    while time.monotonic() < ends_at:
-        ailment = _find_ailment(tools, record, deaths_max=settings.probation_deaths)
-        if ailment:
-            return Outcome(Event.UNHEALTHY, record, _make_verdict(f"{stored}: {ailment}", tools, record))
-        await asyncio.sleep(settings.poll_s)
-    if tools.serves and tools.activator.get_health(record.model).answered < settings.probation_requests:
-        await tools.activator.prove_again(record.model)
-    return Outcome(Event.HEALTHY, record)
-
-
-def _find_ailment(tools: Tools, record: UpdateRecord, *, deaths_max: int) -> str:
-    model, activator = record.model, tools.activator
-    return find_ailment(activator.get_health(model), activator.find_health_before(model), deaths_max=deaths_max)
-
-
-def _make_verdict(text: str, tools: Tools, record: UpdateRecord) -> ModelError:
-    return ModelCrashed(text) if tools.activator.get_health(record.model).deaths else ProbationFailed(text)
-
-
-# --- ACTIVE -----------------------------------------------------------------------------------------------------------
-async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Serves for as long as nothing newer comes and its worker does not die again and again.
-
-    A worker that has to be started again loads the file again: what died of damage is fetched, not tried for ever.
-    """
-    seen = 0
-    while True:
-        await asyncio.sleep(1.0)
-        deaths = tools.activator.get_health(record.model).deaths
-        if deaths > seen and await in_thread(find_verified, tools.repository, record) is None:
-            return Outcome(Event.DAMAGED, record)
-        seen = deaths
-        if tools.serves and deaths >= tools.settings.active_deaths and tools.is_served(record):
-            previous = await in_thread(tools.repository.read_ref, record.model, "previous")
-            if previous is not None:
-                error = ModelCrashed(f"the worker of {record.model}@{record.version} died {deaths} times")
-                return Outcome(Event.UNHEALTHY, record, error)
-
-
-# --- ROLLING_BACK -----------------------------------------------------------------------------------------------------
-async def roll_back(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
-    """Ref and slot back to `previous`: the bytes are all here."""
-    repository = tools.repository
-    active = await in_thread(repository.read_ref, record.model, "active")
-    if active is None or active.identity == record.identity:
-        active = await in_thread(repository.read_ref, record.model, "previous")
-        if active is None:
-            raise StorageFailed(f"there is no previous version of {record.model} to go back to")
-        await in_thread(repository.write_ref, record.model, "active", active)
-        await in_thread(repository.write_ref, record.model, "previous", None)
-    if tools.serves:
-        await tools.activator.discard(record.model)
-        if tools.served.get(record.model) != active.identity:
-            await tools.activator.switch(active)
-    tools.served[record.model] = active.identity
-    return Outcome(Event.ROLLED, record)
 
 
 # --- WAITING ----------------------------------------------------------------------------------------------------------

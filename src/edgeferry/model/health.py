@@ -14,7 +14,7 @@ class Health:
     """What a version did since it began to serve.
 
     Attributes:
-        deaths: of its worker.
+        deaths: of its worker, lately.
         answered: pictures answered.
         failed: pictures not answered through no fault of their sender.
         empty: of `answered`, how many named nothing.

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edgeferry.errors import ModelError, PictureUnreadable, RequestTimeout, WorkerLost
+from edgeferry.errors import PictureUnreadable, RequestTimeout, WorkerLost
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import InferReply, ProofReport, Proven, Terms
 from edgeferry.serve.ports import Drawn, WorkerPort
@@ -96,7 +96,7 @@ class FakeEngine:
     answer: Callable[[bytes, Terms], Answer] = answer_first_label
     infer_s: float = 0.0
     start_s: float = 0.0
-    failures: dict[str, list[ModelError]] = field(default_factory=dict)
+    failures: dict[str, list[Exception]] = field(default_factory=dict)
     started: list[FakeWorker] = field(default_factory=list)
     reproved: list[StoredVersion] = field(default_factory=list)
 

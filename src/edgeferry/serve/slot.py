@@ -135,7 +135,7 @@ class Slot:
         self._settings = settings
         self._moving = asyncio.Lock()
         self._ready = asyncio.Event()
-        self._restart_error: EdgeferryError | None = None
+        self._restart_error: Exception | None = None
         self._restart_pause_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
@@ -290,7 +290,7 @@ class Slot:
         if self.serving is not serving:
             return
         self._ready.clear()
-        self.tally.deaths += 1
+        self.tally.note_death()
         _log.error("worker_died", model=self.model, version=serving.version.version, exit_code=exit_code)
         if loop.time() - began_at >= _LONG_LIFE_S:
             self._restart_pause_s = 0.0
@@ -303,10 +303,16 @@ class Slot:
                 port = await self._engine.start(dead.version)
             except EdgeferryError as error:
                 _log.error("restart_failed", model=self.model, code=error.code, message=error.message)
-                self._restart_error = error
-                self._ready.set()
+                self._note_failed_restart(error)
+            except Exception as error:  # noqa: BLE001 - a defect of ours must not leave the slot dead for ever
+                _log.error("restart_failed", model=self.model, exc_info=error)
+                self._note_failed_restart(error)
             else:
                 await self._take_restarted(dead, port)
+
+    def _note_failed_restart(self, error: Exception) -> None:
+        self._restart_error = error
+        self._ready.set()
 
     async def _pause_restart(self) -> None:
         """Waits before a start: not before the first one, then longer each time."""

@@ -72,6 +72,10 @@ class Slots:
         """Runs the golden truth once more on the worker that serves; see Activator.prove_again."""
         await self._make_slot(model).prove_again()
 
+    def is_alive(self, model: str) -> bool:
+        """Whether a living worker serves `model`."""
+        return model in self._slots and self._slots[model].ready
+
     def get_health(self, model: str) -> Health:
         """How the serving version of `model` does since the last switch."""
         return self._slots[model].tally.get_health() if model in self._slots else Health()

@@ -4,11 +4,13 @@ What this file leaves to others: what the counts mean (`model/health.py`, `agent
 
 Rules:
 - A request counts for the version that answered it, also when the switch came in between.
-- Bounded: of the times in the engine only the latest are kept.
+- Bounded: of the times in the engine only the latest are kept, and of the deaths the latest.
+- Health counts the deaths of the last hour: what dies once a week is well.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from edgeferry.model.health import Health
@@ -16,6 +18,8 @@ from edgeferry.runtime.child import InferReply
 from edgeferry.vision.answer import Answer, ClassificationAnswer
 
 _TIMES_MAX = 200
+_DEATHS_MAX = 100
+_DEATHS_SPAN_S = 3600.0
 
 
 class Tally:
@@ -23,11 +27,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.deaths = 0
+        """All of them; see `get_health` for those that count."""
         self.answered = 0
         self.failed = 0
         self._empty = 0
         self._score_sum = 0.0
+        self._died_at: deque[float] = deque(maxlen=_DEATHS_MAX)
         self._times_ms: deque[float] = deque(maxlen=_TIMES_MAX)
+
+    def note_death(self) -> None:
+        """The worker died."""
+        self.deaths += 1
+        self._died_at.append(time.monotonic())
 
     def note_answer(self, reply: InferReply) -> None:
         """A picture was answered."""
@@ -40,7 +51,9 @@ class Tally:
     def get_health(self) -> Health:
         """The counts of this moment."""
         times = tuple(self._times_ms)
-        return Health(self.deaths, self.answered, self.failed, self._empty, self._score_sum, times)
+        now = time.monotonic()
+        deaths = sum(now - died_at < _DEATHS_SPAN_S for died_at in self._died_at)
+        return Health(deaths, self.answered, self.failed, self._empty, self._score_sum, times)
 
 
 def _find_best_score(answer: Answer) -> float | None:
