@@ -153,6 +153,49 @@ async def test_a_clock_that_jumps_loses_no_byte_of_the_ledger(tmp_path: Path, ju
         assert allowance is not None and 0 <= allowance <= 1_000_000
 
 
+class Slow:
+    """The real journal, whose next write to the ledger begins when the test says so."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.may_write = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def add_bytes(self, day: str, kind: str, size_bytes: int) -> None:
+        await self.may_write.wait()
+        await self._journal.add_bytes(day, kind, size_bytes)
+
+
+@pytest.mark.parametrize("cut_off", ["book", "settle"])
+async def test_a_transfer_that_is_cut_off_in_a_write_of_the_ledger_is_settled_all_the_same(
+    tmp_path: Path, cut_off: str
+) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        slow = Slow(journal)
+        bench = Bench(slow, make_policy())  # type: ignore[arg-type] # the journal but for one method
+        if cut_off == "settle":
+            slow.may_write.set()
+        transfer = asyncio.create_task(run_transfer(bench, slow))
+        await asyncio.sleep(0.05)
+        transfer.cancel()
+        await asyncio.sleep(0.05)
+        assert not transfer.done()
+        slow.may_write.set()
+        await asyncio.wait({transfer})
+        bench.wire_bytes += 10_000
+        await bench.gate.settle(HTTP)
+        spent = {"2026-01-01": {"http": bench.wire_bytes}}
+        assert (await journal.get_ledger(), bench.ledger.get_days()) == (spent, spent)
+
+
+async def run_transfer(bench: Bench, slow: Slow) -> None:
+    async with bench.gate.open():
+        bench.wire_bytes += 10_000
+        slow.may_write.clear()
+
+
 async def test_a_disk_that_takes_no_booking_stops_the_transfer(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
 

@@ -104,9 +104,9 @@ class Gate:
         verdict = self.judge(priority)
         if not verdict.may_send:
             raise self._make_refusal(verdict)
-        await self.book()
-        lasts_s = verdict.closes_at - self.now()
         try:
+            await self.book()
+            lasts_s = verdict.closes_at - self.now()
             async with asyncio.timeout(lasts_s if math.isfinite(lasts_s) else None) as limit:
                 yield verdict
         except TimeoutError:
