@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.agent_world import World
+from edgeferry.agent.agent import Agent
 from edgeferry.agent.gate import HTTP, Gate
 from edgeferry.agent.ledger import BOOKING_BYTES, Ledger
 from edgeferry.agent.machine import State
@@ -37,8 +38,9 @@ class Bench:
     def __init__(self, journal: Journal, policy: LinkPolicy, interface: str = "eth0") -> None:
         self.now = FIRST_OF_JANUARY
         self.wire_bytes = 0
+        self.interface = interface
         self.ledger = Ledger(journal, {HTTP: lambda: self.wire_bytes, "hub": lambda: 0})
-        self.gate = Gate(self.ledger, policy=policy, now=lambda: self.now, find_interface=lambda: interface)
+        self.gate = Gate(self.ledger, policy=policy, now=lambda: self.now, find_interface=lambda: self.interface)
 
 
 # --- may it send? -----------------------------------------------------------------------------------------------------
@@ -61,6 +63,50 @@ async def test_a_window_that_closes_ends_the_transfer_and_settles_it(tmp_path: P
                 bench.wire_bytes = 12_345
                 await asyncio.sleep(30)
         assert await journal.get_ledger() == {"2026-01-01": {"http": 12_345}}
+
+
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"windows": [{"cron": "0 2 * * *", "duration_s": 60}]}, WindowClosed),
+        ({"day_bytes": 65_536}, BudgetSpent),
+        ({"interfaces": {"eth0": "forbidden"}}, LinkForbidden),
+    ],
+)
+async def test_a_policy_that_changes_ends_the_transfer_that_runs(
+    tmp_path: Path, section: dict[str, Any], error: type[Exception]
+) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        bench = Bench(journal, make_policy())
+        with pytest.raises(error):
+            async with asyncio.timeout(5), bench.gate.open():
+                bench.wire_bytes = 70_000
+                bench.gate.policy = make_policy(**section)
+                await asyncio.sleep(30)
+        assert await journal.get_ledger() == {"2026-01-01": {"http": 70_000}}
+
+
+@pytest.mark.parametrize("by", ["interface", "meter"])
+async def test_an_interface_or_a_budget_ends_the_transfer_that_runs(tmp_path: Path, by: str) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        bench = Bench(journal, make_policy(interfaces={"wwan*": "forbidden"}, day_bytes=100_000))
+        with pytest.raises((LinkForbidden, BudgetSpent)):
+            async with asyncio.timeout(5), bench.gate.open():
+                if by == "interface":
+                    bench.interface = "wwan0"
+                else:
+                    bench.wire_bytes = 100_000
+                    await bench.gate.book()
+                await asyncio.sleep(30)
+
+
+async def test_what_is_left_of_a_budget_may_be_used_to_its_end(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        bench = Bench(journal, make_policy(day_bytes=100_000, report_share=0))
+        async with bench.gate.open():
+            bench.wire_bytes = 99_999
+            await bench.gate.book()
+            await asyncio.sleep(0.01)
 
 
 async def test_an_urgent_update_passes_a_closed_window(tmp_path: Path) -> None:
@@ -279,6 +325,22 @@ async def test_the_hubs_connection_keeps_to_windows_where_that_is_wanted(world: 
     async with world.run():
         await asyncio.sleep(0.1)
         assert world.hub.connections == 0
+
+
+async def test_the_hubs_connection_is_ended_by_the_policy_that_it_brings(world: World) -> None:
+    async with world.run() as agent:
+        await poll(lambda: is_connected(agent))
+        policy = make_policy(hub="windows", windows=[{"cron": "0 0 1 1 *", "duration_s": 60}])
+        agent._parts.gate.policy = policy
+        await poll(lambda: is_connected(agent, wanted=False))
+        await asyncio.sleep(0.1)
+        assert world.hub.connections == 1
+        agent._parts.gate.policy = make_policy()
+        await poll(lambda: is_connected(agent))
+
+
+async def is_connected(agent: Agent, *, wanted: bool = True) -> bool:
+    return agent.get_status().connected is wanted
 
 
 async def test_who_holds_a_turn_hears_of_somebody_more_urgent_and_of_nobody_else() -> None:

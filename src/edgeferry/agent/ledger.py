@@ -61,15 +61,20 @@ class Ledger:
         """Takes over what earlier processes spent; what they had booked when they were killed counts as spent."""
         self._days = await self._journal.get_ledger()
 
-    async def book(self, name: str, ahead_bytes: int, *, day: str, kind: str) -> None:
+    async def book(self, name: str, ahead_bytes: int, *, day: str, kind: str) -> bool:
         """Returns when the journal holds what the meter `name` has counted and at least half of `ahead_bytes` more.
+
+        Returns:
+            Whether anything was to be written for that.
 
         Raises:
             StorageError leaves: the journal cannot be written; nothing more may be spent.
         """
         account, place = self._accounts[name], (day, kind)
-        if self._moving.locked() or account.place != place or not account.has_booked(ahead_bytes):
-            await to_its_end(self._book(account, ahead_bytes, place))
+        if account.place == place and account.has_booked(ahead_bytes) and not self._moving.locked():
+            return False
+        await to_its_end(self._book(account, ahead_bytes, place))
+        return True
 
     async def settle(self, name: str) -> None:
         """The journal holds what was spent, no more and no less."""
