@@ -96,20 +96,33 @@ class Fetcher:
             partial.truncate(0)
             raise
 
-    async def fill(self, url: str, partial: PartialFile, *, start: int, stop: int, progress: Progress) -> bool:
+    async def fill(
+        self,
+        url: str,
+        partial: PartialFile,
+        *,
+        start: int,
+        stop: int,
+        progress: Progress,
+        most_bytes: int | None = None,
+    ) -> bool:
         """Fetches bytes `start` to `stop` of an object whose bytes are all here, in the place of damaged ones.
 
         Returns:
             False when the server has no ranges: then the whole object has come instead.
 
         Raises:
+            BudgetSpent: `most_bytes` came, and these are not all.
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
         """
-        size_bytes = partial.length_bytes
-        async with self._http.open_range(url, start=start, stop=stop, total_bytes=size_bytes) as reply:
+        size_bytes, first = partial.length_bytes, start
+        end = stop if most_bytes is None else min(stop, start + most_bytes)
+        if end == start:
+            raise BudgetSpent("the budget holds no further piece of this object")
+        async with self._http.open_range(url, start=start, stop=end, total_bytes=size_bytes) as reply:
             if reply.status == 200:
                 partial.truncate(0)
-                await self._take(reply, partial, progress)
+                await self._take(reply, partial, progress, most_bytes=most_bytes)
                 return False
             async for block in reply.blocks:
                 partial.overwrite(start, block)
@@ -117,19 +130,28 @@ class Fetcher:
                 progress(size_bytes)
                 await self._pace(len(block))
             await in_thread(partial.sync)
-        if start != stop:
-            raise LinkBroken(f"expected bytes up to {stop}, the answer ended at {start}")
+        if start != end:
+            raise LinkBroken(f"expected bytes up to {end}, the answer ended at {start}")
+        if end != stop:
+            raise BudgetSpent(f"the budget held {end - first} bytes of a piece of this object")
         return True
 
-    async def fetch_small(self, url: str, *, max_bytes: int) -> bytes:
-        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer."""
+    async def fetch_small(self, url: str, *, max_bytes: int, most_bytes: int | None = None) -> bytes:
+        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer.
+
+        Raises:
+            BudgetSpent: it is longer than `most_bytes`.
+            LinkError, AccessError: the transfer ended early.
+        """
         data = bytearray()
         async with self._http.open_range(url) as reply:
             async for block in reply.blocks:
                 data += block
                 await self._pace(len(block))
-                if len(data) > max_bytes:
+                if len(data) > (max_bytes if most_bytes is None else min(max_bytes, most_bytes)):
                     break
+        if most_bytes is not None and most_bytes < len(data) <= max_bytes:
+            raise BudgetSpent(f"the budget held {most_bytes} bytes of a small object")
         return bytes(data)
 
     async def _take(
