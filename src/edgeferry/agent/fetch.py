@@ -1,4 +1,4 @@
-"""Bytes from the network into a partial file, and small signed files for the verifier.
+"""Bytes from the network into a partial file, and small objects into memory.
 
 What this file leaves to others: what to fetch and from where (`steps.py`), whether it is right (the digest), when to
 try again (`lane.py`).
@@ -19,14 +19,13 @@ from urllib.parse import quote
 
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.threads import in_thread
-from edgeferry.errors import BudgetSpent, BundleTooLarge, CaptivePortal, LinkBroken, LinkTimeout, ObjectChanged
+from edgeferry.errors import BudgetSpent, BundleTooLarge, LinkBroken, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
-from edgeferry.transport.http import HttpClient, RangeReply, require_ok
+from edgeferry.transport.http import HttpClient, RangeReply
 
 _SYNC_EVERY_BYTES = 4 << 20
 _NO_END = 1 << 62
-_SMALL_FETCH_TIMEOUT_S = 600.0  # a whole bundle object over the thinnest link that is supported
 
 Progress = Callable[[int], None]
 """Is told how many bytes of the artifact are here."""
@@ -192,26 +191,3 @@ def _require_bounded(size_bytes: int, partial: PartialFile) -> None:
 def make_url(repo: str, path: str, sas: str) -> str:
     """Where an object of the published repository is to be had."""
     return f"{repo.rstrip('/')}/{quote(path)}" + (f"?{sas}" if sas else "")
-
-
-def make_small_fetch(
-    http: HttpClient, loop: asyncio.AbstractEventLoop, *, repo: str, sas: str
-) -> Callable[[str, int], bytes]:
-    """A blocking `fetch(path, max_bytes)` for a thread that is not the loop's: the verifier's only way to the network.
-
-    Raises (when called):
-        LinkError, AccessError: as the answer's status says; ObjectMissing for 404, CaptivePortal for a web page.
-    """
-
-    def fetch(path: str, max_bytes: int) -> bytes:
-        running = asyncio.run_coroutine_threadsafe(http.fetch(make_url(repo, path, sas), max_bytes=max_bytes), loop)
-        try:
-            answer = require_ok(running.result(_SMALL_FETCH_TIMEOUT_S))
-        except TimeoutError as error:
-            running.cancel()
-            raise LinkTimeout(f"no whole answer for {path!r:.80} in time") from error
-        if answer.headers.get("content-type", "").lower().startswith("text/html"):
-            raise CaptivePortal(f"expected {path!r:.80} of the repository, found a web page")
-        return answer.body
-
-    return fetch
