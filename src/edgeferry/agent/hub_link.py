@@ -24,7 +24,18 @@ import msgspec
 
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.reporter import Reporter
-from edgeferry.errors import AccessError, ConfigError, EdgeferryError, LinkError, ProtocolError, StorageError
+from edgeferry.errors import (
+    AccessError,
+    CaptivePortal,
+    ConfigError,
+    EdgeferryError,
+    LinkBroken,
+    LinkDown,
+    LinkError,
+    LinkTimeout,
+    ProtocolError,
+    StorageError,
+)
 from edgeferry.storage.journal import Journal
 from edgeferry.transport.mqtt import HubConnection, InputMessage, MethodCall, TwinBell
 
@@ -33,6 +44,8 @@ _RENEW_BEFORE_S = 120.0
 _STEADY_S = 30.0
 """A connection that lasted this long makes the next pause a short one again."""
 _PASSING = (LinkError, AccessError, ProtocolError, StorageError, ConfigError)
+MENDED_CODES = frozenset(kind.code for kind in (LinkDown, LinkTimeout, LinkBroken, CaptivePortal))
+"""What a link that is back mends; who was asked to wait, or has no right, waits on."""
 
 OpenHub = Callable[[], AbstractAsyncContextManager[HubConnection]]
 
