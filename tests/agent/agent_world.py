@@ -207,7 +207,7 @@ class Origin:
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
         first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
-        start, stop = int(first or 0), int(last or len(data) - 1) + 1
+        start, stop = int(first or 0), min(int(last or len(data) - 1) + 1, len(data))
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
         headers = {"ETag": etag} if etag else {}

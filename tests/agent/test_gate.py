@@ -299,6 +299,38 @@ async def test_a_transfer_that_does_not_fit_spreads_over_days_and_sends_nothing_
         assert world.origin.sent_bytes < 400_000 + (days + 1) * BOOKING_BYTES
 
 
+async def test_a_server_without_parts_and_a_budget_that_holds_less_are_told(world: World) -> None:
+    world.publish("1.0.0", size=400_000)
+    world.policy = make_policy(day_bytes=200_000)
+    world.origin.ranges = False
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.WAITING)
+        await asyncio.sleep(0.1)
+        record = await world.wait_state(State.WAITING)
+        assert record.fault is not None and record.fault.code == "budget_spent"
+        assert "begins anew" in record.fault.message
+        assert record.retry_at > time.time() + 60
+
+
+@pytest.mark.parametrize("day_bytes", [100_000, 10_000_000], ids=["holds less", "holds more"])
+async def test_a_classic_download_asks_for_no_more_than_the_budget_holds(
+    world: World, classic_zip: bytes, day_bytes: int
+) -> None:
+    world.policy = make_policy(day_bytes=day_bytes, report_share=0)
+    assert 100_000 < len(classic_zip) < 180_000
+    async with world.run() as agent:
+        world.deploy_classic("gauge.zip", classic_zip)
+        await world.wait_state(State.WAITING, State.ACTIVE, model="default")
+        await asyncio.sleep(0.05)
+        assert world.origin.sent_bytes < day_bytes
+        if day_bytes < len(classic_zip):
+            world.clock_error_s += 24 * HOUR_S
+            await agent.run_command("reload", None)
+        await world.wait_state(State.ACTIVE, model="default")
+    assert all(asked.rpartition("-")[2] for _, asked in world.origin.requests), "each names its end"
+
+
 async def test_a_small_urgent_version_overtakes_a_half_sent_big_one_which_goes_on_later(world: World) -> None:
     world.publish("1.0.0", model="big", size=400_000)
     world.publish("2.0.0", model="small", size=8_000)

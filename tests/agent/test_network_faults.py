@@ -274,6 +274,26 @@ async def test_an_update_of_several_files_uses_one_connection(world: World) -> N
     assert len(world.origin.connections) == 1
 
 
+async def end_early(origin: Origin, request: web.Request, data: bytes) -> web.StreamResponse:
+    """Half of the object, in an answer that names no length and ends as if that were all."""
+    reply = web.StreamResponse()
+    reply.enable_chunked_encoding()
+    await reply.prepare(request)
+    await reply.write(data[: len(data) // 2])
+    await reply.write_eof()
+    return reply
+
+
+async def test_an_answer_that_names_no_length_and_ends_early_is_no_damage(world: World) -> None:
+    world.publish("1.0.0", size=SIZE)
+    world.origin.odd = deque([end_early] * 3)
+    with Watching(world) as seen:
+        async with world.run():
+            world.deploy("1.0.0")
+            await world.wait_state(State.ACTIVE)
+    assert {row.fault.code for row in seen if row.fault is not None} == {"link_broken"}
+
+
 # --- metadata ---------------------------------------------------------------------------------------------------------
 async def test_a_portal_in_front_of_the_metadata_is_no_verdict(world: World) -> None:
     """What the verifier fetches goes through SmallFetch; the signature tells a page from a file."""

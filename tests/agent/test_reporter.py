@@ -121,7 +121,35 @@ async def test_progress_alone_is_said_ever_more_seldom() -> None:
     task.cancel()
 
 
+async def test_a_download_that_waits_and_goes_on_again_and_again_is_said_ever_more_seldom() -> None:
+    shown = {"state": "DOWNLOADING"}
+    sent: list[str] = []
+
+    def view() -> DeviceStatus:
+        model = ModelStatus(model="m", state=shown["state"], target="1", progress=len(sent) / 100)
+        return DeviceStatus(device="d", role="both", models=(model,))
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch["edgeferry"]["models"]["m"].get("state", ""))
+
+    reporter = Reporter(view, every_s=0.4)
+    task = asyncio.create_task(reporter.run({}, send))
+    for step in range(20):
+        await asyncio.sleep(0.12)
+        shown["state"] = ("WAITING", "DOWNLOADING")[step % 2]
+        reporter.note_change()
+    assert sent[:2] == ["DOWNLOADING", "WAITING"], "each is news once"
+    assert len(sent) <= 6, "0.4 s later, 0.8 s later, 1.6 s later"
+    shown["state"] = "VERIFYING"
+    reporter.note_change()
+    await wait_for(lambda: sent[-1] == "VERIFYING")
+    shown["state"] = "DOWNLOADING"
+    reporter.note_change()
+    await wait_for(lambda: sent[-1] == "DOWNLOADING")
+    task.cancel()
+
+
 async def wait_for(check: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(1):
         while not check():
             await asyncio.sleep(0.01)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.threads import in_thread
-from edgeferry.errors import BudgetSpent, BundleTooLarge, LinkBroken, ObjectChanged
+from edgeferry.errors import BundleTooLarge, LinkBroken, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
 from edgeferry.transport.http import HttpClient, RangeReply
@@ -78,7 +78,7 @@ class Fetcher:
         if size_bytes is not None and partial.length_bytes == size_bytes:
             return
         start, stop = partial.length_bytes, None
-        if most_bytes is not None and size_bytes is not None and start + most_bytes < size_bytes:
+        if most_bytes is not None and (size_bytes is None or start + most_bytes < size_bytes):
             stop = start + most_bytes  # what is not asked for is not sent, and not paid for
         try:
             async with self._http.open_range(
@@ -90,7 +90,7 @@ class Fetcher:
                     _require_bounded(reply.total_bytes or 0, partial)
                 if begin is not None:
                     await begin(reply)
-                await self._take(reply, partial, progress, most_bytes=most_bytes)
+                await self._take(reply, partial, progress, size_bytes=size_bytes, most_bytes=most_bytes)
         except ObjectChanged:
             partial.truncate(0)
             raise
@@ -117,11 +117,11 @@ class Fetcher:
         size_bytes, first = partial.length_bytes, start
         end = stop if most_bytes is None else min(stop, start + most_bytes)
         if end == start:
-            raise BudgetSpent("the budget holds no further piece of this object")
+            raise self._gate.make_spent("the budget holds no further piece of this object")
         async with self._http.open_range(url, start=start, stop=end, total_bytes=size_bytes) as reply:
             if reply.status == 200:
                 partial.truncate(0)
-                await self._take(reply, partial, progress, most_bytes=most_bytes)
+                await self._take(reply, partial, progress, size_bytes=size_bytes, most_bytes=most_bytes)
                 return False
             async for block in reply.blocks:
                 partial.overwrite(start, block)
@@ -132,7 +132,7 @@ class Fetcher:
         if start != end:
             raise LinkBroken(f"expected bytes up to {end}, the answer ended at {start}")
         if end != stop:
-            raise BudgetSpent(f"the budget held {end - first} bytes of a piece of this object")
+            raise self._gate.make_spent(f"the budget held {end - first} bytes of a piece of this object")
         return True
 
     async def fetch_small(self, url: str, *, max_bytes: int, most_bytes: int | None = None) -> bytes:
@@ -150,15 +150,22 @@ class Fetcher:
                 if len(data) > (max_bytes if most_bytes is None else min(max_bytes, most_bytes)):
                     break
         if most_bytes is not None and most_bytes < len(data) <= max_bytes:
-            raise BudgetSpent(f"the budget held {most_bytes} bytes of a small object")
+            raise self._gate.make_spent(f"the budget held {most_bytes} bytes of a small object")
         return bytes(data)
 
     async def _take(
-        self, reply: RangeReply, partial: PartialFile, progress: Progress, *, most_bytes: int | None = None
+        self,
+        reply: RangeReply,
+        partial: PartialFile,
+        progress: Progress,
+        *,
+        size_bytes: int | None,
+        most_bytes: int | None,
     ) -> None:
         began = synced = partial.length_bytes
+        total_bytes = reply.total_bytes if size_bytes is None else size_bytes
         async for block in reply.blocks:
-            if reply.total_bytes is None:
+            if total_bytes is None:
                 _require_bounded(partial.length_bytes + len(block), partial)
             partial.append(block)
             progress(partial.length_bytes)
@@ -169,10 +176,11 @@ class Fetcher:
             if partial.length_bytes - began >= (most_bytes or _NO_END):
                 break
         await in_thread(partial.sync)
-        if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != reply.total_bytes:
-            raise BudgetSpent(f"the budget held {partial.length_bytes - began} bytes of this object")
-        if reply.total_bytes is not None and partial.length_bytes != reply.total_bytes:
-            raise LinkBroken(f"expected {reply.total_bytes} bytes, the answer ended after {partial.length_bytes}")
+        if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != total_bytes:
+            anew = "; its server sends no parts, so it begins anew" if reply.status == 200 else ""
+            raise self._gate.make_spent(f"the budget held {partial.length_bytes - began} bytes of this object{anew}")
+        if total_bytes is not None and partial.length_bytes != total_bytes:
+            raise LinkBroken(f"expected {total_bytes} bytes, the answer ended after {partial.length_bytes}")
 
     async def _pace(self, size_bytes: int) -> None:
         """After each block: books the next ones, and waits as the rate cap wants it."""

@@ -28,6 +28,7 @@ from edgeferry.link.budget import (
     LOOK_AGAIN_S,
     Spent,
     Verdict,
+    find_renewal,
     get_day,
     judge,
     judge_hub,
@@ -160,6 +161,12 @@ class Gate:
         words = verdict.reason.replace("_", " ") or "window closed"
         error = kind(f"no transfer now: {words}")
         error.retry_after_s = max(0.0, verdict.retry_at - self.now())
+        return error
+
+    def make_spent(self, message: str) -> BudgetSpent:
+        """The error of a transfer that took what it was allowed and is not whole: when to ask again is in it."""
+        error, now = BudgetSpent(message), self.now()
+        error.retry_after_s = max(0.0, find_renewal(self.policy, self.get_spent(), now) - now)
         return error
 
     async def wait_hub_open(self) -> None:

@@ -7,7 +7,8 @@ Rules:
 - Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
 - At state changes, those of a moment in one; the slower the link, the longer is a moment.
 - For progress alone after N seconds, then after twice as many each time, to a quarter of an hour: the longer a download
-  takes, the less there is to say about each minute.
+  takes, the less there is to say about each minute. That a download waits, goes on and waits again is progress too:
+  each of it is news once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
+_MOVING = frozenset({"RESOLVING", "DOWNLOADING", "WAITING"})
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
 
 
@@ -95,7 +97,7 @@ def _make_section(view: DeviceStatus, left_out: tuple[str, ...]) -> dict[str, An
 
 def _make_model(view: ModelStatus, left_out: tuple[str, ...]) -> dict[str, Any]:
     entry: dict[str, Any] = {"active": view.active, "target": view.target, "state": view.state}
-    if view.state in ("RESOLVING", "DOWNLOADING", "WAITING") and "progress" not in left_out:
+    if view.state in _MOVING and "progress" not in left_out:
         entry["progress"] = view.progress
     if view.error is not None:
         entry["error"] = _shorten(view.error, left_out)
@@ -120,6 +122,7 @@ class Reporter:
         self._view = view
         self.every_s = every_s
         self._gather_s = get_gather_s(0.0)
+        self._news = _News()
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
@@ -136,10 +139,10 @@ class Reporter:
         told, every_s = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}, self.every_s
         while True:
             await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
-            changed = self._changed.is_set()
             self._changed.clear()
             self._progressed.clear()
-            wanted = make_reported(self._view())
+            view = self._view()
+            changed, wanted = self._news.take(view), make_reported(view)
             patch = make_patch(told, wanted)
             if patch:
                 began_s = time.monotonic()
@@ -150,12 +153,44 @@ class Reporter:
             await self._wait(every_s)
 
     async def _wait(self, every_s: float) -> None:
+        """Returns at news; for what is none, not before `every_s`."""
         try:
             async with asyncio.timeout(every_s):
-                await self._changed.wait()
+                while not self._news.has_come(self._view()):
+                    self._changed.clear()
+                    await self._changed.wait()
+                    self._progressed.set()
         except TimeoutError:
             if not self._changed.is_set():
                 await _wait_any(self._changed, self._progressed)
+
+
+class _News:
+    """What was said of each model since it last did something else than move or wait, and of the device."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, set[tuple[str, ...]]] = {}
+
+    def has_come(self, view: DeviceStatus) -> bool:
+        """Whether the view shows what was not said."""
+        return any(mark not in self._said.get(name, ()) for name, mark in _list_marks(view))
+
+    def take(self, view: DeviceStatus) -> bool:
+        """The same; now it is said."""
+        has_come = self.has_come(view)
+        moving = {one.model for one in view.models if one.state in _MOVING}
+        for name, mark in _list_marks(view):
+            self._said[name] = {*(self._said.get(name, ()) if name in moving else ()), mark}
+        return has_come
+
+
+def _list_marks(view: DeviceStatus) -> list[tuple[str, tuple[str, ...]]]:
+    problem = (view.problem or {}).get("message", "")
+    marks = [("", (str(view.observed), problem, view.latest_file))]
+    for one in view.models:
+        code = (one.error or {}).get("code", "")
+        marks.append((one.model, (one.active, one.previous, one.target, one.state, code)))
+    return marks
 
 
 async def _wait_any(*events: asyncio.Event) -> None:
