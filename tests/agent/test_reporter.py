@@ -11,6 +11,7 @@ import pytest
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import Artifact, UpdateRecord
 from edgeferry.agent.reporter import Reporter, make_model_status, make_reported
+from edgeferry.errors import ServerBusy
 from edgeferry.link.forecast import get_gather_s
 from edgeferry.twin.document import check_values
 from edgeferry.twin.status import DeviceStatus, ModelStatus
@@ -142,14 +143,31 @@ async def test_a_download_that_waits_and_goes_on_again_and_again_is_said_ever_mo
     assert len(sent) <= 6, "0.4 s later, 0.8 s later, 1.6 s later"
     shown["state"] = "VERIFYING"
     reporter.note_change()
-    await wait_for(lambda: sent[-1] == "VERIFYING")
+    async with asyncio.timeout(0.3):
+        await wait_for(lambda: sent[-1] == "VERIFYING")
     shown["state"] = "DOWNLOADING"
     reporter.note_change()
-    await wait_for(lambda: sent[-1] == "DOWNLOADING")
+    async with asyncio.timeout(0.3):
+        await wait_for(lambda: sent[-1] == "DOWNLOADING")
+    task.cancel()
+
+
+async def test_a_hub_that_is_busy_hears_later_what_is_true_then() -> None:
+    views, sent = [make_view(1), make_view(1, error=None)], list[dict[str, Any]]()
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch)
+        if len(sent) == 1:
+            views.pop(0)
+            raise ServerBusy("the hub asks to send less")
+
+    task = asyncio.create_task(Reporter(lambda: views[0], every_s=60).run({}, send))
+    await wait_for(lambda: len(sent) == 2)
+    assert ["error" in patch["edgeferry"] for patch in sent] == [True, False]
     task.cancel()
 
 
 async def wait_for(check: Any) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         while not check():
             await asyncio.sleep(0.01)

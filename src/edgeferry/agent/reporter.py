@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from edgeferry.agent.record import UpdateRecord
-from edgeferry.errors import EdgeferryError
+from edgeferry.errors import EdgeferryError, ServerBusy
 from edgeferry.link.forecast import PROGRESS_MAX_S, get_gather_s
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
@@ -135,7 +135,10 @@ class Reporter:
         self._progressed.set()
 
     async def run(self, reported: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
-        """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises."""
+        """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises.
+
+        A hub that is busy is told what is true then, later.
+        """
         told, every_s = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}, self.every_s
         while True:
             await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
@@ -146,7 +149,11 @@ class Reporter:
             patch = make_patch(told, wanted)
             if patch:
                 began_s = time.monotonic()
-                await send(patch)
+                try:
+                    await send(patch)
+                except ServerBusy as error:  # it wants to hear less: what is true then is said later
+                    self._gather_s = max(min(max(1.0, self._gather_s * 2), PROGRESS_MAX_S), error.retry_after_s or 0.0)
+                    continue
                 told = wanted
                 self._gather_s = get_gather_s(time.monotonic() - began_s)
             every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, PROGRESS_MAX_S))
