@@ -47,7 +47,7 @@ _LEAST_BYTES = _AROUND_BYTES + (4 << 10)
 """A payload that is smaller than what travels around it is not begun."""
 _TALK_BYTES = 8 << 10
 """Booked for the hub's connection: more than a twin and its reports; idle, it lasts an hour."""
-_WATCH_EVERY_S = 1.0
+_LOOK_EVERY_S = 1.0
 """How long a transfer runs on over an interface that it may not use; what the policy says is heard at once."""
 _ERRORS: Final[Mapping[str, type[LinkError]]] = MappingProxyType(
     {"window_closed": WindowClosed, "budget_spent": BudgetSpent, "link_forbidden": LinkForbidden}
@@ -121,7 +121,7 @@ class Gate:
             raise self._make_refusal(verdict)
         try:
             await self.book()
-            async with self._hold(lambda: self.judge(priority, least_bytes=1)) as limit:
+            async with self._hold(lambda: self.judge(priority, least_bytes=1), look_every_s=_LOOK_EVERY_S) as limit:
                 yield verdict
             if limit.expired():
                 raise self._make_refusal(self.judge(priority))
@@ -131,15 +131,15 @@ class Gate:
     @asynccontextmanager
     async def open_hub(self) -> AsyncIterator[None]:
         """Lets the block have the hub's connection; ends it, without an error, when it may not be open any longer."""
-        async with self._hold(self.judge_hub):
+        async with self._hold(self.judge_hub, look_every_s=LOOK_AGAIN_S):
             yield
 
     @asynccontextmanager
-    async def _hold(self, judge_now: Callable[[], Verdict]) -> AsyncIterator[asyncio.Timeout]:
+    async def _hold(self, judge_now: Callable[[], Verdict], *, look_every_s: float) -> AsyncIterator[asyncio.Timeout]:
         """Cuts the block off when the verdict turns; the limit that it gives tells whether it has."""
         try:
             async with asyncio.timeout(None) as limit:
-                watching = asyncio.create_task(self._watch(limit, judge_now))
+                watching = asyncio.create_task(self._watch(limit, judge_now, look_every_s))
                 try:
                     yield limit
                 finally:
@@ -148,12 +148,12 @@ class Gate:
             if not limit.expired():
                 raise
 
-    async def _watch(self, limit: asyncio.Timeout, judge_now: Callable[[], Verdict]) -> None:
+    async def _watch(self, limit: asyncio.Timeout, judge_now: Callable[[], Verdict], look_every_s: float) -> None:
         while not limit.expired():
             verdict = judge_now()
             lasts_s = verdict.closes_at - self.now() if verdict.may_send else 0.0
             limit.reschedule(asyncio.get_running_loop().time() + lasts_s if math.isfinite(lasts_s) else None)
-            await self._wait_changed(_WATCH_EVERY_S)
+            await self._wait_changed(look_every_s)
 
     def _make_refusal(self, verdict: Verdict) -> LinkError:
         """The error that says why not, and after how long to ask again."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -191,13 +191,11 @@ class _News:
         return has_come
 
 
-def _list_marks(view: DeviceStatus) -> list[tuple[str, tuple[str, ...]]]:
-    problem = (view.problem or {}).get("message", "")
-    marks = [("", (str(view.observed), problem, view.latest_file))]
+def _list_marks(view: DeviceStatus) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "", (str(view.observed), (view.problem or {}).get("message", ""), view.latest_file)
     for one in view.models:
         code = (one.error or {}).get("code", "")
-        marks.append((one.model, (one.active, one.previous, one.target, one.state, code)))
-    return marks
+        yield one.model, (one.active, one.previous, one.target, one.state, code)
 
 
 async def _wait_any(*events: asyncio.Event) -> None:
