@@ -53,7 +53,7 @@ from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, St
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.journal import Journal, open_journal
 from edgeferry.storage.repository import Repository
-from edgeferry.transport.http import HttpClient, HttpSettings, open_http
+from edgeferry.transport.http import HttpSettings, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
 
@@ -212,7 +212,7 @@ class Origin:
         if etag and request.headers.get("If-Match", etag) != etag:
             return web.Response(status=412)
         first, _, last = asked.removeprefix("bytes=").partition("-") if self.ranges else ("", "", "")
-        start, stop = int(first or 0), int(last or len(data) - 1) + 1
+        start, stop = int(first or 0), min(int(last or len(data) - 1) + 1, len(data))
         if start >= len(data) and start:
             return web.Response(status=416, headers={"Content-Range": f"bytes */{len(data)}"})
         headers = {"ETag": etag} if etag else {}
@@ -350,7 +350,7 @@ class World:
     carried_bytes: int = 0
     quota_bytes: int = 0
     agent: Agent | None = None
-    make_manifests: Callable[[HttpClient], ManifestSource] | None = None
+    make_manifests: Callable[[Fetcher], ManifestSource] | None = None
     """A real verifier in the place of `manifests`."""
     now: Callable[[], float] = time.time
     """The clock that `clock_error_s` adds to."""
@@ -377,12 +377,13 @@ class World:
                 now=lambda: self.now() + self.clock_error_s,
                 find_interface=lambda: self.interface,
             )
+            fetcher = Fetcher(http, gate, rate_bps=self.settings.rate_bps)
             parts = Parts(
                 repository=repository,
                 journal=journal,
                 gate=gate,
-                fetcher=Fetcher(http, gate, rate_bps=self.settings.rate_bps),
-                manifests=self.manifests if self.make_manifests is None else self.make_manifests(http),
+                fetcher=fetcher,
+                manifests=self.manifests if self.make_manifests is None else self.make_manifests(fetcher),
                 activator=self.activator,
                 open_hub=self.hub.open,  # type: ignore[arg-type] # the fake has the shape
                 now=lambda: self.now() + self.clock_error_s,

@@ -15,6 +15,7 @@ from edgeferry.agent.ledger import BOOKING_BYTES
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import read_record_bytes
 from edgeferry.errors import (
+    AccessDenied,
     DigestMismatch,
     EdgeferryError,
     GoldenMismatch,
@@ -23,6 +24,7 @@ from edgeferry.errors import (
     MetadataExpired,
     MetadataUntrusted,
     ModelCrashed,
+    ServerBusy,
     WorkerStartFailed,
 )
 from edgeferry.model.manifest import make_manifest_bytes
@@ -343,6 +345,29 @@ async def test_what_happened_while_the_connection_was_down_is_taken_in_one_step(
         world.hub.down = False
         await world.wait_state(State.ACTIVE, version="1.2.0")
         assert world.activator.proven == ["1.0.0", "1.2.0"]
+
+
+@pytest.mark.parametrize("error", [LinkDown, ServerBusy, AccessDenied])
+async def test_a_hub_that_is_back_wakes_what_waits_for_the_link_and_nothing_else(
+    world: World, error: type[EdgeferryError]
+) -> None:
+    world.settings = replace(world.settings, retry_base_s=30.0, retry_max_s=30.0)
+    world.publish("1.0.0")
+    world.manifests.failures = deque([error("not now")])
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.WAITING)
+        world.hub.drop()
+        await poll(lambda: has_connected(world, 2))
+        if error is not LinkDown:
+            await asyncio.sleep(0.1)
+            assert len(world.manifests.calls) == 1
+            world.hub.desire(something="else")
+        await world.wait_state(State.ACTIVE)
+
+
+async def has_connected(world: World, times: int) -> bool:
+    return world.hub.connections >= times
 
 
 async def is_disconnected(world: World) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.agent_world import World
+from edgeferry.agent.agent import Agent
 from edgeferry.agent.gate import HTTP, Gate
 from edgeferry.agent.ledger import BOOKING_BYTES, Ledger
 from edgeferry.agent.machine import State
@@ -37,8 +38,9 @@ class Bench:
     def __init__(self, journal: Journal, policy: LinkPolicy, interface: str = "eth0") -> None:
         self.now = FIRST_OF_JANUARY
         self.wire_bytes = 0
+        self.interface = interface
         self.ledger = Ledger(journal, {HTTP: lambda: self.wire_bytes, "hub": lambda: 0})
-        self.gate = Gate(self.ledger, policy=policy, now=lambda: self.now, find_interface=lambda: interface)
+        self.gate = Gate(self.ledger, policy=policy, now=lambda: self.now, find_interface=lambda: self.interface)
 
 
 # --- may it send? -----------------------------------------------------------------------------------------------------
@@ -61,6 +63,50 @@ async def test_a_window_that_closes_ends_the_transfer_and_settles_it(tmp_path: P
                 bench.wire_bytes = 12_345
                 await asyncio.sleep(30)
         assert await journal.get_ledger() == {"2026-01-01": {"http": 12_345}}
+
+
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"windows": [{"cron": "0 2 * * *", "duration_s": 60}]}, WindowClosed),
+        ({"day_bytes": 65_536}, BudgetSpent),
+        ({"interfaces": {"eth0": "forbidden"}}, LinkForbidden),
+    ],
+)
+async def test_a_policy_that_changes_ends_the_transfer_that_runs(
+    tmp_path: Path, section: dict[str, Any], error: type[Exception]
+) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        bench = Bench(journal, make_policy())
+        with pytest.raises(error):
+            async with asyncio.timeout(5), bench.gate.open():
+                bench.wire_bytes = 70_000
+                bench.gate.policy = make_policy(**section)
+                await asyncio.sleep(30)
+        assert await journal.get_ledger() == {"2026-01-01": {"http": 70_000}}
+
+
+@pytest.mark.parametrize("by", ["interface", "meter"])
+async def test_an_interface_or_a_budget_ends_the_transfer_that_runs(tmp_path: Path, by: str) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        bench = Bench(journal, make_policy(interfaces={"wwan*": "forbidden"}, day_bytes=100_000))
+        with pytest.raises((LinkForbidden, BudgetSpent)):
+            async with asyncio.timeout(5), bench.gate.open():
+                if by == "interface":
+                    bench.interface = "wwan0"
+                else:
+                    bench.wire_bytes = 100_000
+                    await bench.gate.book()
+                await asyncio.sleep(30)
+
+
+async def test_what_is_left_of_a_budget_may_be_used_to_its_end(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        bench = Bench(journal, make_policy(day_bytes=100_000, report_share=0))
+        async with bench.gate.open():
+            bench.wire_bytes = 99_999
+            await bench.gate.book()
+            await asyncio.sleep(0.01)
 
 
 async def test_an_urgent_update_passes_a_closed_window(tmp_path: Path) -> None:
@@ -153,6 +199,49 @@ async def test_a_clock_that_jumps_loses_no_byte_of_the_ledger(tmp_path: Path, ju
         assert allowance is not None and 0 <= allowance <= 1_000_000
 
 
+class Slow:
+    """The real journal, whose next write to the ledger begins when the test says so."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.may_write = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    async def add_bytes(self, day: str, kind: str, size_bytes: int) -> None:
+        await self.may_write.wait()
+        await self._journal.add_bytes(day, kind, size_bytes)
+
+
+@pytest.mark.parametrize("cut_off", ["book", "settle"])
+async def test_a_transfer_that_is_cut_off_in_a_write_of_the_ledger_is_settled_all_the_same(
+    tmp_path: Path, cut_off: str
+) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        slow = Slow(journal)
+        bench = Bench(slow, make_policy())  # type: ignore[arg-type] # the journal but for one method
+        if cut_off == "settle":
+            slow.may_write.set()
+        transfer = asyncio.create_task(run_transfer(bench, slow))
+        await asyncio.sleep(0.05)
+        transfer.cancel()
+        await asyncio.sleep(0.05)
+        assert not transfer.done()
+        slow.may_write.set()
+        await asyncio.wait({transfer})
+        bench.wire_bytes += 10_000
+        await bench.gate.settle(HTTP)
+        spent = {"2026-01-01": {"http": bench.wire_bytes}}
+        assert (await journal.get_ledger(), bench.ledger.get_days()) == (spent, spent)
+
+
+async def run_transfer(bench: Bench, slow: Slow) -> None:
+    async with bench.gate.open():
+        bench.wire_bytes += 10_000
+        slow.may_write.clear()
+
+
 async def test_a_disk_that_takes_no_booking_stops_the_transfer(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
 
@@ -212,6 +301,38 @@ async def test_a_transfer_that_does_not_fit_spreads_over_days_and_sends_nothing_
         assert world.origin.sent_bytes < 400_000 + (days + 1) * BOOKING_BYTES
 
 
+async def test_a_server_without_parts_and_a_budget_that_holds_less_are_told(world: World) -> None:
+    world.publish("1.0.0", size=400_000)
+    world.policy = make_policy(day_bytes=200_000)
+    world.origin.ranges = False
+    async with world.run():
+        world.deploy("1.0.0")
+        await world.wait_state(State.WAITING)
+        await asyncio.sleep(0.1)
+        record = await world.wait_state(State.WAITING)
+        assert record.fault is not None and record.fault.code == "budget_spent"
+        assert "begins anew" in record.fault.message
+        assert record.retry_at > time.time() + 60
+
+
+@pytest.mark.parametrize("day_bytes", [100_000, 10_000_000], ids=["holds less", "holds more"])
+async def test_a_classic_download_asks_for_no_more_than_the_budget_holds(
+    world: World, classic_zip: bytes, day_bytes: int
+) -> None:
+    world.policy = make_policy(day_bytes=day_bytes, report_share=0)
+    assert 100_000 < len(classic_zip) < 180_000
+    async with world.run() as agent:
+        world.deploy_classic("gauge.zip", classic_zip)
+        await world.wait_state(State.WAITING, State.ACTIVE, model="default")
+        await asyncio.sleep(0.05)
+        assert world.origin.sent_bytes < day_bytes
+        if day_bytes < len(classic_zip):
+            world.clock_error_s += 24 * HOUR_S
+            await agent.run_command("reload", None)
+        await world.wait_state(State.ACTIVE, model="default")
+    assert all(asked.rpartition("-")[2] for _, asked in world.origin.requests), "each names its end"
+
+
 async def test_a_small_urgent_version_overtakes_a_half_sent_big_one_which_goes_on_later(world: World) -> None:
     world.publish("1.0.0", model="big", size=400_000)
     world.publish("2.0.0", model="small", size=8_000)
@@ -238,6 +359,22 @@ async def test_the_hubs_connection_keeps_to_windows_where_that_is_wanted(world: 
     async with world.run():
         await asyncio.sleep(0.1)
         assert world.hub.connections == 0
+
+
+async def test_the_hubs_connection_is_ended_by_the_policy_that_it_brings(world: World) -> None:
+    async with world.run() as agent:
+        await poll(lambda: is_connected(agent))
+        policy = make_policy(hub="windows", windows=[{"cron": "0 0 1 1 *", "duration_s": 60}])
+        agent._parts.gate.policy = policy
+        await poll(lambda: is_connected(agent, wanted=False))
+        await asyncio.sleep(0.1)
+        assert world.hub.connections == 1
+        agent._parts.gate.policy = make_policy()
+        await poll(lambda: is_connected(agent))
+
+
+async def is_connected(agent: Agent, *, wanted: bool = True) -> bool:
+    return agent.get_status().connected is wanted
 
 
 async def test_who_holds_a_turn_hears_of_somebody_more_urgent_and_of_nobody_else() -> None:

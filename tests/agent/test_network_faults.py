@@ -19,13 +19,12 @@ import pytest
 from aiohttp import web
 
 from agent.agent_world import Odd, Origin, World, open_origin
-from edgeferry.agent.fetch import make_small_fetch
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import UpdateRecord, read_record_bytes
-from edgeferry.agent.threads import in_thread
+from edgeferry.agent.small_fetch import SmallFetch
 from edgeferry.errors import CaptivePortal, MetadataUntrusted
 from edgeferry.storage.journal import Journal
-from edgeferry.transport.http import HttpSettings, open_http
+from edgeferry.transport.http import HttpSettings
 
 SIZE = 200_000
 FIRST = 80_000
@@ -275,18 +274,37 @@ async def test_an_update_of_several_files_uses_one_connection(world: World) -> N
     assert len(world.origin.connections) == 1
 
 
+async def end_early(origin: Origin, request: web.Request, data: bytes) -> web.StreamResponse:
+    """Half of the object, in an answer that names no length and ends as if that were all."""
+    reply = web.StreamResponse()
+    reply.enable_chunked_encoding()
+    await reply.prepare(request)
+    await reply.write(data[: len(data) // 2])
+    await reply.write_eof()
+    return reply
+
+
+async def test_an_answer_that_names_no_length_and_ends_early_is_no_damage(world: World) -> None:
+    world.publish("1.0.0", size=SIZE)
+    world.origin.odd = deque([end_early] * 3)
+    with Watching(world) as seen:
+        async with world.run():
+            world.deploy("1.0.0")
+            await world.wait_state(State.ACTIVE)
+    assert {row.fault.code for row in seen if row.fault is not None} == {"link_broken"}
+
+
 # --- metadata ---------------------------------------------------------------------------------------------------------
 async def test_a_portal_in_front_of_the_metadata_is_no_verdict(world: World) -> None:
-    """What the verifier fetches goes through `make_small_fetch`; the signature tells a page from a file."""
+    """What the verifier fetches goes through SmallFetch; the signature tells a page from a file."""
     world.publish("1.0.0")
     world.origin.files["/repo/metadata/timestamp.json"] = PAGE
-    async with open_http() as http:
-        loop = asyncio.get_running_loop()
-        fetch = make_small_fetch(http, loop, repo=f"{world.origin.url}/repo", sas="")
-        assert await in_thread(fetch, "metadata/timestamp.json", 1000) == PAGE, "the signature will tell"
+    async with world.run() as agent:
+        small = SmallFetch(agent._parts.fetcher, repo=f"{world.origin.url}/repo", sas="")
+        assert await small.run(lambda fetch: fetch("metadata/timestamp.json", 1000)) == PAGE, "the signature will tell"
         world.origin.statuses = deque([511])
         with pytest.raises(CaptivePortal):
-            await in_thread(fetch, "metadata/timestamp.json", 1000)
+            await small.run(lambda fetch: fetch("metadata/timestamp.json", 1000))
     world.manifests.failures = deque([CaptivePortal("a page"), MetadataUntrusted("a page")])
     with Watching(world) as seen:
         async with world.run():

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from agent.agent_world import CrashingJournal, Odd, Origin, World
 from edgeferry.agent.machine import State
+from edgeferry.link.policy import read_link_policy
 from edgeferry.model.chunks import CHUNK_BYTES, CHUNK_DIGEST_BYTES
 from edgeferry.model.digest import Digest
 from polling import poll
@@ -89,6 +90,26 @@ async def test_damage_costs_the_damaged_pieces(world: World, row: Damage) -> Non
         assert len(list_ranges(world, listed)) == 1
         assert record.fault is None or record.fault.code == "digest_mismatch"
         await poll(lambda: is_clean(world))
+
+
+@pytest.mark.parametrize("has_ranges", [True, False], ids=["pieces", "no ranges"])
+async def test_a_repair_keeps_to_the_budget_and_goes_on_the_next_day(world: World, has_ranges: bool) -> None:
+    """The budget of the first day holds the download and one piece or two of four."""
+    world.policy, _ = read_link_policy({"zone": "UTC", "day_bytes": SIZE + 150_000, "report_share": 0})
+    world.origin.ranges = has_ranges
+    world.origin.odd = deque([damage(*(number * CHUNK_BYTES for number in (0, 2, 4, 6))), None])
+    publish(world)
+    async with world.run() as agent:
+        world.deploy("1.0.0")
+        await world.wait_state(State.WAITING, State.ACTIVE)
+        await asyncio.sleep(0.1)
+        record = world.get_record()
+        assert record is not None and record.fault is not None and record.fault.code == "budget_spent"
+        assert SIZE + CHUNK_BYTES < agent.get_status().ledger.day_bytes <= SIZE + 150_000
+        world.clock_error_s += 24 * 3600
+        await agent.run_command("reload", None)
+        await world.wait_state(State.ACTIVE)
+    assert not has_ranges or world.origin.sent_bytes < SIZE + 5 * CHUNK_BYTES, "no piece that is whole comes twice"
 
 
 def publish(world: World) -> tuple[str, str]:

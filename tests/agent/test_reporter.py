@@ -11,6 +11,7 @@ import pytest
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import Artifact, UpdateRecord
 from edgeferry.agent.reporter import Reporter, make_model_status, make_reported
+from edgeferry.errors import ServerBusy
 from edgeferry.link.forecast import get_gather_s
 from edgeferry.twin.document import check_values
 from edgeferry.twin.status import DeviceStatus, ModelStatus
@@ -118,6 +119,51 @@ async def test_progress_alone_is_said_ever_more_seldom() -> None:
         shown["progress"] = step / 80
         reporter.note_progress()
     assert 3 <= len(sent) <= 4, "at once, after 0.2 to 0.4 s, 0.4 s later, 0.8 s later"
+    task.cancel()
+
+
+async def test_a_download_that_waits_and_goes_on_again_and_again_is_said_ever_more_seldom() -> None:
+    shown = {"state": "DOWNLOADING"}
+    sent: list[str] = []
+
+    def view() -> DeviceStatus:
+        model = ModelStatus(model="m", state=shown["state"], target="1", progress=len(sent) / 100)
+        return DeviceStatus(device="d", role="both", models=(model,))
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch["edgeferry"]["models"]["m"].get("state", ""))
+
+    reporter = Reporter(view, every_s=0.4)
+    task = asyncio.create_task(reporter.run({}, send))
+    for step in range(20):
+        await asyncio.sleep(0.12)
+        shown["state"] = ("WAITING", "DOWNLOADING")[step % 2]
+        reporter.note_change()
+    assert sent[:2] == ["DOWNLOADING", "WAITING"], "each is news once"
+    assert len(sent) <= 6, "0.4 s later, 0.8 s later, 1.6 s later"
+    shown["state"] = "VERIFYING"
+    reporter.note_change()
+    async with asyncio.timeout(0.3):
+        await wait_for(lambda: sent[-1] == "VERIFYING")
+    shown["state"] = "DOWNLOADING"
+    reporter.note_change()
+    async with asyncio.timeout(0.3):
+        await wait_for(lambda: sent[-1] == "DOWNLOADING")
+    task.cancel()
+
+
+async def test_a_hub_that_is_busy_hears_later_what_is_true_then() -> None:
+    views, sent = [make_view(1), make_view(1, error=None)], list[dict[str, Any]]()
+
+    async def send(patch: dict[str, Any]) -> None:
+        sent.append(patch)
+        if len(sent) == 1:
+            views.pop(0)
+            raise ServerBusy("the hub asks to send less")
+
+    task = asyncio.create_task(Reporter(lambda: views[0], every_s=60).run({}, send))
+    await wait_for(lambda: len(sent) == 2)
+    assert ["error" in patch["edgeferry"] for patch in sent] == [True, False]
     task.cancel()
 
 

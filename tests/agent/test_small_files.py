@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,16 @@ from tests.publish.desk import LABELS, make_desk, make_model, make_request, say_
 
 from agent.agent_world import World
 from edgeferry.agent.machine import State
+from edgeferry.agent.small_fetch import Fetch, SmallFetch
 from edgeferry.app.manifests import TrustedManifests
+from edgeferry.errors import LinkError
+from edgeferry.link.policy import read_link_policy
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.publish.publisher import publish
 from edgeferry.trust.bundle_object import get_bundle_path, make_bundle_object, read_bundle_object
 from edgeferry.trust.signer import Desk
+from polling import poll
 
 BUNDLE = f"/repo/{get_bundle_path('gauge')}"
 LABELS_PATH = f"/repo/{Digest.of(LABELS).blob_path}"
@@ -29,8 +36,8 @@ def desk(tmp_path: Path) -> Desk:
 def site(world: World, desk: Desk) -> World:
     """A device that trusts the desk's root."""
     root = desk.keys.read_root()
-    world.make_manifests = lambda http: TrustedManifests(
-        http, world.repository.trust_folder, root, now=desk.now.timestamp
+    world.make_manifests = lambda fetcher: TrustedManifests(
+        fetcher, world.repository.trust_folder, root, now=desk.now.timestamp
     )
     return world
 
@@ -100,3 +107,52 @@ async def test_what_no_file_of_the_version_is_is_not_kept(site: World, desk: Des
     async with site.run():
         await deploy(site, "1.0.0")
         assert not site.repository.has_blob(Digest.of(b"stray"))
+
+
+# --- on a link that may not be used -----------------------------------------------------------------------------------
+async def test_metadata_ends_with_its_window(site: World, desk: Desk) -> None:
+    put(site, desk, "1.0.0")
+    site.origin.block_delay_s = 1.0
+    async with site.run() as agent:
+        site.deploy("1.0.0", model="gauge")
+        await poll(partial(has_asked, site, 1))
+        began_s = time.monotonic()
+        agent._parts.gate.policy, _ = read_link_policy({"windows": [{"cron": "0 0 1 1 *", "duration_s": 60}]})
+        record = await site.wait_state(State.WAITING, model="gauge")
+        assert record.fault is not None and record.fault.code == "window_closed"
+        assert time.monotonic() - began_s < 1.0
+    assert [path for path, _ in site.origin.requests] == [BUNDLE]
+
+
+async def test_who_is_cut_off_asks_for_nothing_more(world: World) -> None:
+    world.origin.files = {"/repo/a": bytes(30_000), "/repo/b": bytes(10)}
+    world.origin.block_delay_s = 1.0
+
+    def insist(fetch: Fetch) -> None:
+        for path in "ab":
+            try:
+                fetch(path, 100_000)
+            except LinkError:
+                continue
+
+    async with world.run() as agent:
+        small = SmallFetch(agent._parts.fetcher, repo=f"{world.origin.url}/repo", sas="")
+        working = asyncio.create_task(small.run(insist))
+        await poll(partial(has_asked, world, 1))
+        working.cancel()
+        await asyncio.wait({working}, timeout=1.0)
+        assert working.cancelled()
+    assert [path for path, _ in world.origin.requests] == ["/repo/a"]
+
+
+async def test_metadata_is_booked_as_it_comes(world: World) -> None:
+    world.origin.files = {"/repo/a": bytes(300_000)}
+    async with world.run() as agent:
+        small = SmallFetch(agent._parts.fetcher, repo=f"{world.origin.url}/repo", sas="")
+        await small.run(lambda fetch: fetch("a", 300_000))
+        booked = await agent._parts.journal.get_ledger()
+    assert sum(kinds["http"] for kinds in booked.values()) >= 300_000
+
+
+async def has_asked(world: World, count: int) -> bool:
+    return len(world.origin.requests) >= count

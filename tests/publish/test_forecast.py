@@ -209,6 +209,10 @@ async def test_a_small_budget_spreads_it_and_a_forbidden_link_never_takes_it(sho
     seen = make_seen(link={"day_bytes": 65_536}, ledger={"day": 50_000, "month": 50_000})
     spread = foresee_one(shop, seen)
     assert (spread.sittings, spread.reason) == (2, "")
+    ample = foresee_one(shop, make_seen(link={"day_bytes": 655_360}, ledger={"day": 50_000, "month": 50_000}))
+    assert spread.wire_bytes > ample.wire_bytes + 500, "a second sitting has a connection of its own"
+    with pytest.raises(OverBudget):
+        require_within(Spending(ample.wire_bytes + 500), foresee(shop, seen))
     never = foresee(shop, make_seen(link={"class": "forbidden"}), make_seen())
     assert (never.devices[0].reason, never.devices[0].finishes_at, never.finishes_at) == ("link_forbidden", None, None)
 

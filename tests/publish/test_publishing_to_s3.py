@@ -7,6 +7,7 @@ object), so devices read public buckets, or a server of the operator's in front 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,15 +16,20 @@ from pathlib import Path
 import pytest
 from tests.publish.desk import make_desk, make_model, make_request, say_nothing
 
+from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.gate import HTTP, Gate
+from edgeferry.agent.ledger import Ledger
 from edgeferry.app import operator
 from edgeferry.app.hub import HubSettings, RunningHub, open_hub
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.operator import DeployTerms
 from edgeferry.delta.apply import decode_full
 from edgeferry.errors import AccessDenied, Conflict
+from edgeferry.link.policy import LinkPolicy
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.publish.publisher import publish
+from edgeferry.storage.journal import open_journal
 from edgeferry.transport.http import open_http
 from edgeferry.trust.draft import open_draft
 from edgeferry.trust.signer import Desk, NewVersion, add_manifest, commit, refresh
@@ -55,9 +61,10 @@ class Bucket:
 
     async def fetch(self, version: str, manifest: str, *, sas: str = "") -> Manifest:
         """What a device does: the manifest, verified."""
-        async with open_http() as http:
+        async with open_http() as http, open_journal(self.folder / "journal.db") as journal:
             root, trust = self.desk.keys.read_root(), self.folder / "trust"
-            source = TrustedManifests(http, trust, root, now=self.desk.now.timestamp)
+            gate = Gate(Ledger(journal, {HTTP: lambda: 0}), policy=LinkPolicy(), now=time.time, find_interface=str)
+            source = TrustedManifests(Fetcher(http, gate), trust, root, now=self.desk.now.timestamp)
             digest = Digest.from_str(manifest)
             found = await source.fetch_manifests("gauge", version, digest, repo=self.url, sas=sas)
             return read_manifest_bytes(found.manifest)

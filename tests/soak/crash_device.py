@@ -185,7 +185,7 @@ def make_world(job: Job, calls: Calls, now: Callable[[], float]) -> World:
     hub.desired = job.desired
     world = World(folder / "storage", FAST, Origin(), hub=hub, activator=CheckedServing(calls=calls), now=now)
     world.settings = replace(FAST, shared_root=world.root)
-    world.make_manifests = lambda http: TrustedManifests(http, world.repository.trust_folder, job.root, now=now)
+    world.make_manifests = lambda fetcher: TrustedManifests(fetcher, world.repository.trust_folder, job.root, now=now)
     return world
 
 

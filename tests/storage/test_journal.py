@@ -40,6 +40,13 @@ async def test_what_returned_survives_a_power_cut_by_sqlites_own_settings(tmp_pa
     assert found == ["wal", 2]
 
 
+async def test_a_day_of_the_ledger_that_went_below_nothing_begins_at_nothing(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "journal.db") as journal:
+        await journal.add_bytes("2026-11-23", "http", -5)
+    async with open_journal(tmp_path / "journal.db") as journal:
+        assert await journal.get_ledger() == {"2026-11-23": {"http": 0}}
+
+
 async def test_the_ledger_adds_up_by_day_and_kind(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "journal.db") as journal:
         await asyncio.gather(*(journal.add_bytes("2026-11-23", "http", 10) for _ in range(20)))

@@ -25,7 +25,7 @@ from edgeferry.agent.claims import release
 from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.gate import HUB, Gate
 from edgeferry.agent.healing import watch_content
-from edgeferry.agent.hub_link import HubLink, OpenHub, read_message
+from edgeferry.agent.hub_link import MENDED_CODES, HubLink, OpenHub, read_message
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.machine import Event, State
@@ -173,15 +173,22 @@ class Agent:
         self._view = msgspec.structs.replace(self._view, connected=connected)
 
     async def take_twin(self, desired: Mapping[str, Any]) -> None:
-        """Reconciles with a full desired document, unless this connection has brought it, or a newer one, before."""
+        """Reconciles with a full desired document, unless this connection has brought it, or a newer one, before.
+
+        What waits need not wait longer where somebody has changed something; where only the hub is back, what waits
+        for the link.
+        """
         version = desired.get("$version", 0)
         if isinstance(version, int) and 0 < version <= self._observed_here:
             return
         self._observed_here = version if isinstance(version, int) else 0
+        is_known = 0 < self._observed_here == self._view.observed
         self._follow(desired)
         self._aim()
         for lane in self._lanes.values():
-            lane.order(Event.RETRY_DUE)  # the hub is back, or somebody has changed something: no need to wait longer
+            fault = lane.record.fault if lane.record is not None else None
+            if not is_known or (fault is not None and fault.code in MENDED_CODES):
+                lane.order(Event.RETRY_DUE)
         self.reporter.note_change()
         await self._keep(_DESIRED_KEY, msgspec.json.encode(desired))
 

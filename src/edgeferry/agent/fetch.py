@@ -1,4 +1,4 @@
-"""Bytes from the network into a partial file, and small signed files for the verifier.
+"""Bytes from the network into a partial file, and small objects into memory.
 
 What this file leaves to others: what to fetch and from where (`steps.py`), whether it is right (the digest), when to
 try again (`lane.py`).
@@ -19,14 +19,13 @@ from urllib.parse import quote
 
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.threads import in_thread
-from edgeferry.errors import BudgetSpent, BundleTooLarge, CaptivePortal, LinkBroken, LinkTimeout, ObjectChanged
+from edgeferry.errors import BundleTooLarge, LinkBroken, ObjectChanged
 from edgeferry.link.rate import TokenBucket, make_bucket
 from edgeferry.storage.partial import PartialFile
-from edgeferry.transport.http import HttpClient, RangeReply, require_ok
+from edgeferry.transport.http import HttpClient, RangeReply
 
 _SYNC_EVERY_BYTES = 4 << 20
 _NO_END = 1 << 62
-_SMALL_FETCH_TIMEOUT_S = 600.0  # a whole bundle object over the thinnest link that is supported
 
 Progress = Callable[[int], None]
 """Is told how many bytes of the artifact are here."""
@@ -79,7 +78,7 @@ class Fetcher:
         if size_bytes is not None and partial.length_bytes == size_bytes:
             return
         start, stop = partial.length_bytes, None
-        if most_bytes is not None and size_bytes is not None and start + most_bytes < size_bytes:
+        if most_bytes is not None and (size_bytes is None or start + most_bytes < size_bytes):
             stop = start + most_bytes  # what is not asked for is not sent, and not paid for
         try:
             async with self._http.open_range(
@@ -91,25 +90,38 @@ class Fetcher:
                     _require_bounded(reply.total_bytes or 0, partial)
                 if begin is not None:
                     await begin(reply)
-                await self._take(reply, partial, progress, most_bytes=most_bytes)
+                await self._take(reply, partial, progress, size_bytes=size_bytes, most_bytes=most_bytes)
         except ObjectChanged:
             partial.truncate(0)
             raise
 
-    async def fill(self, url: str, partial: PartialFile, *, start: int, stop: int, progress: Progress) -> bool:
+    async def fill(
+        self,
+        url: str,
+        partial: PartialFile,
+        *,
+        start: int,
+        stop: int,
+        progress: Progress,
+        most_bytes: int | None = None,
+    ) -> bool:
         """Fetches bytes `start` to `stop` of an object whose bytes are all here, in the place of damaged ones.
 
         Returns:
             False when the server has no ranges: then the whole object has come instead.
 
         Raises:
+            BudgetSpent: `most_bytes` came, and these are not all.
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
         """
-        size_bytes = partial.length_bytes
-        async with self._http.open_range(url, start=start, stop=stop, total_bytes=size_bytes) as reply:
+        size_bytes, first = partial.length_bytes, start
+        end = stop if most_bytes is None else min(stop, start + most_bytes)
+        if end == start:
+            raise self._gate.make_spent("the budget holds no further piece of this object")
+        async with self._http.open_range(url, start=start, stop=end, total_bytes=size_bytes) as reply:
             if reply.status == 200:
                 partial.truncate(0)
-                await self._take(reply, partial, progress)
+                await self._take(reply, partial, progress, size_bytes=size_bytes, most_bytes=most_bytes)
                 return False
             async for block in reply.blocks:
                 partial.overwrite(start, block)
@@ -117,27 +129,43 @@ class Fetcher:
                 progress(size_bytes)
                 await self._pace(len(block))
             await in_thread(partial.sync)
-        if start != stop:
-            raise LinkBroken(f"expected bytes up to {stop}, the answer ended at {start}")
+        if start != end:
+            raise LinkBroken(f"expected bytes up to {end}, the answer ended at {start}")
+        if end != stop:
+            raise self._gate.make_spent(f"the budget held {end - first} bytes of a piece of this object")
         return True
 
-    async def fetch_small(self, url: str, *, max_bytes: int) -> bytes:
-        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer."""
+    async def fetch_small(self, url: str, *, max_bytes: int, most_bytes: int | None = None) -> bytes:
+        """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer.
+
+        Raises:
+            BudgetSpent: it is longer than `most_bytes`.
+            LinkError, AccessError: the transfer ended early.
+        """
         data = bytearray()
         async with self._http.open_range(url) as reply:
             async for block in reply.blocks:
                 data += block
                 await self._pace(len(block))
-                if len(data) > max_bytes:
+                if len(data) > (max_bytes if most_bytes is None else min(max_bytes, most_bytes)):
                     break
+        if most_bytes is not None and most_bytes < len(data) <= max_bytes:
+            raise self._gate.make_spent(f"the budget held {most_bytes} bytes of a small object")
         return bytes(data)
 
     async def _take(
-        self, reply: RangeReply, partial: PartialFile, progress: Progress, *, most_bytes: int | None = None
+        self,
+        reply: RangeReply,
+        partial: PartialFile,
+        progress: Progress,
+        *,
+        size_bytes: int | None,
+        most_bytes: int | None,
     ) -> None:
         began = synced = partial.length_bytes
+        total_bytes = reply.total_bytes if size_bytes is None else size_bytes
         async for block in reply.blocks:
-            if reply.total_bytes is None:
+            if total_bytes is None:
                 _require_bounded(partial.length_bytes + len(block), partial)
             partial.append(block)
             progress(partial.length_bytes)
@@ -148,10 +176,11 @@ class Fetcher:
             if partial.length_bytes - began >= (most_bytes or _NO_END):
                 break
         await in_thread(partial.sync)
-        if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != reply.total_bytes:
-            raise BudgetSpent(f"the budget held {partial.length_bytes - began} bytes of this object")
-        if reply.total_bytes is not None and partial.length_bytes != reply.total_bytes:
-            raise LinkBroken(f"expected {reply.total_bytes} bytes, the answer ended after {partial.length_bytes}")
+        if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != total_bytes:
+            anew = "; its server sends no parts, so it begins anew" if reply.status == 200 else ""
+            raise self._gate.make_spent(f"the budget held {partial.length_bytes - began} bytes of this object{anew}")
+        if total_bytes is not None and partial.length_bytes != total_bytes:
+            raise LinkBroken(f"expected {total_bytes} bytes, the answer ended after {partial.length_bytes}")
 
     async def _pace(self, size_bytes: int) -> None:
         """After each block: books the next ones, and waits as the rate cap wants it."""
@@ -170,26 +199,3 @@ def _require_bounded(size_bytes: int, partial: PartialFile) -> None:
 def make_url(repo: str, path: str, sas: str) -> str:
     """Where an object of the published repository is to be had."""
     return f"{repo.rstrip('/')}/{quote(path)}" + (f"?{sas}" if sas else "")
-
-
-def make_small_fetch(
-    http: HttpClient, loop: asyncio.AbstractEventLoop, *, repo: str, sas: str
-) -> Callable[[str, int], bytes]:
-    """A blocking `fetch(path, max_bytes)` for a thread that is not the loop's: the verifier's only way to the network.
-
-    Raises (when called):
-        LinkError, AccessError: as the answer's status says; ObjectMissing for 404, CaptivePortal for a web page.
-    """
-
-    def fetch(path: str, max_bytes: int) -> bytes:
-        running = asyncio.run_coroutine_threadsafe(http.fetch(make_url(repo, path, sas), max_bytes=max_bytes), loop)
-        try:
-            answer = require_ok(running.result(_SMALL_FETCH_TIMEOUT_S))
-        except TimeoutError as error:
-            running.cancel()
-            raise LinkTimeout(f"no whole answer for {path!r:.80} in time") from error
-        if answer.headers.get("content-type", "").lower().startswith("text/html"):
-            raise CaptivePortal(f"expected {path!r:.80} of the repository, found a web page")
-        return answer.body
-
-    return fetch

@@ -7,6 +7,7 @@ Rules:
 - Nothing is sent for an update but inside `open`: it refuses with the reason and the time to ask again, ends when the
   window closes, books before the first byte and settles after the last.
 - The clock may be wrong: what is asked again is judged again, nothing is remembered here but the policy.
+- A policy that changes, an interface, a budget that another spends end what runs: it is judged again with each of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import MappingProxyType
 from typing import Final
 
@@ -27,6 +28,7 @@ from edgeferry.link.budget import (
     LOOK_AGAIN_S,
     Spent,
     Verdict,
+    find_renewal,
     get_day,
     judge,
     judge_hub,
@@ -45,6 +47,8 @@ _LEAST_BYTES = _AROUND_BYTES + (4 << 10)
 """A payload that is smaller than what travels around it is not begun."""
 _TALK_BYTES = 8 << 10
 """Booked for the hub's connection: more than a twin and its reports; idle, it lasts an hour."""
+_LOOK_EVERY_S = 1.0
+"""How long a transfer runs on over an interface that it may not use; what the policy says is heard at once."""
 _ERRORS: Final[Mapping[str, type[LinkError]]] = MappingProxyType(
     {"window_closed": WindowClosed, "budget_spent": BudgetSpent, "link_forbidden": LinkForbidden}
 )
@@ -66,9 +70,20 @@ class Gate:
         self, ledger: Ledger, *, policy: LinkPolicy, now: Callable[[], float], find_interface: Callable[[], str]
     ) -> None:
         self.ledger = ledger
-        self.policy = policy
+        self._policy = policy
+        self._changed = asyncio.Event()
         self.now = now
         self.find_interface = find_interface
+
+    @property
+    def policy(self) -> LinkPolicy:
+        """What holds for this device's link; a new one is heard by what runs."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: LinkPolicy) -> None:
+        self._policy = policy
+        self._ring()
 
     def get_spent(self) -> Spent:
         """What counts for the budgets of today and this month."""
@@ -78,15 +93,15 @@ class Gate:
         """The class of the link that leads out now."""
         return self.policy.get_class(self.find_interface())
 
-    def judge(self, priority: int = 0) -> Verdict:
-        """What the policy says of a transfer of that priority at this moment."""
+    def judge(self, priority: int = 0, *, least_bytes: int = _LEAST_BYTES) -> Verdict:
+        """What the policy says of a transfer of that priority at this moment, `least_bytes` of which are left to go."""
         return judge(
             self.policy,
             self.get_spent(),
             now=self.now(),
             priority=priority,
             interface=self.find_interface(),
-            least_bytes=_LEAST_BYTES,
+            least_bytes=least_bytes,
         )
 
     def judge_hub(self) -> Verdict:
@@ -98,23 +113,47 @@ class Gate:
         """Lets the block use the link.
 
         Raises:
-            WindowClosed, BudgetSpent, LinkForbidden: not now (`retry_after_s`); in the block too, when its window ends.
+            WindowClosed, BudgetSpent, LinkForbidden: not now (`retry_after_s`); in the block too, once that is so.
             StorageError leaves: nothing can be booked.
         """
         verdict = self.judge(priority)
         if not verdict.may_send:
             raise self._make_refusal(verdict)
-        await self.book()
-        lasts_s = verdict.closes_at - self.now()
         try:
-            async with asyncio.timeout(lasts_s if math.isfinite(lasts_s) else None) as limit:
+            await self.book()
+            async with self._hold(lambda: self.judge(priority, least_bytes=1), look_every_s=_LOOK_EVERY_S) as limit:
                 yield verdict
+            if limit.expired():
+                raise self._make_refusal(self.judge(priority))
+        finally:
+            await self.settle(HTTP)
+
+    @asynccontextmanager
+    async def open_hub(self) -> AsyncIterator[None]:
+        """Lets the block have the hub's connection; ends it, without an error, when it may not be open any longer."""
+        async with self._hold(self.judge_hub, look_every_s=LOOK_AGAIN_S):
+            yield
+
+    @asynccontextmanager
+    async def _hold(self, judge_now: Callable[[], Verdict], *, look_every_s: float) -> AsyncIterator[asyncio.Timeout]:
+        """Cuts the block off when the verdict turns; the limit that it gives tells whether it has."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                watching = asyncio.create_task(self._watch(limit, judge_now, look_every_s))
+                try:
+                    yield limit
+                finally:
+                    watching.cancel()
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise self._make_refusal(self.judge(priority)) from None
-        finally:
-            await self.settle(HTTP)
+
+    async def _watch(self, limit: asyncio.Timeout, judge_now: Callable[[], Verdict], look_every_s: float) -> None:
+        while not limit.expired():
+            verdict = judge_now()
+            lasts_s = verdict.closes_at - self.now() if verdict.may_send else 0.0
+            limit.reschedule(asyncio.get_running_loop().time() + lasts_s if math.isfinite(lasts_s) else None)
+            await self._wait_changed(look_every_s)
 
     def _make_refusal(self, verdict: Verdict) -> LinkError:
         """The error that says why not, and after how long to ask again."""
@@ -124,13 +163,27 @@ class Gate:
         error.retry_after_s = max(0.0, verdict.retry_at - self.now())
         return error
 
-    async def wait_hub_open(self) -> float:
-        """Returns once the hub's connection may be open: for how many seconds (infinite where nothing ends it)."""
-        while True:
-            verdict = self.judge_hub()
-            if verdict.may_send:
-                return max(0.0, verdict.closes_at - self.now())
-            await asyncio.sleep(min(max(0.0, verdict.retry_at - self.now()), LOOK_AGAIN_S))
+    def make_spent(self, message: str) -> BudgetSpent:
+        """The error of a transfer that took what it was allowed and is not whole: when to ask again is in it."""
+        error, now = BudgetSpent(message), self.now()
+        error.retry_after_s = max(0.0, find_renewal(self.policy, self.get_spent(), now) - now)
+        return error
+
+    async def wait_hub_open(self) -> None:
+        """Returns once the hub's connection may be open."""
+        while not (verdict := self.judge_hub()).may_send:
+            await self._wait_changed(min(max(0.0, verdict.retry_at - self.now()), LOOK_AGAIN_S))
+
+    async def _wait_changed(self, longest_s: float) -> None:
+        """Returns when the policy has changed or something was booked, after `longest_s` in any case."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                await self._changed.wait()
+
+    def _ring(self) -> None:
+        """Wakes all who wait for a change, each once."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     # --- the account --------------------------------------------------------------------------------------------------
     async def book(self) -> None:
@@ -143,7 +196,8 @@ class Gate:
 
     async def _book(self, name: str, ahead_bytes: int) -> None:
         kind = FREE_KIND if self.get_class() == "free" else name
-        await self.ledger.book(name, ahead_bytes, day=get_day(self.policy, self.now()), kind=kind)
+        if await self.ledger.book(name, ahead_bytes, day=get_day(self.policy, self.now()), kind=kind):
+            self._ring()
 
     async def settle(self, name: str) -> None:
         """Writes what was spent in place of what was booked."""

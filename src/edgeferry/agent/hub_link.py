@@ -7,6 +7,7 @@ Rules:
 - A twin patch is a bell: the whole twin is read, then reconciled.
 - A connection that ends is normal. The next one comes after a pause that doubles, with half of it left to chance;
   a token that is about to expire is renewed by connecting again at once.
+- A connection that may not be open any longer (`gate.py`) is ended, also one that is not made yet.
 - A message leaves the outbox when the hub has acknowledged it; until then it is sent again under the same id.
 """
 
@@ -23,7 +24,18 @@ import msgspec
 
 from edgeferry.agent.gate import Gate
 from edgeferry.agent.reporter import Reporter
-from edgeferry.errors import AccessError, ConfigError, EdgeferryError, LinkError, ProtocolError, StorageError
+from edgeferry.errors import (
+    AccessError,
+    CaptivePortal,
+    ConfigError,
+    EdgeferryError,
+    LinkBroken,
+    LinkDown,
+    LinkError,
+    LinkTimeout,
+    ProtocolError,
+    StorageError,
+)
 from edgeferry.storage.journal import Journal
 from edgeferry.transport.mqtt import HubConnection, InputMessage, MethodCall, TwinBell
 
@@ -32,6 +44,8 @@ _RENEW_BEFORE_S = 120.0
 _STEADY_S = 30.0
 """A connection that lasted this long makes the next pause a short one again."""
 _PASSING = (LinkError, AccessError, ProtocolError, StorageError, ConfigError)
+MENDED_CODES = frozenset(kind.code for kind in (LinkDown, LinkTimeout, LinkBroken, CaptivePortal))
+"""What a link that is back mends; who was asked to wait, or has no right, waits on."""
 
 OpenHub = Callable[[], AbstractAsyncContextManager[HubConnection]]
 
@@ -90,10 +104,11 @@ class HubLink:
         shortest_s, longest_s = self._pauses_s
         pause_s = shortest_s
         while True:
-            open_s = await self._gate.wait_hub_open()
+            await self._gate.wait_hub_open()
             began = time.monotonic()
             try:
-                await self._connect(open_s)
+                async with self._gate.open_hub():
+                    await self._connect()
                 pause_s = 0.0  # the token's time was up, or the window's
             except* _PASSING as group:
                 _LOG.warning("no hub: %s", _get_message(group))
@@ -102,12 +117,12 @@ class HubLink:
             pause_s = shortest_s if steady or pause_s == 0.0 else min(longest_s, pause_s * 2)
             await asyncio.sleep(pause_s * (0.5 + self._random() / 2))
 
-    async def _connect(self, open_s: float) -> None:
+    async def _connect(self) -> None:
         async with self._open_hub() as hub:
             twin = await hub.fetch_twin()
             self._listener.note_connected(True)
             await self._listener.take_twin(_get_mapping(twin, "desired"))
-            lasts_s = min(open_s, max(1.0, hub.expires_at - time.time() - _RENEW_BEFORE_S))
+            lasts_s = max(1.0, hub.expires_at - time.time() - _RENEW_BEFORE_S)
             try:
                 async with asyncio.timeout(lasts_s) as limit, asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._listen(hub))

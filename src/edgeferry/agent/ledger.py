@@ -7,6 +7,7 @@ Rules:
 - The journal is never behind the wire by more than what came since the last `book`: a kill makes the ledger say at most
   one booking too much, never too little.
 - A booking belongs to one day and one kind, and is settled there.
+- A write and what is remembered of it are one: a transfer that is cancelled meanwhile ends after both.
 - A disk that takes no booking stops the transfer, never the device.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from edgeferry.agent.threads import to_its_end
 from edgeferry.storage.journal import Journal
 
 Days = Mapping[str, Mapping[str, int]]
@@ -42,6 +44,9 @@ class _Account:
     def used(self) -> int:
         return self.meter() - self.settled
 
+    def has_booked(self, ahead_bytes: int) -> bool:
+        return self.booked - self.used >= max(self.ahead, ahead_bytes) // 2
+
 
 class Ledger:
     """The ledger of a running device. `meters` count bytes since the process began, by name."""
@@ -56,27 +61,39 @@ class Ledger:
         """Takes over what earlier processes spent; what they had booked when they were killed counts as spent."""
         self._days = await self._journal.get_ledger()
 
-    async def book(self, name: str, ahead_bytes: int, *, day: str, kind: str) -> None:
+    async def book(self, name: str, ahead_bytes: int, *, day: str, kind: str) -> bool:
         """Returns when the journal holds what the meter `name` has counted and at least half of `ahead_bytes` more.
+
+        Returns:
+            Whether anything was to be written for that.
 
         Raises:
             StorageError leaves: the journal cannot be written; nothing more may be spent.
         """
-        async with self._moving:
-            account = self._accounts[name]
-            if account.place != (day, kind):
-                await self._settle(account)
-                account.place = (day, kind)
-            if account.booked - account.used < max(account.ahead, ahead_bytes) // 2:
-                account.ahead = _get_next_ahead(account, ahead_bytes, now_s=time.monotonic())
-                await self._add(account, account.used + account.ahead - account.booked)
+        account, place = self._accounts[name], (day, kind)
+        if account.place == place and account.has_booked(ahead_bytes) and not self._moving.locked():
+            return False
+        await to_its_end(self._book(account, ahead_bytes, place))
+        return True
 
     async def settle(self, name: str) -> None:
         """The journal holds what was spent, no more and no less."""
+        await to_its_end(self._settle(self._accounts[name]))
+
+    async def _book(self, account: _Account, ahead_bytes: int, place: tuple[str, str]) -> None:
         async with self._moving:
-            await self._settle(self._accounts[name])
+            if account.place != place:
+                await self._clear(account)
+                account.place = place
+            if not account.has_booked(ahead_bytes):
+                account.ahead = _get_next_ahead(account, ahead_bytes, now_s=time.monotonic())
+                await self._add(account, account.used + account.ahead - account.booked)
 
     async def _settle(self, account: _Account) -> None:
+        async with self._moving:
+            await self._clear(account)
+
+    async def _clear(self, account: _Account) -> None:
         used = account.used
         if account.place[0] and used != account.booked:
             await self._add(account, used - account.booked)

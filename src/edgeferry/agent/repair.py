@@ -5,6 +5,7 @@ What this file leaves to others: noticing damage, and whether the whole is right
 Rules:
 - Nothing is written down: what is damaged is found anew from the bytes and the list, so that a kill costs one piece.
 - The list is checked against its digest in the signed manifest before it is believed, and kept until the update ends.
+- Within the budget: what it does not hold is found to be damaged another day.
 - A list that is not there or does not fit its blob is no help: the whole is fetched again.
 """
 
@@ -21,35 +22,59 @@ from edgeferry.model.digest import Digest
 from edgeferry.storage.partial import PartialFile
 
 
-async def repair(tools: Tools, artifact: Artifact, target: Target, partial: PartialFile, progress: Progress) -> None:
+async def repair(
+    tools: Tools,
+    artifact: Artifact,
+    target: Target,
+    partial: PartialFile,
+    progress: Progress,
+    *,
+    most_bytes: int | None = None,
+) -> int | None:
     """Fetches the damaged pieces of a whole download; leaves it empty where nobody can say which they are.
 
+    Returns:
+        What is left of `most_bytes`, which the budget allows.
+
     Raises:
+        BudgetSpent: nothing is left, and pieces are missing.
         LinkError, AccessError: the transfer ended early; what came is in `partial`.
         NoSpace, StorageFailed: the disk does not do as asked.
     """
-    chunk_list = await _get_list(tools, artifact, target)
+    chunk_list, most_bytes = await _get_list(tools, artifact, target, most_bytes=most_bytes)
     if chunk_list is None:
         partial.truncate(0)
-        return
+        return most_bytes
     url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
     for start, stop in await in_thread(find_damaged, partial.read_pieces(CHUNK_BYTES), chunk_list):
-        filled = await tools.fetcher.fill(url, partial, start=start, stop=stop, progress=progress)
+        filled = await tools.fetcher.fill(
+            url, partial, start=start, stop=stop, progress=progress, most_bytes=most_bytes
+        )
         if not filled:
-            return
+            break
+        most_bytes = _lessen(most_bytes, stop - start)
+    return most_bytes
 
 
-async def _get_list(tools: Tools, artifact: Artifact, target: Target) -> bytes | None:
+async def _get_list(
+    tools: Tools, artifact: Artifact, target: Target, *, most_bytes: int | None
+) -> tuple[bytes | None, int | None]:
+    """The list, None where there is none that fits; and what is left of `most_bytes`."""
     digest, size_bytes = Digest.from_str(artifact.chunks), get_list_size(artifact.size)
     kept = await in_thread(read_chunk_list, tools.repository, artifact, size_bytes)
     if kept is not None:
-        return kept
+        return kept, most_bytes
     try:
         url = make_url(target.repo, digest.blob_path, target.sas)
-        data = await tools.fetcher.fetch_small(url, max_bytes=size_bytes)
+        data = await tools.fetcher.fetch_small(url, max_bytes=size_bytes, most_bytes=most_bytes)
     except ObjectMissing:
-        return None
+        return None, most_bytes
+    left = _lessen(most_bytes, len(data))
     if len(data) != size_bytes or Digest.of(data) != digest:
-        return None
+        return None, left
     await in_thread(keep_chunk_list, tools.repository, artifact, data)
-    return data
+    return data, left
+
+
+def _lessen(most_bytes: int | None, size_bytes: int) -> int | None:
+    return None if most_bytes is None else max(0, most_bytes - size_bytes)

@@ -7,20 +7,21 @@ Rules:
 - Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress, whole errors.
 - At state changes, those of a moment in one; the slower the link, the longer is a moment.
 - For progress alone after N seconds, then after twice as many each time, to a quarter of an hour: the longer a download
-  takes, the less there is to say about each minute.
+  takes, the less there is to say about each minute. That a download waits, goes on and waits again is progress too:
+  each of it is news once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from edgeferry.agent.record import UpdateRecord
-from edgeferry.errors import EdgeferryError
+from edgeferry.errors import EdgeferryError, ServerBusy
 from edgeferry.link.forecast import PROGRESS_MAX_S, get_gather_s
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.twin.contract import REPORTED_RECORD_MAX_BYTES, SECTION
@@ -32,6 +33,7 @@ _MESSAGE_MAX_CHARS = 90
 _ADVICE_MAX_CHARS = 90
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
+_MOVING = frozenset({"RESOLVING", "DOWNLOADING", "WAITING"})
 _SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
 
 
@@ -95,7 +97,7 @@ def _make_section(view: DeviceStatus, left_out: tuple[str, ...]) -> dict[str, An
 
 def _make_model(view: ModelStatus, left_out: tuple[str, ...]) -> dict[str, Any]:
     entry: dict[str, Any] = {"active": view.active, "target": view.target, "state": view.state}
-    if view.state in ("RESOLVING", "DOWNLOADING", "WAITING") and "progress" not in left_out:
+    if view.state in _MOVING and "progress" not in left_out:
         entry["progress"] = view.progress
     if view.error is not None:
         entry["error"] = _shorten(view.error, left_out)
@@ -120,6 +122,7 @@ class Reporter:
         self._view = view
         self.every_s = every_s
         self._gather_s = get_gather_s(0.0)
+        self._news = _News()
         self._changed = asyncio.Event()
         self._progressed = asyncio.Event()
 
@@ -132,30 +135,67 @@ class Reporter:
         self._progressed.set()
 
     async def run(self, reported: Mapping[str, Any], send: Callable[[dict[str, Any]], Awaitable[object]]) -> None:
-        """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises."""
+        """Says what differs from `reported` (as the hub holds it), now and for ever; ends with what `send` raises.
+
+        A hub that is busy is told what is true then, later.
+        """
         told, every_s = {key: reported[key] for key in (CLASSIC_NAME, SECTION) if key in reported}, self.every_s
         while True:
             await asyncio.sleep(self._gather_s)  # states follow each other quickly: one report for several
-            changed = self._changed.is_set()
             self._changed.clear()
             self._progressed.clear()
-            wanted = make_reported(self._view())
+            view = self._view()
+            changed, wanted = self._news.take(view), make_reported(view)
             patch = make_patch(told, wanted)
             if patch:
                 began_s = time.monotonic()
-                await send(patch)
+                try:
+                    await send(patch)
+                except ServerBusy as error:  # it wants to hear less: what is true then is said later
+                    self._gather_s = max(min(max(1.0, self._gather_s * 2), PROGRESS_MAX_S), error.retry_after_s or 0.0)
+                    continue
                 told = wanted
                 self._gather_s = get_gather_s(time.monotonic() - began_s)
             every_s = self.every_s if changed else min(every_s * 2, max(self.every_s, PROGRESS_MAX_S))
             await self._wait(every_s)
 
     async def _wait(self, every_s: float) -> None:
+        """Returns at news; for what is none, not before `every_s`."""
         try:
             async with asyncio.timeout(every_s):
-                await self._changed.wait()
+                while not self._news.has_come(self._view()):
+                    self._changed.clear()
+                    await self._changed.wait()
+                    self._progressed.set()
         except TimeoutError:
             if not self._changed.is_set():
                 await _wait_any(self._changed, self._progressed)
+
+
+class _News:
+    """What was said of each model since it last did something else than move or wait, and of the device."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, set[tuple[str, ...]]] = {}
+
+    def has_come(self, view: DeviceStatus) -> bool:
+        """Whether the view shows what was not said."""
+        return any(mark not in self._said.get(name, ()) for name, mark in _list_marks(view))
+
+    def take(self, view: DeviceStatus) -> bool:
+        """The same; now it is said."""
+        has_come = self.has_come(view)
+        moving = {one.model for one in view.models if one.state in _MOVING}
+        for name, mark in _list_marks(view):
+            self._said[name] = {*(self._said.get(name, ()) if name in moving else ()), mark}
+        return has_come
+
+
+def _list_marks(view: DeviceStatus) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "", (str(view.observed), (view.problem or {}).get("message", ""), view.latest_file)
+    for one in view.models:
+        code = (one.error or {}).get("code", "")
+        yield one.model, (one.active, one.previous, one.target, one.state, code)
 
 
 async def _wait_any(*events: asyncio.Event) -> None:

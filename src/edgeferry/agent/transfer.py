@@ -30,7 +30,7 @@ async def transfer(
         return
     artifact = record.artifact
     if artifact.chunks and record.damages and partial.length_bytes == artifact.size:
-        await repair(tools, artifact, target, partial, progress)
+        most_bytes = await repair(tools, artifact, target, partial, progress, most_bytes=most_bytes)
     url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
     await tools.fetcher.download(url, partial, size_bytes=artifact.size, progress=progress, most_bytes=most_bytes)
 

@@ -181,7 +181,8 @@ def _make_gate(config: DeviceConfig, journal: Journal, meters: Meters) -> Gate:
 
 
 def _make_parts(config: DeviceConfig, means: _Means, *, root: bytes | Digest | None, open_hub: OpenHub | None) -> Parts:
-    repository, http, gate, slots = means.repository, means.http, means.gate, means.slots
+    repository, gate, slots = means.repository, means.gate, means.slots
+    fetcher = Fetcher(means.http, gate, rate_bps=gate.policy.rate_bps)
 
     def take_default_model(name: str | None) -> None:
         slots.default_model = config.default_model if name is None else name
@@ -190,8 +191,8 @@ def _make_parts(config: DeviceConfig, means: _Means, *, root: bytes | Digest | N
         repository=repository,
         journal=means.journal,
         gate=gate,
-        fetcher=Fetcher(http, gate, rate_bps=gate.policy.rate_bps),
-        manifests=TrustedManifests(http, repository.trust_folder, root, now=time.time),
+        fetcher=fetcher,
+        manifests=TrustedManifests(fetcher, repository.trust_folder, root, now=time.time),
         activator=slots,
         open_hub=open_hub,
         now=time.time,

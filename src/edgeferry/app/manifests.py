@@ -1,4 +1,4 @@
-"""Manifests that the pinned root vouches for: the verifier in a thread, fetching through the device's HTTP client.
+"""Manifests that the pinned root vouches for: the verifier in a thread, fetching as the device fetches all else.
 
 Rules:
 - Without a pinned root nothing signed is believed; the error says how to pin one.
@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeferry.agent.fetch import make_small_fetch
-from edgeferry.agent.threads import in_thread
+from edgeferry.agent.fetch import Fetcher
+from edgeferry.agent.small_fetch import Fetch, SmallFetch
 from edgeferry.errors import MetadataUntrusted
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Delivery
-from edgeferry.transport.http import HttpClient
 from edgeferry.trust.verifier import Verifier
 
 
@@ -24,9 +23,9 @@ class TrustedManifests:
     """A ManifestSource. `root`: the bytes of a root.json, its digest, or None: nothing is pinned."""
 
     def __init__(
-        self, http: HttpClient, trust_folder: Path, root: bytes | Digest | None, *, now: Callable[[], float]
+        self, fetcher: Fetcher, trust_folder: Path, root: bytes | Digest | None, *, now: Callable[[], float]
     ) -> None:
-        self._http = http
+        self._fetcher = fetcher
         self._trust_folder = trust_folder
         self._root = root
         self._now = now
@@ -36,7 +35,10 @@ class TrustedManifests:
         """See ManifestSource.fetch_manifests."""
         if self._root is None:
             raise MetadataUntrusted("no root is pinned on this device: run edgeferry device init --root root.json")
+        root = self._root
+
+        def verify(fetch: Fetch) -> Delivery:
+            return Verifier(self._trust_folder, root, fetch, self._now).fetch_manifests(model, version, digest)
+
         async with self._one:
-            fetch = make_small_fetch(self._http, asyncio.get_running_loop(), repo=repo, sas=sas)
-            verifier = Verifier(self._trust_folder, self._root, fetch, self._now)
-            return await in_thread(verifier.fetch_manifests, model, version, digest)
+            return await SmallFetch(self._fetcher, repo=repo, sas=sas).run(verify)

@@ -162,6 +162,11 @@ class Forecast:
     plan: Plan
 
     @property
+    def sent_bytes(self) -> int:
+        """What crosses the wire with what further sittings cost, as far as the plan goes."""
+        return max(self.wire_bytes, sum(sitting.size_bytes for sitting in self.plan.sittings))
+
+    @property
     def starts_at(self) -> float | None:
         """Unix seconds; None: never."""
         return self.plan.starts_at

@@ -127,7 +127,8 @@ class DeviceForecast(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         needed: False where it runs this version already.
         link_class: of its link: on a free one nothing is paid.
-        wire_bytes: all that crosses the wire, both ways, headers of IP and TCP included.
+        wire_bytes: all that crosses the wire, both ways, headers of IP and TCP included; with what it costs to go on in
+            another sitting, where the link's speed tells how many there are.
         transfer_s: what its link is busy for.
         sittings: in how many goes, as windows and budgets let it.
         reason: link_unknown, link_forbidden, never_ends.
@@ -261,6 +262,7 @@ def _add_times(report: DeviceForecast, found: Forecast) -> DeviceForecast:
         transfer_s=found.transfer_s,
         starts_at=found.starts_at,
         finishes_at=found.finishes_at,
+        wire_bytes=found.sent_bytes,
         sittings=len(found.plan.sittings),
         reason=found.plan.reason,
     )

@@ -51,9 +51,10 @@ _SEALED = (
 )
 """Rows carry a checksum, since SQLite keeps none and reads what has rotted: which rows there are, and to forget one."""
 _NO_DAY = """
-DELETE FROM ledger WHERE typeof(bytes) != 'integer' OR bytes < 0 OR kind GLOB '*[^a-z0-9_:-]*'
+DELETE FROM ledger WHERE typeof(bytes) != 'integer' OR kind GLOB '*[^a-z0-9_:-]*'
     OR day NOT GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]'
 """
+_NO_DEBT = "UPDATE ledger SET bytes = 0 WHERE bytes < 0"
 _NOT_ITS_FAULT = tuple(
     f"SQLITE_{name}" for name in ("BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PERM", "READONLY")
 )
@@ -286,6 +287,7 @@ def _forget_damaged(connection: sqlite3.Connection) -> None:
             _log.warning("journal_row_damaged", forgotten=delete.split()[2])
             connection.execute(delete, (row,)).close()
     connection.execute(_NO_DAY).close()
+    connection.execute(_NO_DEBT).close()
 
 
 def _make_seal(body: bytes, *texts: str) -> int:

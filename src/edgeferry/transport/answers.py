@@ -160,7 +160,8 @@ def _judge_partial(request: RangeRequest, headers: Headers) -> RangeFacts:
     first, last, total = _get_content_range(headers)
     length = headers.get("content-length", "")
     fits = first is not None and last is not None and first <= last and (total is None or last < total)
-    fits = fits and (request.stop is None or last == request.stop - 1)
+    if request.stop is not None:
+        fits = fits and last == (request.stop if total is None else min(request.stop, total)) - 1
     if not fits or first != request.start:
         raise LinkBroken(f"expected bytes from {request.start} on, {redact_url(request.url)} sent another range")
     if first is not None and last is not None and length.isdecimal() and int(length) != last - first + 1:
