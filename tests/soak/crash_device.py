@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class NotingHub(FakeHub):
         return await self._counted(super().report(patch))
 
     async def send_output(self, output: str, body: bytes, *, mid: str) -> None:
-        self._write(self._log, msgspec.json.encode((mid, body.decode())) + b"\n")
+        self._write(self._log, b"\n" + msgspec.json.encode((mid, body.decode())) + b"\n")
         await self._counted(super().send_output(output, body, mid=mid))
 
     async def _counted(self, call: Any) -> Any:
@@ -279,9 +280,17 @@ def do_job(job: Job) -> Account:
         fork(lambda: do_life(msgspec.structs.replace(job, point=None, command=""), power=None))
     account = msgspec.json.decode((folder / "account").read_bytes() or b'{"error": "no account"}', type=Account)
     account.died, account.lost = died, lost
-    log = folder / "messages"
-    account.messages = [msgspec.json.decode(line) for line in log.read_bytes().splitlines()] if log.exists() else []
+    account.messages = read_messages(folder / "messages")
     return account
+
+
+def read_messages(log: Path) -> list[tuple[str, str]]:
+    """What the hub had heard in full; a death in the middle of a message leaves half a line."""
+    heard = []
+    for line in filter(None, log.read_bytes().splitlines() if log.exists() else []):
+        with suppress(msgspec.MsgspecError):
+            heard.append(msgspec.json.decode(line, type=tuple[str, str]))
+    return heard
 
 
 def main() -> None:
