@@ -45,3 +45,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("EDGEFERRY_NO_SKIPS") == "1" and _SKIPPED and session.exitstatus == 0:
         print(f"\nEDGEFERRY_NO_SKIPS: {len(_SKIPPED)} skipped: {', '.join(_SKIPPED[:10])}")
         session.exitstatus = 1
+
+
+LONG_FILES = ("test_device_sdk_renewal.py", "test_device_sdk.py", "test_signed_updates.py")
+"""They take minutes: begun last, one of them would run alone on one core in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first; all others in their order."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)

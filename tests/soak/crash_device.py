@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -277,6 +278,7 @@ def do_job(job: Job) -> Account:
     if died:
         if job.power is not None:
             lost = cut_power(folder / "storage", power, random.Random(job.power) if job.power else None)
+            shutil.rmtree(power)  # its links would keep what is removed later from being anybody's alone
         fork(lambda: do_life(msgspec.structs.replace(job, point=None, command=""), power=None))
     account = msgspec.json.decode((folder / "account").read_bytes() or b'{"error": "no account"}', type=Account)
     account.died, account.lost = died, lost
