@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -298,11 +299,12 @@ async def test_a_chain_that_breaks_in_the_middle_is_followed_by_the_full_file(ch
 
 
 async def test_a_base_that_is_gone_from_the_disk_costs_the_full_file_and_no_version(chain: World) -> None:
+    chain.settings = replace(chain.settings, retry_base_s=1.0, retry_max_s=1.0)
     async with chain.run():
         await begin(chain)
-        chain.origin.block_delay_s = 0.3
+        chain.origin.statuses.append(503)  # planned, and nothing fetched yet
         chain.deploy("1.1.0")
-        await chain.wait_state(State.DOWNLOADING, version="1.1.0")
+        await chain.wait_state(State.WAITING, version="1.1.0")
         chain.repository.blob_path(Digest.from_str(get_manifest(chain, "1.0.0").files[0].sha256)).unlink()
         record = await chain.wait_state(State.ACTIVE, version="1.1.0")
         assert record.whole
