@@ -1,7 +1,6 @@
 """Every error this system raises, split by who must act.
 
-This file holds the tree and nothing else; the tables that map leaves to machine events, HTTP status, exit codes and
-reported codes stand with those who use them and are tested for completeness over `find_leaves()`.
+Left to those who use them: the tables from leaves to machine events, HTTP status, exit codes and reported codes.
 
 Rules:
 - Branches are never raised, only leaves. Each leaf has a stable `code` and one sentence of `advice`.
@@ -36,10 +35,7 @@ class EdgeferryError(Exception):
 def find_leaves(root: type[EdgeferryError] = EdgeferryError) -> Iterator[type[EdgeferryError]]:
     """Yields every leaf class below `root`."""
     for branch in root.__subclasses__():
-        if branch.__subclasses__():
-            yield from find_leaves(branch)
-        else:
-            yield branch
+        yield from find_leaves(branch) if branch.__subclasses__() else (branch,)
 
 
 # --- ConfigError: the person who set this device or command up -------------------------------------------------------
@@ -266,9 +262,7 @@ class ModelUnsupported(ModelError):
 
 class GoldenMismatch(ModelError):
     code = "golden_mismatch"
-    advice = (
-        "Look at the training of this version: its answers differ from the golden truth. The old version serves on."
-    )
+    advice = "Look at the training of this version: its answers are not the golden truth. The old version serves on."
 
 
 class ModelCrashed(ModelError):
