@@ -130,7 +130,7 @@ def measure_xdelta3(one: Inputs) -> int:
     base, target = one.paths
     window = str(max(len(one.base), len(one.target), 1 << 19) + (1 << 16))
     sizes = []
-    for coder in ("djw", "lzma"):  # fgk adapts as it goes and stays behind djw on files of this size
+    for coder in ("djw", "lzma"):  # fgk was ahead on one of 82 pairs, by 2 bytes, and never the best peer
         patch, again = one.folder / f"xdelta.{coder}", one.folder / f"xdelta.{coder}.again"
         _run("xdelta3", "-e", "-9", "-S", coder, "-B", window, "-W", str(1 << 24), "-I", "0", "-s", base, target, patch)
         _run("xdelta3", "-d", "-B", window, "-s", base, patch, again)
