@@ -47,7 +47,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = 1
 
 
-LONG_FILES = ("test_device_sdk_renewal.py", "test_device_sdk.py", "test_signed_updates.py")
+LONG_FILES = (
+    "test_device_sdk_renewal.py", "test_device_sdk.py", "test_signed_updates.py",
+    "test_device_crashes.py", "test_power_cuts.py", "test_kills.py",
+)  # fmt: skip
 """They take minutes: begun last, one of them would run alone on one core in the end."""
 
 

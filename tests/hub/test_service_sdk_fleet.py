@@ -19,6 +19,7 @@ from edgeferry.app.hub import RunningHub
 from edgeferry.transport.mqtt import HubIdentity, make_key_sign, open_hub_connection
 from edgeferry.wire import mqtt_packets as mqtt
 from edgeferry.wire.iothub_auth import parse_connection_string
+from polling import poll
 from raw_mqtt import open_raw
 
 pytestmark = pytest.mark.needs_azure_sdk
@@ -114,6 +115,12 @@ async def make_fleet(hub: RunningHub, call: Any) -> None:
         await call("update", device, "m", DESIRED[device], "*")
         for connection_string in strings if device in REPORTED else ():
             await report(hub, connection_string, REPORTED[device])
+
+    async def all_have_left() -> bool:
+        found = [await find(call, of, "connectionState = 'Connected'") for of in ("devices", "devices.modules")]
+        return found == [[], []]
+
+    await poll(all_have_left)
 
 
 async def find(call: Any, source: str, condition: str) -> Any:

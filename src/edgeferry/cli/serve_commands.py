@@ -34,7 +34,7 @@ from edgeferry.serve.infer import infer
 from edgeferry.serve.ports import Drawn
 from edgeferry.serve.slots import Slots
 from edgeferry.storage.files import make_folder, read_bounded, write_atomically
-from edgeferry.vision.answer import Box, ClassificationAnswer
+from edgeferry.vision.answer import Box, ClassificationAnswer, list_objects
 
 _PICTURE_MAX_BYTES = 256 << 20
 _PREDICT_TIMEOUT_S = 120.0
@@ -212,7 +212,7 @@ def _tabulate(image: Path, answer: PredictAnswer) -> list[str]:
     else:
         rows = [
             f"  {found.score:.3f}  {found.label:<16}  " + "  ".join(_name_sides(found.box))
-            for found in answer.answer.objects
+            for found in list_objects(answer.answer)
         ]
     return [head, *(rows or ["  nothing found"])]
 

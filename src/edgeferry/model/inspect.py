@@ -21,7 +21,8 @@ import msgspec
 from edgeferry.errors import BundleError, ConfigInvalid, ManifestInvalid, ModelUnreadable, SpecIncomplete
 from edgeferry.model.bundle import SPEC_FILE, find_label_file, find_model_file
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families import LABELS_KEY, draft_stage
+from edgeferry.model.families.declared import LABELS_KEY
+from edgeferry.model.families.table import draft_stage
 from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels

@@ -1,6 +1,6 @@
 """Labels: the lines of a label file, and the one line that names a class.
 
-Where labels come from is the spec's (`model/spec.py: LabelSpec`); how many a model needs is `model/families.py`'s.
+Where labels come from is the spec's (`model/spec.py: LabelSpec`); how many a model needs is `model/families/`'s.
 
 Rules:
 - UTF-8 with or without a byte order mark; line ends are LF, CRLF or CR and nothing else (a form feed or U+2028 inside a

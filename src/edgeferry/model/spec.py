@@ -18,7 +18,7 @@ import msgspec
 
 from edgeferry.errors import ManifestInvalid, SpecIncomplete
 
-Task = Literal["classification", "detection", "pose", "landmarks", "segmentation", "image"]
+Task = Literal["classification", "detection", "pose", "landmarks", "segmentation", "image", "tensors"]
 Layout = Literal["nhwc", "nchw"]
 Colour = Literal["rgb", "bgr", "grey"]
 Dtype = Literal["uint8", "int8", "float16", "float32"]
@@ -79,11 +79,11 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One model file and what surrounds it."""
+    """One model file and what surrounds it. `input` is None where no picture goes in: tensors, points."""
 
     file: str
     task: Task
-    input: InputSpec
+    input: InputSpec | None = None
     answer: AnswerSpec
     labels: LabelSpec = LabelSpec()
     thresholds: Thresholds = Thresholds()
@@ -105,7 +105,8 @@ def check_spec(spec: ModelSpec) -> ModelSpec:
     if not spec.stages:
         raise ManifestInvalid("expected at least one stage in the spec, found none")
     for stage in spec.stages:
-        _check_input(stage.input)
+        if stage.input is not None:
+            _check_input(stage.input)
         _check_share("thresholds.score", stage.thresholds.score)
         _check_share("thresholds.iou", stage.thresholds.iou)
         if not 0 < stage.thresholds.max_results <= 10_000:

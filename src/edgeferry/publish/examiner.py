@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from edgeferry.errors import ConfigInvalid, RequestError
-from edgeferry.model.spec import ModelSpec
+from edgeferry.errors import ConfigInvalid, ModelUnsupported, RequestError
+from edgeferry.model.spec import ModelSpec, Stage
 from edgeferry.names import get_stem
 from edgeferry.publish.golden import PICTURE_SUFFIXES, read_truth
-from edgeferry.runtime.served import PictureSettings, ServedModel, load_served, make_terms, require_stage
+from edgeferry.runtime.served import PictureSettings, ServedModel, load_served, make_terms
 from edgeferry.runtime.session import EngineSettings
 from edgeferry.storage.files import write_atomically
 from edgeferry.vision.answer import Answer, ClassificationAnswer, DetectionAnswer
@@ -91,7 +91,7 @@ class Examiner:
             ConfigInvalid: a picture cannot be read, or a truth names a label that the model does not know.
             ModelUnreadable, ModelUnsupported, ToolMissing: the engine does not take the file.
         """
-        self._stage, self._folder, self._eval_set = require_stage(spec), folder, eval_set
+        self._stage, self._folder, self._eval_set = _require_stage(spec), folder, eval_set
         for name, data in files.items():
             write_atomically(folder / name, data)
         self._spec = spec
@@ -146,6 +146,12 @@ class Examiner:
         return sum(
             one.score >= least for each in self._own if isinstance(each, DetectionAnswer) for one in each.objects
         )
+
+
+def _require_stage(spec: ModelSpec) -> Stage:
+    if len(spec.stages) != 1:
+        raise ModelUnsupported(f"expected one stage to slim, found {len(spec.stages)}: pipelines are not slimmed")
+    return spec.stages[0]
 
 
 def _open_thresholds(terms: Terms) -> Terms:

@@ -7,13 +7,13 @@ Rules:
 - A spec that does not fit the model file is found when loading, not at the first request.
 - Labels and thresholds come with each call (Terms), where line i is the label of class i: the spec's offset is applied
   once, when terms are made, so that versions that differ in labels alone share a loaded model.
-- One stage for now; a pipeline of several is ModelUnsupported.
+- How a picture walks through the stages is `vision/walk.py`'s; this file runs the engines that it asks for.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +23,15 @@ import numpy as np
 from edgeferry.errors import ModelUnreadable, ModelUnsupported
 from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import Golden
-from edgeferry.model.spec import LabelSpec, ModelSpec, Stage
+from edgeferry.model.spec import InputSpec, LabelSpec, ModelSpec, Stage
 from edgeferry.runtime.open import open_session
 from edgeferry.runtime.session import EngineSettings, Session, Tensor, TensorInfo
 from edgeferry.vision.answer import Answer
-from edgeferry.vision.answers.table import decode, require_family
 from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
-from edgeferry.vision.image import Picture, PictureLimits, read_picture
-from edgeferry.vision.preprocess import get_enough, make_input, make_size_input
+from edgeferry.vision.image import PictureLimits, read_picture
+from edgeferry.vision.preprocess import get_enough
+from edgeferry.vision.walk import Call, Walk, require_pipeline, walk
 from edgeferry.wire.worker_frames import Draw, GoldenInput, Terms
 
 
@@ -57,12 +57,13 @@ class ServedAnswer:
 class ServedModel:
     """A loaded version. Methods may be called from several threads."""
 
-    def __init__(self, stage: Stage, session: Session, pictures: PictureSettings) -> None:
-        self._stage = msgspec.structs.replace(stage, labels=LabelSpec())
-        self._session = session
+    def __init__(self, stages: Sequence[Stage], sessions: Sequence[Session], pictures: PictureSettings) -> None:
+        self._stages = tuple(msgspec.structs.replace(stage, labels=LabelSpec()) for stage in stages)
+        self._sessions = tuple(sessions)
         self._pictures = pictures
-        self._input = _find_input(stage, session)
-        self._enough = get_enough(stage.input) if pictures.scale_jpeg else None
+        self._inputs = tuple(_find_input(*pair) for pair in zip(stages, sessions, strict=True))
+        first = stages[0].input
+        self._enough = get_enough(first) if pictures.scale_jpeg and first is not None else None
 
     def answer(self, data: bytes | bytearray, terms: Terms, draw: Draw = "") -> ServedAnswer:
         """Decodes, fits, infers, reads the outputs, and draws if asked to.
@@ -74,24 +75,16 @@ class ServedModel:
         watch = _Watch()
         picture = read_picture(data, self._pictures.limits, enough=self._enough)
         watch.lap("decode")
-        tensor, placement = make_input(picture, self._stage.input)
-        inputs = self._make_inputs(tensor, picture)
-        watch.lap("prepare")
-        outputs = self._session.run(inputs)
-        watch.lap("infer")
-        stage = msgspec.structs.replace(self._stage, thresholds=terms.thresholds[0])
-        answer = decode(stage, outputs, placement, terms.labels[0])
-        watch.lap("answer")
+        answer = self._walk(walk(self._put_thresholds(terms), terms.labels, picture), watch)
         drawn = draw_answer(data, answer, media=draw, limits=self._pictures.limits) if draw else b""
         if draw:
             watch.lap("draw")
         return ServedAnswer(answer, picture.width, picture.height, watch.laps_ms, drawn)
 
     def warm_up(self) -> None:
-        """Runs the engine on a black picture until a first request would be no slower than a second."""
-        spec = self._stage.input
-        black = Picture(np.zeros((spec.height, spec.width, 3), np.uint8), spec.width, spec.height)
-        self._session.warm_up(self._make_inputs(make_input(black, spec)[0], black))
+        """Runs the engines on zeros until a first request would be no slower than a second."""
+        for stage, session in zip(self._stages, self._sessions, strict=True):
+            session.warm_up({info.name: _make_blank(info, stage.input) for info in session.inputs})
 
     def prove(self, terms: Terms, golden: Iterable[GoldenInput]) -> GoldenReport:
         """Answers the golden pictures and judges the answers.
@@ -106,15 +99,34 @@ class ServedModel:
         for sample in golden:
             yield sample.golden, self.answer(_read_golden(sample), terms).answer
 
-    def _make_inputs(self, tensor: Tensor, picture: Picture) -> dict[str, Tensor]:
-        inputs = {self._input.name: tensor}
-        if self._stage.input.size_tensor:
-            inputs[self._stage.input.size_tensor] = make_size_input(picture)
+    def _put_thresholds(self, terms: Terms) -> list[Stage]:
+        pairs = zip(self._stages, terms.thresholds, strict=True)
+        return [msgspec.structs.replace(stage, thresholds=thresholds) for stage, thresholds in pairs]
+
+    def _walk(self, steps: Walk, watch: _Watch) -> Answer:
+        try:
+            call = next(steps)
+            watch.lap("prepare")
+            while True:
+                outputs = self._sessions[call.stage].run(self._make_inputs(call))
+                watch.lap("infer")
+                call = steps.send(outputs)
+                watch.lap("prepare")
+        except StopIteration as end:
+            watch.lap("answer")
+            answer: Answer = end.value
+            return answer
+
+    def _make_inputs(self, call: Call) -> dict[str, Tensor]:
+        inputs = {self._inputs[call.stage].name: call.tensor}
+        spec = self._stages[call.stage].input
+        if call.size is not None and spec is not None:
+            inputs[spec.size_tensor] = call.size
         return inputs
 
 
 class _Watch:
-    """Milliseconds from lap to lap."""
+    """Milliseconds from lap to lap; laps of one name add up."""
 
     def __init__(self) -> None:
         self.laps_ms: dict[str, float] = {}
@@ -122,7 +134,7 @@ class _Watch:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps_ms[name] = round((now - self._at) * 1000, 3)
+        self.laps_ms[name] = round(self.laps_ms.get(name, 0.0) + (now - self._at) * 1000, 3)
         self._at = now
 
 
@@ -134,16 +146,8 @@ def load_served(folder: Path, spec: ModelSpec, engine: EngineSettings, pictures:
         ModelUnsupported: the spec does not fit the file, or asks for what this release does not have.
         ToolMissing: the engine is not installed.
     """
-    stage = require_stage(spec)
-    require_family(stage)
-    return ServedModel(stage, open_session(folder / stage.file, engine), pictures)
-
-
-def require_stage(spec: ModelSpec) -> Stage:
-    """The only stage of a spec; raises ModelUnsupported when there are several."""
-    if len(spec.stages) != 1:
-        raise ModelUnsupported(f"expected one stage, found {len(spec.stages)}: pipelines are not served yet")
-    return spec.stages[0]
+    require_pipeline(spec.stages)
+    return ServedModel(spec.stages, [open_session(folder / stage.file, engine) for stage in spec.stages], pictures)
 
 
 def make_terms(folder: Path, spec: ModelSpec) -> Terms:
@@ -179,6 +183,8 @@ def _read_golden(sample: GoldenInput) -> bytes:
 
 def _find_input(stage: Stage, session: Session) -> TensorInfo:
     spec = stage.input
+    if spec is None:
+        return _find_only_input(session)
     by_name = {info.name: info for info in session.inputs}
     others = [info for info in session.inputs if info.name != spec.size_tensor]
     wanted = {spec.size_tensor, spec.tensor} - {""}
@@ -189,6 +195,23 @@ def _find_input(stage: Stage, session: Session) -> TensorInfo:
     shape = planar if spec.layout == "nchw" else (1, spec.height, spec.width, channels)
     _require_fit(others[0], shape, spec.dtype)
     return others[0]
+
+
+def _make_blank(info: TensorInfo, spec: InputSpec | None) -> Tensor:
+    """Zeros as an input wants them; the sides that the model leaves open are the spec's."""
+    if spec is not None and info.name == spec.size_tensor:
+        return np.array([[spec.height, spec.width]], np.float32)
+    sides = [1 if side is None else side for side in info.shape]
+    if spec is not None and len(sides) == 4:
+        down, across = (2, 3) if spec.layout == "nchw" else (1, 2)
+        sides[down], sides[across] = spec.height, spec.width
+    return np.zeros(sides, info.dtype)
+
+
+def _find_only_input(session: Session) -> TensorInfo:
+    if len(session.inputs) != 1:
+        raise ModelUnsupported(f"expected one input, found {[info.name for info in session.inputs]!r:.200}")
+    return session.inputs[0]
 
 
 def _require_fit(info: TensorInfo, shape: tuple[int, ...], dtype: str) -> None:

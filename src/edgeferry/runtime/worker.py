@@ -198,13 +198,13 @@ class WorkerProcess:
     def _load(self) -> Proved:
         """Loads, proves and warms up under limits; the model serves from the moment this returns."""
         from edgeferry.runtime.open import load_engine
-        from edgeferry.runtime.served import load_served, make_terms, require_stage
+        from edgeferry.runtime.served import load_served, make_terms
 
         begin, folder = self._begin, Path(self._begin.folder)
-        stage = require_stage(begin.spec)
-        load_engine(stage.file)
+        for stage in begin.spec.stages:
+            load_engine(stage.file)
         self._line.send(Started())
-        self._hold_limits(folder / stage.file)
+        self._hold_limits([folder / stage.file for stage in begin.spec.stages])
         watch = _Stopwatch()
         model = load_served(folder, begin.spec, _make_engine_settings(begin), _make_picture_settings(begin))
         terms = make_terms(folder, begin.spec)
@@ -231,8 +231,8 @@ class WorkerProcess:
         else:
             self._line.send(Proved(id=request.id, report=report, terms=terms))
 
-    def _hold_limits(self, model_path: Path) -> None:
-        model_bytes = model_path.stat().st_size if model_path.is_file() else 0
+    def _hold_limits(self, model_paths: list[Path]) -> None:
+        model_bytes = sum(path.stat().st_size for path in model_paths if path.is_file())
         headroom = max(self._begin.memory_headroom_bytes, self._begin.memory_factor * model_bytes)
         limits.set_soft_limit(resource.RLIMIT_AS, limits.read_virtual_bytes() + headroom)
         limits.set_soft_limit(resource.RLIMIT_CPU, int(limits.read_cpu_seconds()) + self._begin.cpu_limit_s)

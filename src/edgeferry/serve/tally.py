@@ -15,7 +15,7 @@ from collections import deque
 
 from edgeferry.model.health import Health
 from edgeferry.runtime.child import InferReply
-from edgeferry.vision.answer import Answer, ClassificationAnswer
+from edgeferry.vision.answer import Answer, ClassificationAnswer, PictureAnswer, SegmentationAnswer
 
 _TIMES_MAX = 200
 _DEATHS_MAX = 100
@@ -58,5 +58,11 @@ class Tally:
 
 def _find_best_score(answer: Answer) -> float | None:
     """Of what is named first: results stand best first. None when nothing is named."""
-    results = answer.classes if isinstance(answer, ClassificationAnswer) else answer.objects
-    return results[0].score if results else None
+    match answer:
+        case PictureAnswer():
+            return 1.0
+        case SegmentationAnswer():
+            return sum(one.share for one in answer.classes if one.class_index) or None  # class 0 is the background
+        case ClassificationAnswer():
+            return answer.classes[0].score if answer.classes else None
+    return answer.objects[0].score if answer.objects else None

@@ -4,8 +4,9 @@ Left to others: making answers (`answers/`), judging (`golden.py`), drawing (`dr
 
 Rules:
 - No numpy here: the device's main process reads answers and never loads numpy.
-- Scores are 0..1. Boxes are (top, left, bottom, right) in 0..1 of the upright picture.
+- Scores are 0..1. Boxes are (top, left, bottom, right) in 0..1 of the upright picture, points (x, y) in the same unit.
 - Results stand best first.
+- A pose and a set of landmarks are objects too: whoever knows boxes alone can read them (`list_objects`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,36 @@ class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
     score: float
 
 
-class FoundObject(msgspec.Struct, frozen=True, kw_only=True):
-    """One object in the picture."""
+class Point(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A named point of an object: `x`, `y` in 0..1 of the upright picture, `z` in widths of it. It may lie outside.
+
+    `score` is 1 where the model gives none, `z` 0 where it has no depth.
+    """
+
+    name: str
+    x: float
+    y: float
+    z: float = 0.0
+    score: float = 1.0
+
+
+class FoundObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One object in the picture; `points` of its body, face or hand, `attributes` such as gestures, best first."""
 
     class_index: int
     label: str
     score: float
     box: Box
+    points: tuple[Point, ...] = ()
+    attributes: tuple[ClassScore, ...] = ()
+
+
+class MaskClass(msgspec.Struct, frozen=True, kw_only=True):
+    """One class of a mask and its `share` of all pixels, 0..1."""
+
+    class_index: int
+    label: str
+    share: float
 
 
 class ClassificationAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="classification"):
@@ -45,4 +69,50 @@ class DetectionAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task
     objects: tuple[FoundObject, ...]
 
 
-Answer = ClassificationAnswer | DetectionAnswer
+class PoseAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="pose"):
+    """Bodies with their joints, best first. A box spans the joints at or above the threshold."""
+
+    objects: tuple[FoundObject, ...]
+
+
+class LandmarksAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="landmarks"):
+    """Faces or hands with their landmarks, best first."""
+
+    objects: tuple[FoundObject, ...]
+
+
+class SegmentationAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="segmentation"):
+    """Which pixel belongs to what. The mask covers the whole upright picture, in its own resolution.
+
+    Attributes:
+        width, height: of the mask, pixels.
+        classes: those that the mask holds, largest share first.
+        runs: run lengths of the class map, row by row from the top left: (class_index, pixels), ...
+        png: 8-bit grey PNG; pixel values are class indices, or 255 x probability where `probability` is true.
+        probability: whether the PNG holds the probability of class 1 instead of class indices.
+    """
+
+    width: int
+    height: int
+    classes: tuple[MaskClass, ...]
+    runs: tuple[tuple[int, int], ...]
+    png: bytes
+    probability: bool = False
+
+
+class PictureAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="image"):
+    """A picture that the model made: `png`, with an alpha channel where something was cut out."""
+
+    width: int
+    height: int
+    png: bytes
+
+
+Answer = ClassificationAnswer | DetectionAnswer | PoseAnswer | LandmarksAnswer | SegmentationAnswer | PictureAnswer
+
+ObjectsAnswer = DetectionAnswer | PoseAnswer | LandmarksAnswer
+
+
+def list_objects(answer: Answer) -> tuple[FoundObject, ...]:
+    """The objects of an answer; none where its task finds no objects."""
+    return answer.objects if isinstance(answer, ObjectsAnswer) else ()

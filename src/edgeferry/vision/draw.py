@@ -15,7 +15,7 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from edgeferry.vision.answer import Answer, ClassificationAnswer, FoundObject
+from edgeferry.vision.answer import Answer, ClassificationAnswer, FoundObject, list_objects
 from edgeferry.vision.image import DEFAULT_LIMITS, PictureLimits, read_picture
 
 SIDE_MAX_PX = 1600
@@ -46,7 +46,7 @@ def draw_answer(
     if isinstance(answer, ClassificationAnswer):
         _draw_classes(draw, font, answer)
     else:
-        for found in reversed(answer.objects):  # the best last, on top
+        for found in reversed(list_objects(answer)):  # the best last, on top
             _draw_object(draw, font, found, image.size)
     return _encode(image, media)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgeferry.model.manifest import Golden, TruthObject
-from edgeferry.vision.answer import Answer, Box, ClassificationAnswer, DetectionAnswer, FoundObject
+from edgeferry.vision.answer import Answer, Box, ClassificationAnswer, FoundObject, list_objects
 
 _DETAILS_MAX = 8
 _ROUNDING = 1e-9
@@ -76,11 +76,11 @@ def _judge_one(golden: Golden, answer: Answer) -> _Verdict:
         return _judge_empty(answer)
     if isinstance(answer, ClassificationAnswer):
         return _judge_classes(golden, answer)
-    return _judge_objects(golden, answer)
+    return _judge_objects(golden, list_objects(answer))
 
 
 def _judge_empty(answer: Answer) -> _Verdict:
-    seen = answer.classes if isinstance(answer, ClassificationAnswer) else answer.objects
+    seen = answer.classes if isinstance(answer, ClassificationAnswer) else list_objects(answer)
     if not seen:
         return _Verdict(0, 0, 0, "")
     return _Verdict(0, 0, len(seen), f"expected nothing, found {seen[0].label!r:.60} with {seen[0].score:.2f}")
@@ -94,16 +94,16 @@ def _judge_classes(golden: Golden, answer: ClassificationAnswer) -> _Verdict:
     return _Verdict(0, 1, 0, f"expected {wanted!r:.120}, found {best}")
 
 
-def _judge_objects(golden: Golden, answer: DetectionAnswer) -> _Verdict:
+def _judge_objects(golden: Golden, objects: tuple[FoundObject, ...]) -> _Verdict:
     open_truths = list(golden.truth)
-    for seen in sorted(answer.objects, key=lambda one: -one.score):
+    for seen in sorted(objects, key=lambda one: -one.score):
         match = _find_best_match(seen, open_truths, golden.tolerance.iou)
         if match is not None:
             open_truths.remove(match)
     found = len(golden.truth) - len(open_truths)
     if not open_truths:
         return _Verdict(found, found, 0, "")
-    return _Verdict(found, len(golden.truth), 0, _describe_missed(open_truths, answer))
+    return _Verdict(found, len(golden.truth), 0, _describe_missed(open_truths, objects))
 
 
 def _find_best_match(seen: FoundObject, truths: list[TruthObject], least_iou: float) -> TruthObject | None:
@@ -117,7 +117,7 @@ def _get_overlap(seen: FoundObject, truth: TruthObject) -> float:
     return 1.0 if truth.box is None else get_iou(seen.box, truth.box)
 
 
-def _describe_missed(missed: list[TruthObject], answer: DetectionAnswer) -> str:
+def _describe_missed(missed: list[TruthObject], objects: tuple[FoundObject, ...]) -> str:
     wanted = ", ".join(sorted({truth.label for truth in missed}))
-    seen = ", ".join(f"{one.label} {one.score:.2f}" for one in answer.objects[:5]) or "nothing"
+    seen = ", ".join(f"{one.label} {one.score:.2f}" for one in objects[:5]) or "nothing"
     return f"missed {wanted:.120}; answered {seen:.160}"

@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 class Placement:
     """Where the whole picture lies in the input, as fractions of the input's width and height (crop: beyond 0..1).
 
-    `picture_width`, `picture_height`: the upright original in pixels.
+    `picture_width`, `picture_height`: the upright original in pixels. `pixels`: the picture as it was decoded, for
+    families that answer with a picture.
     """
 
     left: float
@@ -38,6 +39,7 @@ class Placement:
     height: float
     picture_width: int
     picture_height: int
+    pixels: Pixels | None = field(default=None, compare=False)
 
     def to_picture(self, boxes: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Boxes [n, 4] (top, left, bottom, right) in 0..1 of the input -> 0..1 of the picture, not clipped."""
@@ -60,7 +62,7 @@ def make_input(picture: Picture, spec: InputSpec) -> tuple[Tensor, Placement]:
         The tensor, [1, h, w, c] or [1, c, h, w] as `spec.layout` says, of dtype `spec.dtype`; and the Placement.
     """
     pixels, placement = _FITS[spec.fit](picture, spec)
-    return _normalise(_recolour(pixels, spec), spec), placement
+    return _normalise(_recolour(pixels, spec), spec), replace(placement, pixels=picture.pixels)
 
 
 def make_size_input(picture: Picture) -> NDArray[np.float32]:

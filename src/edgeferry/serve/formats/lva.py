@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgeferry.vision.answer import Answer, ClassificationAnswer, FoundObject
+from edgeferry.vision.answer import Answer, ClassificationAnswer, FoundObject, list_objects
 
 
 class LvaTag(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ def make_lva(answer: Answer) -> LvaAnswer | None:
             ClassificationInference(LvaClassification(LvaTag(item.label, item.score))) for item in answer.classes
         ]
     else:
-        found = [_make_entity(item) for item in answer.objects]
+        found = [_make_entity(item) for item in list_objects(answer)]
     return LvaAnswer(found) if found else None
 
 

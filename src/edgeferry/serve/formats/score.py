@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edgeferry.vision.answer import Answer, Box, ClassificationAnswer
+from edgeferry.vision.answer import Answer, Box, ClassificationAnswer, list_objects
 
 WHOLE_PICTURE: Box = (0.0, 0.0, 1.0, 1.0)
 
@@ -26,4 +26,4 @@ def make_score(answer: Answer) -> list[ScoreElement]:
     """The elements of the answer, best first."""
     if isinstance(answer, ClassificationAnswer):
         return [ScoreElement(found.label, found.score, WHOLE_PICTURE) for found in answer.classes]
-    return [ScoreElement(found.label, found.score, found.box) for found in answer.objects]
+    return [ScoreElement(found.label, found.score, found.box) for found in list_objects(answer)]
