@@ -182,7 +182,7 @@ def _read_golden(sample: GoldenInput) -> bytes:
 
 
 def _find_enough(stages: Sequence[Stage]) -> tuple[int, int] | None:
-    """Pixels that suffice of a picture; None: all, where its spec says so or later stages look closer at parts of it."""
+    """Pixels that suffice of a picture; None: all, where the spec says so or a later stage looks closer at a part."""
     first = stages[0].input
     return get_enough(first) if first is not None and first.scale_jpeg and len(stages) == 1 else None
 
