@@ -259,7 +259,3 @@ async def test_a_version_that_dies_again_and_again_goes_back_also_while_a_newer_
         world.hub.desire(edgeferry={"link": None})
         await world.wait_state(State.ACTIVE, version="3.0.0")
         assert get_refs(world) == ["3.0.0", "1.0.0"]
-
-
-async def serves(world: World, version: str) -> bool:
-    return get_serving(world) == version
