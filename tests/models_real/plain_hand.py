@@ -48,7 +48,8 @@ def find_plain_hands(folder: Path, picture: Path, *, filtered: bool) -> list[Pla
         vector = [[c - w for c, w in zip(spot, spots[0], strict=True)] for spot in spots]
         farthest = max(abs(c) for pair in vector for c in pair)
         (gestures,) = run(
-            folder / "keypoint_classifier.tflite", np.array([[c / farthest for pair in vector for c in pair]], "float32")
+            folder / "keypoint_classifier.tflite",
+            np.array([[c / farthest for pair in vector for c in pair]], "float32"),
         )
         depths = [z / CROP / 0.4 * width for _, _, z in rows]
         placed = [(x, y, z) for (x, y), z in zip(spots, depths, strict=True)]

@@ -51,7 +51,8 @@ def load(folder: Path, stages: slice) -> tuple[ServedModel, ModelSpec]:
     names = [path.name for path in folder.iterdir()]
     whole = make_bundle_spec(names, lambda name: (folder / name).read_bytes(), read_spec_toml(TOML))
     spec = ModelSpec(stages=whole.stages[stages])
-    return load_served(folder, spec, EngineSettings(), PictureSettings(PictureLimits())), spec
+    pictures = PictureSettings(PictureLimits(), scale_jpeg=False)  # alone, the palm detector would be shown less
+    return load_served(folder, spec, EngineSettings(), pictures), spec
 
 
 def ask(shared_models: Path, photo: str, stages: slice = slice(None)) -> ServedAnswer:
@@ -83,7 +84,9 @@ def test_palm_box_landmarks_and_gestures_are_those_of_the_documentation(
         assert (point.x * served.width, point.y * served.height) == pytest.approx((x, y), abs=off.point), point.name
         assert point.z * served.width == pytest.approx(z, abs=off.depth), point.name
     scores = {gesture.label: gesture.score for gesture in found.attributes}
-    assert scores == pytest.approx(dict(zip(("Open", "Close", "Pointer", "OK"), plain.gestures, strict=True)), abs=off.score)
+    assert scores == pytest.approx(
+        dict(zip(("Open", "Close", "Pointer", "OK"), plain.gestures, strict=True)), abs=off.score
+    )
     assert [gesture.score for gesture in found.attributes] == sorted(scores.values(), reverse=True)
 
 
@@ -107,7 +110,9 @@ def test_the_landmark_model_alone_takes_a_hand_that_was_cut_out(shared_models: P
     assert found.score > 0.9
     assert len(found.points) == 21
     top, left, bottom, right = found.box
-    assert all(left - 1e-6 <= point.x <= right + 1e-6 and top - 1e-6 <= point.y <= bottom + 1e-6 for point in found.points)
+    assert all(
+        left - 1e-6 <= point.x <= right + 1e-6 and top - 1e-6 <= point.y <= bottom + 1e-6 for point in found.points
+    )
 
 
 def test_without_a_classifier_hands_have_no_gestures(shared_models: Path) -> None:
