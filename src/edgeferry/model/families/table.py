@@ -15,13 +15,17 @@ from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.classification import draft_classification
 from edgeferry.model.families.declared import draft_declared
 from edgeferry.model.families.draft import NO_LABELS, Draft, fill_picture
+from edgeferry.model.families.fastestdet import draft_fastestdet
 from edgeferry.model.families.ssd import draft_ssd
 from edgeferry.model.families.tiny_yolov3 import draft_tiny_yolov3
+from edgeferry.model.families.yolox import draft_yolox
 
 RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
     draft_declared,
     draft_ssd,
     draft_tiny_yolov3,
+    draft_yolox,
+    draft_fastestdet,
     draft_classification,
 )
 
