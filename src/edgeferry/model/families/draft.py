@@ -31,6 +31,8 @@ class Draft:
     input: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
     thresholds: dict[str, object] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    """Labels that the family itself has, for a model and an operator that name none."""
     offset: int = 0
     notes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -123,7 +125,7 @@ class Published:
     pad: int = 0
 
 
-def fill_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
+def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
     """Fills the input of a detector that is recognised by its outputs, and says in a note how it is fed."""
     draft.stage["task"] = "detection"
     fill_tensor(find_picture(facts), facts, draft)
@@ -136,6 +138,13 @@ def fill_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
+def name_classes(draft: Draft, *names: str) -> None:
+    """Of a family whose classes are always the same: its names stand where the model and the operator give none."""
+    if not draft.labels:
+        draft.names = names
+        draft.notes.append(f"labels.names: {', '.join(names)}, as the family has them")
+
+
 def fit_labels(draft: Draft, classes: int | None) -> None:
     """Sets the offset by the rule above, or says what is missing."""
     lines = draft.labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families.draft import Draft, Published, fill_published, find_picture, fit_labels
+from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels
 
 _FED = Published("the authors of FastestDet", fit="stretch", colour="bgr")
 _STRIDE = 16
@@ -14,7 +14,7 @@ def draft_fastestdet(facts: ModelFacts, draft: Draft) -> bool:
     classes = _count_classes(facts)
     if classes is None:
         return False
-    fill_published(facts, draft, _FED)
+    feed_as_published(facts, draft, _FED)
     draft.answer["family"] = "fastestdet"
     fit_labels(draft, classes)
     return True

@@ -6,7 +6,7 @@ YOLOv5 has three rows for each cell, YOLOv6 calls them `outputs`: neither is tak
 from __future__ import annotations
 
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families.draft import Draft, Published, fill_published, find_picture, fit_labels
+from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels
 
 _FED = Published("the authors of YOLOX (since 0.2)", fit="letterbox_top_left", colour="bgr", std=1.0, pad=114)
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
@@ -17,7 +17,7 @@ def draft_yolox(facts: ModelFacts, draft: Draft) -> bool:
     classes = _count_classes(facts)
     if classes is None:
         return False
-    fill_published(facts, draft, _FED)
+    feed_as_published(facts, draft, _FED)
     draft.answer |= {"family": "yolox", "parameters": {"decoded": "Exp" in facts.operators}}
     fit_labels(draft, classes)
     return True
