@@ -115,9 +115,9 @@ def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) ->
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """How the authors of a family feed it; `value = (pixel - mean) / std` in every channel."""
+    """How a model is fed by its authors; `value = (pixel - mean) / std` in every channel."""
 
-    authors: str
+    model: str
     fit: Fit
     colour: Colour = "rgb"
     mean: float = 0.0
@@ -132,7 +132,7 @@ def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
     draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit, "pad": fed.pad}
     around = f" on grey {fed.pad}" if fed.fit.startswith("letterbox") else ""
     draft.notes.append(
-        f"recognised by its outputs as {fed.authors} publish it, and fed so: {fed.fit}{around}, {fed.colour}, "
+        f"recognised by its outputs, and fed as {fed.model} is published: {fed.fit}{around}, {fed.colour}, "
         f"(pixel - {fed.mean:g}) / {fed.std:g}; say what differs"
     )
 
