@@ -212,7 +212,8 @@ def _make_stage(
     said = override.get("labels")
     names = said.get("names") if isinstance(said, Mapping) else None
     wanted = said.get("file", labels_file) if isinstance(said, Mapping) else labels_file
-    lines, where = inspection.labels, {"packed": inspection.labels_source} if inspection.labels_source else {}
+    lines = inspection.labels
+    where: dict[str, object] = {"packed": inspection.labels_source} if inspection.labels_source else {}
     if wanted != labels_file:
         raise ConfigInvalid(f"expected the label file {wanted!r:.80}, which the spec names, among the files given")
     if isinstance(names, list):
@@ -220,6 +221,7 @@ def _make_stage(
     elif labels is not None:
         lines, where = labels, {"file": labels_file}
     draft = draft_stage(inspection.facts, lines)
+    where = where or ({"names": list(draft.names)} if draft.names else {})
     found = {"file": inspection.file_name, **draft.to_stage(), "labels": {**where, "offset": draft.offset}}
     merged = _merge(found, override)
     missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}

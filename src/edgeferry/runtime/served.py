@@ -63,7 +63,8 @@ class ServedModel:
         self._pictures = pictures
         self._inputs = tuple(_find_input(*pair) for pair in zip(stages, sessions, strict=True))
         first = stages[0].input
-        self._enough = get_enough(first) if pictures.scale_jpeg and first is not None else None
+        scales = pictures.scale_jpeg and stages[-1].task != "image"  # a made picture has all pixels of the given one
+        self._enough = get_enough(first) if scales and first is not None else None
 
     def answer(self, data: bytes | bytearray, terms: Terms, draw: Draw = "") -> ServedAnswer:
         """Decodes, fits, infers, reads the outputs, and draws if asked to.

@@ -15,13 +15,21 @@ from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.classification import draft_classification
 from edgeferry.model.families.declared import draft_declared
 from edgeferry.model.families.draft import NO_LABELS, Draft, fill_picture
+from edgeferry.model.families.face_landmarks import draft_face_landmarks
+from edgeferry.model.families.movenet import draft_movenet
+from edgeferry.model.families.segmentation import draft_segmentation
 from edgeferry.model.families.ssd import draft_ssd
+from edgeferry.model.families.super_resolution import draft_super_resolution
 from edgeferry.model.families.tiny_yolov3 import draft_tiny_yolov3
 
 RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
     draft_declared,
     draft_ssd,
     draft_tiny_yolov3,
+    draft_movenet,
+    draft_face_landmarks,
+    draft_segmentation,
+    draft_super_resolution,
     draft_classification,
 )
 
