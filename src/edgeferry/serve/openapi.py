@@ -8,7 +8,8 @@ Rules:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from edgeferry import __version__
 from edgeferry.errors import EdgeferryError, Forbidden, Unauthorised
 from edgeferry.serve.edge import Handler
-from edgeferry.serve.statuses import ErrorBody, get_status
+from edgeferry.serve.statuses import get_error_body, get_status
 
 _REF_TEMPLATE = "#/components/schemas/{name}"
 JSON = "application/json"
@@ -43,8 +44,31 @@ class ApiParameter:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiBody:
+    """What the body of a request may be.
+
+    Attributes:
+        picture: the bytes of a picture.
+        picture_field: a form with the picture in this field.
+        fields: text fields of a form, with what they mean.
+        json: a type that is decoded.
+        required: whether there must be one.
+    """
+
+    picture: bool = False
+    picture_field: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    json: Any = None
+    required: bool = True
+
+
+NO_BODY = ApiBody(required=False)
+PICTURE_BODY = ApiBody(picture=True)
+
+
+@dataclass(frozen=True, slots=True)
 class ApiRoute:
-    """One row of the table of routes. `open`: answered without token; `takes_picture`: the body is a picture."""
+    """One row of the table of routes. `open`: answered without token; `takes`: what the body may be."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -53,14 +77,16 @@ class ApiRoute:
     answers: tuple[ApiAnswer, ...]
     errors: tuple[type[EdgeferryError], ...] = ()
     parameters: tuple[ApiParameter, ...] = ()
-    takes_picture: bool = False
+    takes: ApiBody = NO_BODY
     open: bool = False
 
 
 def make_openapi(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of `routes`."""
     types = [body for route in routes for answer in route.answers for body in answer.bodies]
-    _, components = msgspec.json.schema_components([*types, ErrorBody], ref_template=_REF_TEMPLATE)
+    types += [route.takes.json for route in routes if route.takes.json is not None]
+    types += {get_error_body(route.path): None for route in routes}
+    _, components = msgspec.json.schema_components(types, ref_template=_REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _make_operation(route)
@@ -75,6 +101,7 @@ def make_openapi(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "subscriptionKey": {"type": "apiKey", "in": "header", "name": "Ocp-Apim-Subscription-Key"},
+    "predictionKey": {"type": "apiKey", "in": "header", "name": "Prediction-Key"},
     "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "api_key"},
     "apiKeyQuery": {"type": "apiKey", "in": "query", "name": "api_key"},
 }
@@ -83,17 +110,34 @@ _SECURITY_SCHEMES = {
 def _make_operation(route: ApiRoute) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.text,
-        "operationId": route.handler.__name__.strip("_"),
+        "operationId": "_".join(re.findall(r"\w+", f"{route.method.lower()}{route.path}")),
         "parameters": [*_make_path_parameters(route.path), *(_make_parameter(item) for item in route.parameters)],
         "responses": {**_make_error_responses(route), **_make_good_responses(route)},
     }
-    if route.takes_picture:
-        picture = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-        content = {"application/octet-stream": picture, "image/*": picture}
-        operation["requestBody"] = {"required": True, "content": content}
+    content = _make_content(route.takes)
+    if content:
+        operation["requestBody"] = {"required": route.takes.required, "content": content}
     if not route.open:
         operation["security"] = [{}, *({scheme: []} for scheme in _SECURITY_SCHEMES)]
     return operation
+
+
+def _make_content(takes: ApiBody) -> dict[str, Any]:
+    """Each media type that the route takes, with its schema."""
+    picture = {"type": "string", "contentMediaType": "application/octet-stream"}
+    content: dict[str, Any] = {}
+    if takes.picture:
+        content |= {media_type: {"schema": picture} for media_type in ("application/octet-stream", "image/*")}
+    if takes.picture_field or takes.fields:
+        named = {takes.picture_field: picture} if takes.picture_field else {}
+        properties = {**named, **{name: {"type": "string", "description": text} for name, text in takes.fields.items()}}
+        content["multipart/form-data"] = {
+            "schema": {"type": "object", "properties": properties, "required": list(named)}
+        }
+    if takes.json is not None:
+        (schema,), _ = msgspec.json.schema_components([takes.json], ref_template=_REF_TEMPLATE)
+        content[JSON] = {"schema": schema}
+    return content
 
 
 def _make_path_parameters(path: str) -> list[dict[str, Any]]:
@@ -133,7 +177,7 @@ def _make_error_responses(route: ApiRoute) -> dict[str, Any]:
     codes: dict[int, list[str]] = {}
     for error in (*route.errors, *guards):
         codes.setdefault(get_status(error), []).append(error.code)
-    schema = {"$ref": _REF_TEMPLATE.format(name="ErrorBody")}
+    schema = {"$ref": _REF_TEMPLATE.format(name=get_error_body(route.path).__name__)}
     return {
         str(status): {"description": ", ".join(found), "content": {JSON: {"schema": schema}}}
         for status, found in sorted(codes.items())
