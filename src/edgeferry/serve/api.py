@@ -37,7 +37,7 @@ from edgeferry.serve.formats.predict import PredictAnswer, make_predict
 from edgeferry.serve.formats.score import ScoreElement, make_score
 from edgeferry.serve.infer import Inference
 from edgeferry.serve.metrics import CONTENT_TYPE, Metrics
-from edgeferry.serve.openapi import JSON, PICTURE_BODY, ApiAnswer, ApiParameter, ApiRoute, make_openapi
+from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute, make_openapi
 from edgeferry.serve.ports import DevicePort, Drawn, FetchPort
 from edgeferry.serve.slots import Slots
 
@@ -109,7 +109,7 @@ class Api:
                 ),
                 errors=PICTURE_ERRORS,
                 parameters=(ApiParameter("format", "Shape of the answer", SCORE_FORMATS),),
-                takes=PICTURE_BODY,
+                takes_picture=True,
             ),
             ApiRoute(
                 "POST",
@@ -122,7 +122,7 @@ class Api:
                 ),
                 errors=(*PICTURE_ERRORS, errors.ModelNotFound),
                 parameters=(ApiParameter("Accept", "application/json, image/png or image/jpeg", place="header"),),
-                takes=PICTURE_BODY,
+                takes_picture=True,
             ),
             ApiRoute("GET", "/healthz", self.healthz, "Whether the process lives", (_said("ok"),), open=True),
             ApiRoute(

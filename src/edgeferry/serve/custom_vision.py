@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import product
 
@@ -20,13 +21,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeferry.errors import EdgeferryError, FetchForbidden, ModelNotFound
+from edgeferry.errors import FetchForbidden, ModelNotFound
 from edgeferry.serve.answering import PICTURE_ERRORS, Answering
-from edgeferry.serve.edge import Handler, run_unless_gone
+from edgeferry.serve.edge import run_unless_gone
 from edgeferry.serve.form import FormReader
 from edgeferry.serve.formats.custom_vision import ImagePrediction, make_image_prediction
 from edgeferry.serve.kinds import ANYTHING, CLASSES, OBJECTS, pick_fitting
-from edgeferry.serve.openapi import JSON, ApiAnswer, ApiBody, ApiRoute
+from edgeferry.serve.openapi import JSON, ApiAnswer, ApiRoute
 from edgeferry.serve.ports import FetchPort
 
 FIELD = "imageData"
@@ -61,10 +62,28 @@ class CustomVision:
         return tuple(self._make_routes())
 
     def _make_routes(self) -> Iterator[ApiRoute]:
-        image, url = ApiBody(picture=True, picture_field=FIELD), ApiBody(json=ImageUrl)
-        for place, tail in product(_PLACES, ("", "/nostore")):
-            yield _make_route(f"{place}/image{tail}", self.image, image, ())
-            yield _make_route(f"{place}/url{tail}", self.url, url, (FetchForbidden,))
+        image = ApiRoute(
+            "POST",
+            "/image",
+            self.image,
+            "Azure Custom Vision: what is in a picture",
+            (ApiAnswer("The prediction", bodies=(ImagePrediction,)),),
+            errors=(*PICTURE_ERRORS, ModelNotFound),
+            takes_picture=True,
+            picture_field=FIELD,
+        )
+        url = replace(
+            image,
+            path="/url",
+            handler=self.url,
+            text="Azure Custom Vision: what is in a picture that the device fetches, where its settings allow that",
+            errors=(*image.errors, FetchForbidden),
+            takes_picture=False,
+            picture_field="",
+            takes=(ImageUrl,),
+        )
+        for place, row, tail in product(_PLACES, (image, url), ("", "/nostore")):
+            yield replace(row, path=f"{place}{row.path}{tail}")
 
     async def image(self, request: Request) -> Response:
         """POST .../image."""
@@ -90,15 +109,3 @@ class CustomVision:
         names = [request.path_params.get(key, "") for key in ("name", "project")]
         task = next((task for task in _KINDS if f"/{task}/iterations/" in request.url.path), "")
         return pick_fitting(self._answering.slots, _KINDS.get(task, ANYTHING), names)
-
-
-def _make_route(path: str, handler: Handler, takes: ApiBody, more_errors: tuple[type[EdgeferryError], ...]) -> ApiRoute:
-    return ApiRoute(
-        "POST",
-        path,
-        handler,
-        "Azure Custom Vision: what was found in a picture",
-        (ApiAnswer("The prediction", bodies=(ImagePrediction,)),),
-        errors=(*PICTURE_ERRORS, ModelNotFound, *more_errors),
-        takes=takes,
-    )

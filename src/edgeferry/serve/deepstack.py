@@ -31,7 +31,7 @@ from edgeferry.serve.edge import Handler
 from edgeferry.serve.form import FormReader
 from edgeferry.serve.formats.deepstack import VisionAnswer, VisionModels, make_vision_answer
 from edgeferry.serve.kinds import ANYTHING, FACES, OBJECTS, Kind, list_fitting, pick_fitting, pick_named
-from edgeferry.serve.openapi import JSON, ApiAnswer, ApiBody, ApiRoute
+from edgeferry.serve.openapi import JSON, ApiAnswer, ApiRoute
 
 FIELD = "image"
 _LIST_ERRORS = (RequestInvalid, BodyTimeout, BodyTooLarge, MediaTypeRefused, PictureUnreadable, QueueFull)
@@ -55,7 +55,7 @@ class DeepStack:
             "DeepStack, CodeProject.AI: the models that can be named",
             (ApiAnswer("Their names", bodies=(VisionModels,)),),
             errors=_LIST_ERRORS,
-            takes=ApiBody(fields=_TOKEN_FIELD, required=False),
+            fields=_TOKEN_FIELD,
         )
         return (
             _make_route("/v1/vision/detection", self.detect, "objects in a picture"),
@@ -98,7 +98,8 @@ def _make_route(path: str, handler: Handler, text: str) -> ApiRoute:
         f"DeepStack, CodeProject.AI: {text}",
         (ApiAnswer("What was found, best first", bodies=(VisionAnswer,)),),
         errors=(*PICTURE_ERRORS, ModelNotFound),
-        takes=ApiBody(picture_field=FIELD, fields=_FIELDS),
+        picture_field=FIELD,
+        fields=_FIELDS,
     )
 
 

@@ -74,9 +74,8 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
         refused = MethodRefused(f"expected another method than {request.method:.20} here")
         response = make_error_response(refused, dict(error.headers or {}), path=request.url.path)
     else:
-        response = make_error_response(
-            NotFound(f"nothing is served at {request.url.path!r:.80}"), path=request.url.path
-        )
+        missing = NotFound(f"nothing is served at {request.url.path!r:.80}")
+        response = make_error_response(missing, path=request.url.path)
     answer = LingeringResponse(response) if is_body_left(request) else response
     return cast("Response", answer)  # Starlette only calls it, as the ASGI application that it is
 
