@@ -1,7 +1,7 @@
-"""What serving needs of others, as Protocols: of the agent and of the engines.
+"""What serving needs of others, as Protocols: of the agent, of the network and of the engines.
 
-Of the agent: a frozen DeviceStatus out, commands in; `app/device.py` wires it. Of the engines: workers;
-`serve/engine.py` has the real ones, `serve/fake.py` some in memory.
+Of the agent: a frozen DeviceStatus out, commands in; `app/device.py` wires it. Of the network: pictures from URLs. Of
+the engines: workers; `serve/engine.py` has the real ones, `serve/fake.py` some in memory.
 
 Rules:
 - Plain values only; serve never imports the agent.
@@ -24,6 +24,19 @@ class DevicePort(Protocol):
 
     def get_status(self) -> DeviceStatus:
         """The state now; no I/O."""
+
+
+class FetchPort(Protocol):
+    """The network, as far as a caller may have a picture fetched from it; `app/picture_fetch.py` is one."""
+
+    async def fetch_picture(self, url: str) -> bytes:
+        """The picture at `url`, bounded in size and time.
+
+        Raises:
+            FetchForbidden: nothing is fetched from that host.
+            RequestInvalid: no such URL, or no answer from it.
+            QueueFull: too many are being fetched.
+        """
 
 
 class WorkerPort(Protocol):
