@@ -115,7 +115,7 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
                 means = _Means(repository, journal, http, gate, slots)
                 parts = _make_parts(config, means, root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
-                app = make_app(slots, agent, ApiSettings(access=access))
+                app = make_app(slots, agent, ApiSettings(access=access), store=repository)
                 async with (
                     _open_door(repository, agent),
                     _running(agent),

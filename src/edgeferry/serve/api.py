@@ -34,8 +34,9 @@ from edgeferry.serve.formats.score import ScoreElement, make_score
 from edgeferry.serve.infer import Inference, infer
 from edgeferry.serve.metrics import CONTENT_TYPE, Metrics
 from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute, make_openapi
-from edgeferry.serve.ports import DevicePort, Drawn
+from edgeferry.serve.ports import DevicePort, Drawn, StorePort
 from edgeferry.serve.slots import Slots
+from edgeferry.serve.v2 import V2
 
 _WEIGHT = re.compile(r"[01](\.\d{0,3})?")
 SCORE_FORMATS = ("default", "classic", "lva")
@@ -68,10 +69,17 @@ class ApiSettings:
     request_timeout_s: float = 30.0
 
 
-def make_app(slots: Slots, device: DevicePort | None = None, settings: ApiSettings | None = None) -> Starlette:
-    """The API over `slots` as an ASGI application; `device` adds the agent's view to `/metrics`."""
+def make_app(
+    slots: Slots,
+    device: DevicePort | None = None,
+    settings: ApiSettings | None = None,
+    *,
+    store: StorePort | None = None,
+) -> Starlette:
+    """The API over `slots` as an ASGI application; `device` adds the agent's view to `/metrics`, `store` what is
+    stored to `/v2/repository`."""
     settings = settings or ApiSettings()
-    api = Api(slots, device, settings)
+    api = Api(slots, device, settings, store)
     app = Starlette(
         routes=[
             Route(row.path, EdgeEndpoint(row.path, row.handler, api.metrics), methods=[row.method])
@@ -88,11 +96,14 @@ def make_app(slots: Slots, device: DevicePort | None = None, settings: ApiSettin
 class Api:
     """The handlers, and what they share."""
 
-    def __init__(self, slots: Slots, device: DevicePort | None, settings: ApiSettings) -> None:
+    def __init__(
+        self, slots: Slots, device: DevicePort | None, settings: ApiSettings, store: StorePort | None = None
+    ) -> None:
         self.metrics = Metrics(slots, device)
         self._slots = slots
         self._settings = settings
         self._limits = BodyLimits(settings.body_max_bytes, settings.body_timeout_s, settings.bodies_max_bytes)
+        self._v2 = V2(slots, store, self.metrics, limits=self._limits, timeout_s=settings.request_timeout_s)
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """Every route there is."""
@@ -123,6 +134,7 @@ class Api:
                 parameters=(ApiParameter("Accept", "application/json, image/png or image/jpeg", place="header"),),
                 takes_picture=True,
             ),
+            *self._v2.get_routes(),
             ApiRoute("GET", "/healthz", self.healthz, "Whether the process lives", (_said("ok"),), open=True),
             ApiRoute(
                 "GET",

@@ -22,9 +22,7 @@ from edgeferry.wire.v2_tensors import TensorEntry
 from edgeferry.wire.worker_frames import TensorDescription
 
 WHOLE_PICTURE = (0.0, 0.0, 1.0, 1.0)
-TENSORS = ModelTensors(
-    "fake", (TensorDescription("x", "FP32", (-1, 4)),), (TensorDescription("y", "FP32", (-1, 4)),)
-)
+TENSORS = ModelTensors("fake", (TensorDescription("x", "FP32", (-1, 4)),), (TensorDescription("y", "FP32", (-1, 4)),))
 
 
 def make_terms(version: StoredVersion) -> Terms:

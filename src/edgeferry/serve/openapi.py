@@ -47,7 +47,7 @@ class ApiRoute:
     """One row of the table of routes.
 
     `open`: answered without token; `takes_picture`: the body is a picture; `takes`: types of which one is its JSON
-    body; `takes_binary`: the same, with raw bytes after it.
+    body; `takes_binary`: the same, with raw bytes after it; `suffix` tells routes of one handler apart.
     """
 
     method: Literal["GET", "POST"]
@@ -60,6 +60,7 @@ class ApiRoute:
     takes_picture: bool = False
     takes: tuple[Any, ...] = ()
     takes_binary: bool = False
+    suffix: str = ""
     open: bool = False
 
 
@@ -91,7 +92,7 @@ _SECURITY_SCHEMES = {
 def _make_operation(route: ApiRoute) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.text,
-        "operationId": route.handler.__name__.strip("_"),
+        "operationId": route.handler.__name__.strip("_") + route.suffix,
         "parameters": [*_make_path_parameters(route.path), *(_make_parameter(item) for item in route.parameters)],
         "responses": {**_make_error_responses(route), **_make_good_responses(route)},
     }

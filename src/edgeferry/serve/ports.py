@@ -1,7 +1,7 @@
 """What serving needs of others, as Protocols: of the agent, of what is stored, and of the engines.
 
-Of the agent: a frozen DeviceStatus out, commands in; of the store: versions; `app/device.py` wires both. Of the engines:
-workers; `serve/engine.py` has the real ones, `serve/fake.py` some in memory.
+Of the agent: a frozen DeviceStatus out, commands in; of the store: versions; `app/device.py` wires both. Of the
+engines: workers; `serve/engine.py` has the real ones, `serve/fake.py` some in memory.
 
 Rules:
 - Plain values only; serve never imports the agent.

@@ -67,7 +67,7 @@ class Slots:
     async def switch(self, version: StoredVersion) -> None:
         """Serves `version` under its model's name from now on; see Activator.switch."""
         await self._make_slot(version.model).switch(version)
-        await self.residents.drop(version.model, version.version)
+        self.residents.let_go(version.model, version.version)
 
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""
@@ -97,9 +97,7 @@ class Slots:
     # --- what requests use --------------------------------------------------------------------------------------------
     def get_models(self) -> dict[str, ServedModel]:
         """What is served now, by name."""
-        return {
-            name: served for name, slot in sorted(self._slots.items()) if (served := _describe(slot)) is not None
-        }
+        return {name: served for name, slot in sorted(self._slots.items()) if (served := _describe(slot)) is not None}
 
     def list_served(self) -> list[ServedModel]:
         """The active version of each model, and those that serve beside them."""
@@ -130,9 +128,12 @@ class Slots:
                         yield lease
                     return
 
-    def has_slot(self, model: str) -> bool:
-        """Whether a version of `model` is active."""
-        return model in self._slots and self._slots[model].serving is not None
+    def find_resident(self, wanted: str) -> str:
+        """`name@version` of the resident that answers to `wanted`; empty where an active version or none does."""
+        name, _, version = wanted.partition("@")
+        if not version and name not in self.get_models():
+            version = self.residents.find_latest(name)
+        return f"{name}@{version}" if self.residents.find(name, version) is not None else ""
 
     def _make_slot(self, model: str) -> Slot:
         return self._slots.setdefault(model, Slot(model, self._engine, self._settings))

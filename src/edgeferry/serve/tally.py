@@ -50,7 +50,7 @@ class Tally:
         self._times_ms.append(reply.timings_ms.get("infer", 0.0))
 
     def note_tensors(self, timings_ms: Mapping[str, float], *, counts: bool) -> None:
-        """Tensors were answered. They name nothing, so they count as answers only of models that answer nothing else."""
+        """Tensors were answered. They name nothing: they count as answers of models that answer nothing else."""
         self._times_ms.append(timings_ms.get("infer", 0.0))
         if counts:
             self.answered += 1
