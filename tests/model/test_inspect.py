@@ -345,7 +345,7 @@ def test_a_task_without_labels_needs_none(make_litert: Maker) -> None:
 
 
 def test_a_model_that_takes_no_picture_misses_its_input(make_onnx: Maker) -> None:
-    inspection = inspect_model("m.onnx", make_onnx([("features", TensorProto.FLOAT, (1, 42))]))
+    inspection = inspect_model("m.onnx", make_onnx([("features", TensorProto.FLOAT, (1, 40))]))
     assert "features" in inspection.missing["input"]
 
 

@@ -117,7 +117,7 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
                 means = _Means(repository, journal, http, gate, slots)
                 parts = _make_parts(config, means, root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
-                app = make_app(slots, agent, api_settings, fetch=fetch)
+                app = make_app(slots, agent, api_settings, fetch=fetch, store=repository)
                 async with (
                     _open_door(repository, agent),
                     _running(agent),

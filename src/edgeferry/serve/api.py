@@ -38,8 +38,9 @@ from edgeferry.serve.formats.score import ScoreElement, make_score
 from edgeferry.serve.infer import Inference
 from edgeferry.serve.metrics import CONTENT_TYPE, Metrics
 from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute, make_openapi
-from edgeferry.serve.ports import DevicePort, Drawn, FetchPort
+from edgeferry.serve.ports import DevicePort, Drawn, FetchPort, StorePort
 from edgeferry.serve.slots import Slots
+from edgeferry.serve.v2 import V2
 
 _WEIGHT = re.compile(r"[01](\.\d{0,3})?")
 SCORE_FORMATS = ("default", "classic", "lva")
@@ -63,13 +64,15 @@ def make_app(
     settings: ApiSettings | None = None,
     *,
     fetch: FetchPort | None = None,
+    store: StorePort | None = None,
 ) -> Starlette:
     """The API over `slots` as an ASGI application.
 
-    `device` adds the agent's view to `/metrics`; without `fetch` no picture is fetched from a URL.
+    `device` adds the agent's view to `/metrics`; without `fetch` no picture is fetched from a URL, without `store`
+    `/v2/repository` knows what is served and no more.
     """
     settings = settings or ApiSettings()
-    api = Api(slots, device, settings, fetch)
+    api = Api(slots, settings, device=device, fetch=fetch, store=store)
     app = Starlette(
         routes=[
             Route(row.path, EdgeEndpoint(row.path, row.handler, api.metrics), methods=[row.method])
@@ -86,7 +89,15 @@ def make_app(
 class Api:
     """The handlers, and what they share."""
 
-    def __init__(self, slots: Slots, device: DevicePort | None, settings: ApiSettings, fetch: FetchPort | None) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        settings: ApiSettings,
+        *,
+        device: DevicePort | None,
+        fetch: FetchPort | None,
+        store: StorePort | None,
+    ) -> None:
         self.metrics = Metrics(slots, device)
         self._slots = slots
         self._limits = BodyLimits(settings.body_max_bytes, settings.body_timeout_s, settings.bodies_max_bytes)
@@ -94,6 +105,7 @@ class Api:
         forms = FormReader(slots.gate, self._limits, settings.access)
         self._custom_vision = CustomVision(self._answering, forms, fetch)
         self._deepstack = DeepStack(self._answering, forms)
+        self._v2 = V2(slots, store, self.metrics, limits=self._limits, timeout_s=settings.request_timeout_s)
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """Every route there is."""
@@ -124,6 +136,7 @@ class Api:
                 parameters=(ApiParameter("Accept", "application/json, image/png or image/jpeg", place="header"),),
                 takes_picture=True,
             ),
+            *self._v2.get_routes(),
             ApiRoute("GET", "/healthz", self.healthz, "Whether the process lives", (_said("ok"),), open=True),
             ApiRoute(
                 "GET",

@@ -59,7 +59,7 @@ def require_plain_body(request: Request) -> None:
 
 
 @asynccontextmanager
-async def open_body(request: Request, limits: BodyLimits) -> AsyncIterator[bytes]:
+async def open_body(request: Request, limits: BodyLimits, *, may_be_empty: bool = False) -> AsyncIterator[bytes]:
     """Reads the whole body; it counts as held until the block ends.
 
     Raises:
@@ -74,7 +74,7 @@ async def open_body(request: Request, limits: BodyLimits) -> AsyncIterator[bytes
     try:
         await _read_all(request, taken)
         request.state.body_read = True
-        if not taken.size_bytes:
+        if not taken.size_bytes and not may_be_empty:
             raise PictureUnreadable("expected a picture as the body, found 0 bytes")
         yield taken.join()
     finally:
