@@ -30,6 +30,8 @@ class Draft:
     input: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
     thresholds: dict[str, object] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    """Labels that the family itself has, for a model and an operator that name none."""
     offset: int = 0
     notes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -111,6 +113,13 @@ def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) ->
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
+def name_classes(draft: Draft, *names: str) -> None:
+    """Of a family whose classes are always the same: its names stand where the model and the operator give none."""
+    if not draft.labels:
+        draft.names = names
+        draft.notes.append(f"labels.names: {', '.join(names)}, as the family has them")
+
+
 def fit_labels(draft: Draft, classes: int | None) -> None:
     """Sets the offset by the rule above, or says what is missing."""
     lines = draft.labels
