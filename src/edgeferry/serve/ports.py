@@ -56,6 +56,10 @@ class WorkerPort(Protocol):
     """A worker that has proven a version, as `runtime/child.py: Worker` is one."""
 
     @property
+    def pid(self) -> int:
+        """Its process."""
+
+    @property
     def alive(self) -> bool:
         """True until the worker has died or was closed."""
 
@@ -90,6 +94,9 @@ class EnginePort(Protocol):
 
     async def start(self, version: StoredVersion) -> WorkerPort:
         """Starts a worker that has loaded and proven `version`; raises ModelError or InternalError leaves."""
+
+    async def has_room(self, version: StoredVersion, *, beside: StoredVersion, pid: int) -> bool:
+        """Whether memory allows a worker for `version` beside the one of `beside`, which is process `pid`."""
 
     async def read_share_key(self, version: StoredVersion) -> str:
         """Equal for versions with the same model files and preprocessing, and for no others: these share a worker."""
