@@ -83,10 +83,22 @@ def test_the_example_for_a_detector_like_ours_makes_a_spec(make_onnx: Maker) -> 
     assert stage.labels == LabelSpec(names=("worker", "no_helmet", "fire"))
 
 
+def test_the_example_for_segmentation_makes_a_spec(make_onnx: Maker) -> None:
+    data = make_onnx(outputs=[("logits", TensorProto.FLOAT, (1, 3, None, None))])
+    (stage,) = _make(5, "m.onnx", data).stages
+    assert (stage.task, stage.answer.family, stage.labels.names[1]) == ("segmentation", "class_map", "road")
+
+
+@pytest.mark.needs_shared
+def test_the_example_for_background_removal_is_all_that_selfie_segmentation_needs(shared_models: Path) -> None:
+    (stage,) = _make(6, "m.tflite", (shared_models / "segmentation" / "selfie_segmentation.tflite").read_bytes()).stages
+    assert (stage.task, stage.answer.family, stage.labels.names) == ("image", "probability_mask", ("person",))
+
+
 @pytest.mark.needs_shared
 def test_the_example_for_a_pipeline_is_all_that_the_hand_models_need(shared_models: Path) -> None:
     files = {path.name: path.read_bytes() for path in (shared_models / "hand").iterdir()}
-    spec = make_bundle_spec(files, files.__getitem__, read_spec_toml(EXAMPLES[5]))
+    spec = make_bundle_spec(files, files.__getitem__, read_spec_toml(EXAMPLES[7]))
     assert [(stage.task, stage.answer.family) for stage in spec.stages] == [
         ("detection", "palm"), ("landmarks", "hand_landmarks"), ("classification", "gesture"),
     ]  # fmt: skip
@@ -100,4 +112,4 @@ def test_the_page_names_every_pipeline() -> None:
 
 
 def test_every_example_is_tested() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 8
