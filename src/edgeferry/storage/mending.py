@@ -21,7 +21,7 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import read_bounded
 from edgeferry.storage.refs import RefName
 from edgeferry.storage.repository import Repository
-from edgeferry.storage.versions import OTHER_SIGN, find_manifest, find_manifest_bytes, list_content
+from edgeferry.storage.versions import OTHER_SIGN, find_manifest, find_manifest_bytes, list_content, list_identities
 
 
 def find_sound_ref(repository: Repository, model: str, name: RefName) -> StoredVersion | None:
@@ -135,8 +135,8 @@ def _is_blob(repository: Repository, piece: Piece) -> bool:
         return False
 
 
-def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[tuple[str, str]]:
-    """Removes damaged content and mends what can be; returns (model, identity) of what refs name and is not whole.
+def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[Named]:
+    """Removes damaged content and mends what can be; returns what refs and pins name and is not whole.
 
     Args:
         repository: where to look.
@@ -150,9 +150,39 @@ def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[tuple[
     for digest in damaged:
         if repository.has_blob(digest):
             repository.blobs.check(digest)
+    return list_hurt(repository)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A version that a ref or a pin names."""
+
+    model: str
+    version: str
+    identity: str
+
+
+def list_hurt(repository: Repository) -> list[Named]:
+    """Mends what can be of what is here, without reading content; returns what refs and pins name and is not whole."""
+    named = [one for model in repository.list_models() for one in _iterate_named(repository, model)]
     return [
-        (model, ref.identity)
-        for model in repository.list_models()
-        for ref in repository.refs.list_refs(model)
-        if mend(repository, model, ref.version, identity=ref.identity) is None
+        one for one in dict.fromkeys(named) if mend(repository, one.model, one.version, identity=one.identity) is None
     ]
+
+
+def _iterate_named(repository: Repository, model: str) -> Iterator[Named]:
+    for ref in repository.refs.list_refs(model):
+        yield Named(model, ref.version, ref.identity)
+    pins = repository.refs.list_pins(model)
+    for folder in repository.list_folders(model):
+        identity = find_pinned(repository, model, folder) if folder.name in pins else ""
+        if identity:
+            yield Named(model, folder.name.partition(OTHER_SIGN)[0], identity)
+
+
+def find_pinned(repository: Repository, model: str, folder: Path) -> str:
+    """The identity of what lies in a pinned `folder`, or lay there before it was damaged; '' where nobody can say."""
+    refs = {ref.identity for ref in repository.refs.list_refs(model) if ref.version == folder.name}
+    known = {*refs, *repository.refs.read_history(model)}
+    found = list_identities(folder)
+    return next((one for one in found if one in known), next(iter(found), ""))

@@ -18,7 +18,7 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.names import require_version
 from edgeferry.storage.files import TEMP_PREFIX, remove_tree
 from edgeferry.storage.keeping import Held, plan_gc
-from edgeferry.storage.mending import find_content
+from edgeferry.storage.mending import find_content, find_pinned
 from edgeferry.storage.partial import get_partial_path
 from edgeferry.storage.refs import REF_NAMES, Ref
 from edgeferry.storage.repository import Repository
@@ -76,7 +76,8 @@ def _iterate_held(repository: Repository, kept: Collection[Path]) -> Iterator[tu
         for folder in repository.list_folders(model):
             stored = repository.read_folder(model, folder)
             named = _find_named(repository, model, folder, stored)
-            identity = stored.identity if stored is not None else named
+            pinned = find_pinned(repository, model, folder) if folder.name in pins else ""
+            identity = stored.identity if stored is not None else named or pinned
             needed = bool(named) or folder in kept or folder.name in pins
             digests = find_content(repository, model, folder, identity=identity)
             yield Held(f"{model}@{folder.name}", digests, ranks.get(identity), needed), folder
