@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from agent.agent_world import World, make_model_file
-from agent.test_damage import flip, get_folder, remove
+from agent.agent_world import World, make_model_file, make_zip
+from agent.test_damage import cut, flip, get_folder, remove, scribble
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
 from edgeferry.link.policy import read_link_policy
-from edgeferry.model.chunks import CHUNK_BYTES
+from edgeferry.model.chunks import CHUNK_BYTES, CHUNK_DIGEST_BYTES
 from edgeferry.model.digest import Digest
 from edgeferry.storage.blobs import is_sound
 from edgeferry.storage.mending import list_hurt, list_pieces
@@ -104,6 +106,66 @@ async def is_tidy(world: World) -> bool:
     return world.list_leftovers() == []
 
 
+LARGE = 5 * CHUNK_BYTES + 1000
+LIST_BYTES = 6 * CHUNK_DIGEST_BYTES
+
+
+def flip_ends(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+PIECES = [
+    (flip, CHUNK_BYTES + LIST_BYTES),
+    (flip_ends, CHUNK_BYTES + 1000 + LIST_BYTES),
+    (cut, 1),
+    (scribble, LARGE - len(b"rubbish") + CHUNK_BYTES + LIST_BYTES),
+]
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+@pytest.mark.parametrize(("harm", "fetches"), PIECES, ids=[harm.__name__ for harm, _ in PIECES])
+async def test_of_a_large_file_only_the_damaged_pieces_are_fetched_again(
+    world: World, harm: Callable[[Path], None], fetches: int, version: str
+) -> None:
+    """Of what serves and of what is kept; where nothing of a piece is there any more, that piece."""
+    await run_updates(world, LARGE)
+    data = make_model_file("detector", version, LARGE)
+    async with world.run():
+        await world.wait_state(State.ACTIVE, version="1.1.0")
+        harm(world.repository.blob_path(Digest.of(data)))
+        await poll(lambda: is_healed(world))
+        await poll(lambda: is_tidy(world))
+    assert world.origin.sent_bytes == fetches
+
+
+async def test_a_start_keeps_what_was_set_aside_until_it_is_repaired(world: World) -> None:
+    await run_updates(world, LARGE)
+    world.policy, _ = read_link_policy({"interfaces": {"eth0": "forbidden"}})
+    async with world.run() as agent:
+        flip(world.repository.blob_path(Digest.of(make_model_file("detector", "1.0.0", LARGE))))
+        await poll(lambda: waits_for(agent, "link_forbidden"))
+    world.interface = "wlan0"
+    async with world.run():
+        await poll(lambda: is_healed(world))
+        await poll(lambda: is_tidy(world))
+    assert world.origin.sent_bytes == CHUNK_BYTES + LIST_BYTES
+
+
+async def test_what_was_set_aside_goes_with_the_version_that_it_was_of(world: World) -> None:
+    await run_updates(world, LARGE)
+    world.policy, _ = read_link_policy({"interfaces": {"eth0": "forbidden"}})
+    async with world.run() as agent:
+        flip(world.repository.blob_path(Digest.of(make_model_file("detector", "1.0.0", LARGE))))
+        await poll(lambda: waits_for(agent, "link_forbidden"))
+        world.repository.refs.write("detector", "previous", None)
+        await agent.run_command("reload", None)
+        await poll(lambda: is_tidy(world))
+
+
 async def test_a_kept_version_keeps_to_the_policy_of_the_link(world: World) -> None:
     await run_updates(world)
     world.policy, _ = read_link_policy({"interfaces": {"eth0": "forbidden"}})
@@ -184,16 +246,18 @@ async def is_there(world: World, version: str) -> bool:
 async def test_an_unsigned_version_before_waits_for_its_next_update_without_asking_anybody(
     world: World, classic_zip: bytes
 ) -> None:
+    with zipfile.ZipFile(io.BytesIO(classic_zip)) as bundle:
+        model, text = bundle.read("gauge.onnx"), bundle.read("labels.txt")
+    labels = {"gauge.zip": text, "gauge2.zip": text + b"\n"}
     async with world.run():
-        for name in ("gauge.zip", "gauge2.zip"):
-            world.deploy_classic(name, classic_zip)
+        for name, text in labels.items():
+            world.deploy_classic(name, make_zip({"gauge.onnx": model, "labels.txt": text}))
             await poll(lambda name=name: is_active(world, name))
     before = world.repository.read_ref("default", "previous")
     assert before is not None
     world.origin.requests.clear()
     remove(before.folder / "labels.txt")
-    remove(world.repository.blob_path(Digest.of((before.folder / "gauge.onnx").read_bytes())))
-    remove(before.folder / "gauge.onnx")
+    remove(world.repository.blob_path(Digest.of(labels["gauge.zip"])))
     async with world.run() as agent:
         await world.wait_state(State.ACTIVE, model="default")
         await agent._keeper._heal_all()

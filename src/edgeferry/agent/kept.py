@@ -110,7 +110,6 @@ class Keeper:
             return
         _LOG.info("%s@%s is whole again", record.model, record.version)
         await self._forget(record)
-        await collect(self.tools.repository, self.tools.journal)
 
     def _is_due(self, record: UpdateRecord) -> bool:
         """A clock that jumped back makes it due; so does a link that may be used again."""
@@ -134,6 +133,7 @@ class Keeper:
         if self.find_target(Named(record.model, record.version, record.identity)) is not None:
             await in_thread(remove_traces, self.tools.repository, record, owns_zip=False)
         await save_kept(self.tools.journal, self._records.values())
+        await collect(self.tools.repository, self.tools.journal)
 
 
 def _make_last(target: Target) -> Target:
