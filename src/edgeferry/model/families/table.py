@@ -20,6 +20,7 @@ from edgeferry.model.families.fastestdet import draft_fastestdet
 from edgeferry.model.families.hand import draft_gesture, draft_hand_landmarks, draft_palm
 from edgeferry.model.families.ssd import draft_ssd
 from edgeferry.model.families.tiny_yolov3 import draft_tiny_yolov3
+from edgeferry.model.families.ultralytics import draft_yolov5, draft_yolov8
 from edgeferry.model.families.yolox import draft_yolox
 
 RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
@@ -27,6 +28,8 @@ RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
     draft_ssd,
     draft_tiny_yolov3,
     draft_yolox,
+    draft_yolov5,
+    draft_yolov8,
     draft_fastestdet,
     draft_ultraface,
     draft_blazeface,
