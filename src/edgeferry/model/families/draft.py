@@ -11,7 +11,7 @@ one stands for nothing (`???`, `background`). Anything else is for the operator 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeferry.model.facts import ModelFacts, TensorFacts
@@ -24,18 +24,29 @@ NO_LABELS = "the model carries no labels: add them with --labels FILE, or as lab
 
 @dataclass(slots=True)
 class Draft:
-    """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied."""
+    """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied.
+
+    `names`: the labels of a published model, for where neither the file nor the operator has any.
+    """
 
     labels: Sequence[str]
     stage: dict[str, object] = field(default_factory=dict)
     input: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
     thresholds: dict[str, object] = field(default_factory=dict)
-    names: Sequence[str] = ()
-    """Labels that the family itself has, for a model and an operator that name none."""
     offset: int = 0
     notes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    def fill_published(self, fields: Mapping[str, object], why: str) -> None:
+        """Fills those fields of the input that are not known yet as a recognised model is published."""
+        taken = [name for name in fields if name not in self.input]
+        for name in taken:
+            self.input[name] = fields[name]
+            self.missing.pop(f"input.{name}", None)
+        if taken:
+            self.notes.append(f"{', '.join(f'input.{name}' for name in taken)}: {why}")
 
     def to_stage(self) -> dict[str, object]:
         """The fields found, as in a spec TOML; labels are added by who knows where they lie."""
