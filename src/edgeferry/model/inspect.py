@@ -23,6 +23,7 @@ from edgeferry.model.bundle import SPEC_FILE, find_label_file
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.declared import LABELS_KEY
 from edgeferry.model.families.table import draft_stage
+from edgeferry.model.families.ultralytics import NAMES_KEY, find_names
 from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels
@@ -124,7 +125,7 @@ def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str,
     if not stage.labels.packed:
         return ()
     with memoryview(folder_read(stage.file)) as view:
-        facts = inspect_onnx(view) if stage.labels.packed == LABELS_KEY else None
+        facts = inspect_onnx(view) if stage.file.lower().endswith(".onnx") else None
         return _read_packed_labels(facts, view, stage.labels.packed)
 
 
@@ -133,6 +134,8 @@ def _find_packed_labels(facts: ModelFacts) -> str:
     """Where labels are packed: a metadata key, or the one packed file that holds labels; "" without any."""
     if LABELS_KEY in facts.metadata:
         return LABELS_KEY
+    if facts.format == "onnx" and find_names(facts.metadata):
+        return NAMES_KEY
     declared = [each.name for each in facts.packed if each.holds_labels]
     if len(declared) == 1:
         return declared[0]
@@ -144,6 +147,9 @@ def _find_packed_labels(facts: ModelFacts) -> str:
 
 def _read_packed_labels(facts: ModelFacts | None, view: memoryview, source: str) -> tuple[str, ...]:
     try:
+        names = find_names(facts.metadata) if facts is not None and source == NAMES_KEY else None
+        if names:
+            return names
         if facts is not None and LABELS_KEY in facts.metadata:
             return read_labels(facts.metadata[LABELS_KEY].encode())
         return read_labels(read_packed(view, source))
