@@ -47,6 +47,7 @@ from edgeferry.wire.worker_frames import (
     Reply,
     Stop,
     Terms,
+    join_picture,
 )
 
 __all__ = ["InferReply", "ProofReport", "Proven", "Terms", "Worker", "WorkerSettings", "start_worker"]
@@ -160,10 +161,11 @@ class Worker:
         id_ = self._line.make_id()
         future = self._line.ask(Ask(id=id_, terms=told, draw=draw), picture)
         self._last_terms = wanted  # only now: had it not been sent, the worker would not know them
-        reply, drawn = await self._wait_answer(future, id_, timeout_s)
+        reply, body = await self._wait_answer(future, id_, timeout_s)
         if not isinstance(reply, Answered):
             raise ProtocolViolated(f"expected an answer of the worker, found {type(reply).__name__}")
-        return InferReply(reply.answer, reply.width, reply.height, reply.timings_ms, drawn)
+        answer = join_picture(reply.answer, body)
+        return InferReply(answer, reply.width, reply.height, reply.timings_ms, body if draw else b"")
 
     async def reprove(self, version: StoredVersion) -> Proven:
         """Runs the golden truth again with the labels and thresholds of `version`, whose model files are the same.

@@ -54,6 +54,7 @@ from edgeferry.wire.worker_frames import (
     Stop,
     Terms,
     make_frame,
+    part_picture,
     read_prefix,
     read_request,
 )
@@ -175,14 +176,15 @@ class WorkerProcess:
         if self._model is None:
             raise ModelNotReady("expected a proven model, found none in this worker")
         served = self._model.answer(picture, job.terms, job.ask.draw)
+        answer, body = part_picture(served.answer, served.drawn)
         reply = Answered(
             id=job.ask.id,
-            answer=served.answer,
+            answer=answer,
             width=served.width,
             height=served.height,
             timings_ms=served.timings_ms,
         )
-        return reply, served.drawn
+        return reply, body
 
     def _load_and_prove(self) -> None:
         if self._begin.threads == 1:  # with more, engine threads would be started from here and stay niced
