@@ -344,7 +344,7 @@ def test_a_larger_picture_shows_what_the_model_has_seen_in_its_colours(fit: Fit,
     seen = Image.fromarray(photo if fit != "crop" else photo[:, 12:36])
     wanted = np.asarray(seen.resize(size, Image.Resampling.BICUBIC)).astype(int)
     assert made.shape == wanted.shape
-    assert np.abs(made - wanted)[3:-3, 3:-3].max() <= 4  # the luma was rounded once more, at the input's own size
+    assert np.abs(made - wanted)[6:-6, 6:-6].max() <= 4  # the luma was rounded once more; at edges padding shows
 
 
 def test_luma_beyond_its_range_is_clipped() -> None:

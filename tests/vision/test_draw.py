@@ -162,7 +162,7 @@ def make_mask(label: str = "cat") -> SegmentationAnswer:
 def test_a_class_is_tinted_with_an_outline_and_the_background_is_not() -> None:
     drawn = read(draw_answer(make_png(), make_mask()))
     assert drawn.shape == (200, 320, 3)
-    inside, edge = drawn[150, 240], drawn[150, 161]
+    inside, edge = drawn[150, 240], drawn[150, 160]
     assert np.abs(inside - (40 + np.array([86, 180, 233])) / 2).max() <= 1
     assert (edge == (86, 180, 233)).all()
     assert (drawn[110:, :155] == 40).all()
