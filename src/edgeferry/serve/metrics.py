@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from edgeferry.serve.infer import Inference
 from edgeferry.serve.ports import DevicePort
 from edgeferry.serve.slots import Slots
+from edgeferry.serve.v2_infer import TensorInference
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -48,8 +49,8 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(duration_s)
 
-    def count_inference(self, inference: Inference) -> None:
-        """Counts one answered picture."""
+    def count_inference(self, inference: Inference | TensorInference) -> None:
+        """Counts one answered picture, or set of tensors."""
         version = inference.version
         self._inference_seconds.labels(version.model, version.version).observe(inference.total_ms / 1000)
 
