@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROJECT = "8a5b2c4d-0000-4000-8000-123456789abc"
 PLACES = ["", f"/{PROJECT}", f"/{PROJECT}/detect/iterations/Iteration3", f"/{PROJECT}/classify/iterations/detector"]
-PLACES += [f"/customvision/v3.{number}/Prediction{PLACES[2 + number]}" for number in (0, 1)]
+PLACES += [f"/customvision/v3.0/Prediction{PLACES[2]}", f"/customvision/v3.1/prediction{PLACES[3]}"]
 
 
 def _find_dog(_: bytes, __: Terms) -> Answer:
