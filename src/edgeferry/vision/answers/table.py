@@ -16,6 +16,7 @@ from edgeferry.vision.answers.classification import decode_classification
 from edgeferry.vision.answers.ef_detector import decode_ef_detector
 from edgeferry.vision.answers.objects import Outputs
 from edgeferry.vision.answers.ssd import decode_ssd
+from edgeferry.vision.answers.tensors import decode_tensors
 from edgeferry.vision.answers.tiny_yolov3 import decode_tiny_yolov3
 from edgeferry.vision.preprocess import Placement
 
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     "ssd": decode_ssd,
     "tiny_yolov3": decode_tiny_yolov3,
     "ef_detector": decode_ef_detector,
+    "tensors": decode_tensors,
 }
 
 
