@@ -36,18 +36,23 @@ class BodyLimits:
     held_bytes: int = field(default=0, init=False)
 
 
+def get_media_type(request: Request) -> str:
+    """The media type that the request declares, without its parameters."""
+    return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+
+
 def require_raw_picture(request: Request) -> None:
     """Refuses what is not the bare bytes of a picture, by its headers; raises MediaTypeRefused."""
-    media_type = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    media_type = get_media_type(request)
     if media_type.startswith("multipart/"):
         raise MediaTypeRefused(f"expected the picture's bytes as the whole body, found a form ({media_type:.60})")
     if not media_type.startswith("image/") and media_type not in RAW_TYPES:
         raise MediaTypeRefused(f"expected a picture, found {media_type:.60}")
-    require_no_coding(request)
+    require_plain_body(request)
 
 
-def require_no_coding(request: Request) -> None:
-    """Refuses a compressed body: it could be of any size; raises MediaTypeRefused."""
+def require_plain_body(request: Request) -> None:
+    """Refuses a compressed body: nobody knows its size; raises MediaTypeRefused."""
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise MediaTypeRefused(f"expected a body without Content-Encoding, found {coding:.60}")

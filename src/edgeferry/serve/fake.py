@@ -47,6 +47,7 @@ class FakeWorker:
         self.tensors = TENSORS
         self.closed = False
         self.running = 0
+        self.pid = 0
         self._engine = engine
         self._dead: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -107,11 +108,14 @@ class FakeWorker:
 
 @dataclass
 class FakeEngine:
-    """Starts FakeWorkers. `failures`: identity -> errors of the next starts; `infer_s`: time one answer takes."""
+    """Starts FakeWorkers. `failures`: identity -> errors of the next starts; `infer_s`: time one answer takes; `room`:
+    whether memory allows two workers.
+    """
 
     answer: Callable[[bytes, Terms], Answer] = answer_first_label
     infer_s: float = 0.0
     start_s: float = 0.0
+    room: bool = True
     failures: dict[str, list[Exception]] = field(default_factory=dict)
     started: list[FakeWorker] = field(default_factory=list)
     reproved: list[StoredVersion] = field(default_factory=list)
@@ -123,6 +127,10 @@ class FakeEngine:
         worker = FakeWorker(self, version)
         self.started.append(worker)
         return worker
+
+    async def has_room(self, version: StoredVersion, *, beside: StoredVersion, pid: int) -> bool:
+        """As told."""
+        return self.room
 
     async def read_share_key(self, version: StoredVersion) -> str:
         """Versions in one folder share their model files."""

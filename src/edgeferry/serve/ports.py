@@ -1,7 +1,8 @@
-"""What serving needs of others, as Protocols: of the agent, of what is stored, and of the engines.
+"""What serving needs of others, as Protocols: of the agent, of what is stored, of the network and of the engines.
 
 Of the agent: a frozen DeviceStatus out, commands in; of the store: versions; `app/device.py` wires both. Of the
-engines: workers; `serve/engine.py` has the real ones, `serve/fake.py` some in memory.
+network: pictures from URLs. Of the engines: workers; `serve/engine.py` has the real ones, `serve/fake.py` some in
+memory.
 
 Rules:
 - Plain values only; serve never imports the agent.
@@ -28,6 +29,19 @@ class DevicePort(Protocol):
         """The state now; no I/O."""
 
 
+class FetchPort(Protocol):
+    """The network, as far as a caller may have a picture fetched from it; `app/picture_fetch.py` is one."""
+
+    async def fetch_picture(self, url: str) -> bytes:
+        """The picture at `url`, bounded in size and time.
+
+        Raises:
+            FetchForbidden: nothing is fetched from that host.
+            RequestInvalid: no such URL, or no answer from it.
+            QueueFull: too many are being fetched.
+        """
+
+
 class StorePort(Protocol):
     """The versions on this disk, as `storage/repository.py: Repository` has them. Both read the disk."""
 
@@ -40,6 +54,10 @@ class StorePort(Protocol):
 
 class WorkerPort(Protocol):
     """A worker that has proven a version, as `runtime/child.py: Worker` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
 
     @property
     def alive(self) -> bool:
@@ -76,6 +94,9 @@ class EnginePort(Protocol):
 
     async def start(self, version: StoredVersion) -> WorkerPort:
         """Starts a worker that has loaded and proven `version`; raises ModelError or InternalError leaves."""
+
+    async def has_room(self, version: StoredVersion, *, beside: StoredVersion, pid: int) -> bool:
+        """Whether memory allows a worker for `version` beside the one of `beside`, which is process `pid`."""
 
     async def read_share_key(self, version: StoredVersion) -> str:
         """Equal for versions with the same model files and preprocessing, and for no others: these share a worker."""

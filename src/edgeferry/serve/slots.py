@@ -7,6 +7,7 @@ that serve beside the active one (`residents.py`).
 Rules:
 - The queue is bounded over all models; beyond it QueueFull at once.
 - A request waits for a core before it takes its lease: it is answered by the newest version and never delays a drain.
+- While a model is switched without room for two workers its requests wait aside (`gate.py`): none fails of it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
-    """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away."""
+    """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
+
+    `aside` more wait while their model is switched without room for two workers.
+    """
 
     concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
     waiting: int = 32
+    aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
 
@@ -53,7 +58,7 @@ class Slots:
     def __init__(self, engine: EnginePort, settings: SlotsSettings | None = None, *, default_model: str = "") -> None:
         settings = settings or SlotsSettings()
         self.default_model = default_model
-        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting)
+        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting, aside=settings.aside)
         self._engine = engine
         self._settings = settings.slot
         self._slots: dict[str, Slot] = {}
@@ -118,7 +123,7 @@ class Slots:
         slot = self.residents.find(model, version) or self._slots.get(model)
         if slot is None:
             raise ModelNotReady(NOT_READY_MESSAGE, model=model)
-        with self.gate.queue():
+        with self.gate.queue_aside() if slot.paused else self.gate.queue():
             while True:
                 await slot.wait_ready()
                 async with self.gate.run():

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from edgeferry import __version__, errors
 from edgeferry.errors import ModelNotFound, RequestInvalid
-from edgeferry.serve.body import BodyLimits, open_body, require_no_coding
+from edgeferry.serve.body import BodyLimits, open_body, require_plain_body
 from edgeferry.serve.edge import run_unless_gone
 from edgeferry.serve.metrics import Metrics
 from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute
@@ -79,8 +79,8 @@ class V2:
             ApiRoute("GET", "/v2", self.v2_server, "Server metadata", (_make_answer(ServerMetadata),)),
             ApiRoute("GET", "/v2/health/live", self.v2_live, "Whether the process lives", (_make_answer(LiveAnswer),)),
             ApiRoute("GET", "/v2/health/ready", self.v2_ready, "Whether every active model answers", ready),
-            *self._get_model_routes(_MODEL, "", ready),
-            *self._get_model_routes(_VERSION, "_version", ready),
+            *self._get_model_routes(_MODEL, ready),
+            *self._get_model_routes(_VERSION, ready),
             ApiRoute(
                 "POST",
                 "/v2/repository/index",
@@ -110,15 +110,15 @@ class V2:
             ),
         )
 
-    def _get_model_routes(self, path: str, suffix: str, ready: tuple[ApiAnswer, ...]) -> tuple[ApiRoute, ...]:
+    def _get_model_routes(self, path: str, ready: tuple[ApiAnswer, ...]) -> tuple[ApiRoute, ...]:
         missing = (errors.ModelNotFound,)
         return (
             ApiRoute("GET", path, self.v2_model, "What goes in and comes out", (_make_answer(ModelMetadata),),
-                     errors=missing, suffix=suffix),
+                     errors=missing),
             ApiRoute("GET", path + "/config", self.v2_config, "The same in Triton's words",
-                     (_make_answer(ModelConfig),), errors=missing, suffix=suffix),
+                     (_make_answer(ModelConfig),), errors=missing),
             ApiRoute("GET", path + "/ready", self.v2_model_ready, "Whether it answers", ready,
-                     errors=missing, suffix=suffix),
+                     errors=missing),
             ApiRoute(
                 "POST",
                 path + "/infer",
@@ -129,7 +129,6 @@ class V2:
                 parameters=(ApiParameter(HEADER_LENGTH, "Bytes of JSON before raw tensors", place="header"),),
                 takes=(InferRequest,),
                 takes_binary=True,
-                suffix=suffix,
             ),
         )  # fmt: skip
 
@@ -162,7 +161,7 @@ class V2:
 
     async def v2_infer(self, request: Request) -> Response:
         """POST /v2/models/{name}/infer."""
-        require_no_coding(request)
+        require_plain_body(request)
         self._slots.gate.require_place()
         async with open_body(request, self._limits, may_be_empty=True) as body:
             asked = read_infer(body, request.headers.get(HEADER_LENGTH))
@@ -191,7 +190,7 @@ class V2:
         return _make_json({})
 
     async def _read_command(self, request: Request, kind: type[T]) -> T:
-        require_no_coding(request)
+        require_plain_body(request)
         async with open_body(request, self._command_limits, may_be_empty=True) as body:
             try:
                 return msgspec.json.decode(body or b"{}", type=kind)
