@@ -69,7 +69,7 @@ class InputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[int, ...]
     datatype: str
     parameters: InputParameters = InputParameters()
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class OutputParameters(msgspec.Struct, frozen=True, omit_defaults=True):
