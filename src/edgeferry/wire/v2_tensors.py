@@ -249,7 +249,7 @@ def _pack_json(one: InputTensor, count: int) -> bytes:
     raw = bytes(one.data)
     if one.datatype == BYTES:
         return _pack_texts(one, raw)
-    found = raw.count(b",") + 1
+    found = raw.count(b",") + 1 if raw.startswith(b"[") else 0
     if found != count or count > JSON_ELEMENTS_MAX:
         most = f" and at most {JSON_ELEMENTS_MAX} as JSON" if count > JSON_ELEMENTS_MAX else ""
         raise RequestInvalid(
