@@ -29,6 +29,8 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _GONE = 499
 """Counted for callers who left; never sent. nginx's number for it."""
+_WATCH_AFTER_S = 0.05
+"""Most answers are there sooner: watching from the start would cost each of them a task of its own."""
 
 
 class EdgeEndpoint:
@@ -81,19 +83,40 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 
 async def run_unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Runs `work`; when the caller leaves first, cancels it and raises ClientDisconnect. The body has been read."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_wait_gone(request))
+    watch = _Watch(request)
+    timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, watch.begin)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.end():
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        timer.cancel()
+        watch.end()
 
 
-async def _wait_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that made it when the caller of its request leaves."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._working = asyncio.current_task()
+        self._watching: asyncio.Task[None] | None = None
+        self._is_gone = False
+
+    def begin(self) -> None:
+        self._watching = asyncio.create_task(self._wait_gone())
+
+    def end(self) -> bool:
+        """Stops to watch; True when the caller left and nobody else cancelled the task."""
+        if self._watching is not None:
+            self._watching.cancel()
+        gone, self._is_gone = self._is_gone, False
+        return gone and self._working is not None and self._working.uncancel() == 0
+
+    async def _wait_gone(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        if self._working is not None:
+            self._is_gone = self._working.cancel()
