@@ -8,7 +8,7 @@ Rules:
 - Orders from outside (a newer target, cancel, roll back, retry) interrupt a step only where the table has a row for
   them; a step that is cut off is a step that crashed, and those can be run again.
 - Where the update that is shown has ended, the row of the version that serves is walked: it is watched, healed and
-  rolled back like any other.
+  rolled back like any other. While the one that is shown is on the link or waits, only its worker's deaths count.
 - A journal that cannot be written stops the walk, never the device: what serves, serves on.
 """
 
@@ -35,6 +35,7 @@ from edgeferry.agent.machine import (
 )
 from edgeferry.agent.places import remove_traces
 from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, change, make_record, write_record_bytes
+from edgeferry.agent.settled import watch_deaths
 from edgeferry.agent.steps import STEPS
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Outcome, Tools
@@ -43,6 +44,7 @@ from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkE
 
 _LOG = logging.getLogger(__name__)
 _LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
+_LONG_STATES = _LINK_STATES | {State.WAITING}
 _FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
@@ -179,23 +181,27 @@ class Lane:
 
     async def _act(self, record: UpdateRecord) -> Outcome | None:
         """Runs the state's step; None when an order cut it off."""
-        step = asyncio.ensure_future(self._run_step(record))
+        steps = [asyncio.ensure_future(self._run_step(record))]
+        active = self._find_active()
+        if active is not None and record.state in _LONG_STATES and active.key != record.key:
+            steps.append(asyncio.ensure_future(watch_deaths(self.around.tools, active)))
         try:
             while True:
                 wake = asyncio.ensure_future(self._wake.wait())
                 try:
-                    await asyncio.wait({step, wake}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({*steps, wake}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     wake.cancel()
-                if step.done():
-                    return step.result()
+                for step in steps:
+                    if step.done():
+                        return step.result()
                 self._wake.clear()
                 if self._must_stop(record):
                     return None
         finally:
-            if not step.done():
+            for step in steps:
                 step.cancel()
-                await asyncio.wait({step})
+            await asyncio.wait(steps)
 
     async def _run_step(self, record: UpdateRecord) -> Outcome:
         """Runs the step in its turn; on the link it gives way to a more urgent update, and begins again after it."""

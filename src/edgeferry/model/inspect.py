@@ -220,6 +220,7 @@ def _make_stage(
     elif labels is not None:
         lines, where = labels, {"file": labels_file}
     draft = draft_stage(inspection.facts, lines)
+    where = where if lines or not draft.names else {"names": list(draft.names)}
     found = {"file": inspection.file_name, **draft.to_stage(), "labels": {**where, "offset": draft.offset}}
     merged = _merge(found, override)
     missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}

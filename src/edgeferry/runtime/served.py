@@ -31,7 +31,8 @@ from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
 from edgeferry.vision.image import PictureLimits, read_picture
 from edgeferry.vision.preprocess import get_enough
-from edgeferry.vision.walk import Call, Walk, require_pipeline, walk
+from edgeferry.vision.steps import Call, Walk
+from edgeferry.vision.walk import require_pipeline, walk
 from edgeferry.wire.worker_frames import Draw, GoldenInput, Terms
 
 
@@ -62,8 +63,7 @@ class ServedModel:
         self._sessions = tuple(sessions)
         self._pictures = pictures
         self._inputs = tuple(_find_input(*pair) for pair in zip(stages, sessions, strict=True))
-        first = stages[0].input
-        self._enough = get_enough(first) if pictures.scale_jpeg and first is not None else None
+        self._enough = _find_enough(stages) if pictures.scale_jpeg else None
 
     def answer(self, data: bytes | bytearray, terms: Terms, draw: Draw = "") -> ServedAnswer:
         """Decodes, fits, infers, reads the outputs, and draws if asked to.
@@ -179,6 +179,12 @@ def _read_golden(sample: GoldenInput) -> bytes:
     if len(data) != sample.golden.size:
         raise ModelUnreadable(f"expected {sample.golden.size} bytes of golden input {path.name}, found {len(data)}")
     return data
+
+
+def _find_enough(stages: Sequence[Stage]) -> tuple[int, int] | None:
+    """Pixels that suffice of a picture; None: all, where its spec says so or later stages look closer at parts of it."""
+    first = stages[0].input
+    return get_enough(first) if first is not None and first.scale_jpeg and len(stages) == 1 else None
 
 
 def _find_input(stage: Stage, session: Session) -> TensorInfo:

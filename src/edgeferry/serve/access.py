@@ -94,7 +94,7 @@ class AccessGuard:
 
 
 async def _refuse(error: EdgeferryError, scope: Scope, receive: Receive, send: Send) -> None:
-    response = make_error_response(error)
+    response = make_error_response(error, path=scope["path"])
     answer: ASGIApp = LingeringResponse(response) if is_body_left(Request(scope)) else response
     await answer(scope, receive, send)
 

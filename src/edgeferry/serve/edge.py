@@ -59,10 +59,10 @@ class EdgeEndpoint:
             return Response(status_code=_GONE)
         except EdgeferryError as error:
             _log_error(self._route, error)
-            return make_error_response(error)
+            return make_error_response(error, path=self._route)
         except Exception:  # noqa: BLE001 - the request edge: whatever nobody foresaw is answered as a defect
             _log.exception("request_failed", route=self._route)
-            return make_error_response(InvariantBroken("unexpected error in a request"))
+            return make_error_response(InvariantBroken("unexpected error in a request"), path=self._route)
 
 
 def _log_error(route: str, error: EdgeferryError) -> None:
@@ -74,9 +74,10 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself refuses (404, 405), in the shape of all errors."""
     if isinstance(error, HTTPException) and error.status_code == 405:
         refused = MethodRefused(f"expected another method than {request.method:.20} here")
-        response = make_error_response(refused, dict(error.headers or {}))
+        response = make_error_response(refused, dict(error.headers or {}), path=request.url.path)
     else:
-        response = make_error_response(NotFound(f"nothing is served at {request.url.path!r:.80}"))
+        missing = NotFound(f"nothing is served at {request.url.path!r:.80}")
+        response = make_error_response(missing, path=request.url.path)
     answer = LingeringResponse(response) if is_body_left(request) else response
     return cast("Response", answer)  # Starlette only calls it, as the ASGI application that it is
 

@@ -16,7 +16,7 @@ import msgspec
 from edgeferry import __version__
 from edgeferry.errors import EdgeferryError, Forbidden, Unauthorised
 from edgeferry.serve.edge import Handler
-from edgeferry.serve.statuses import ErrorBody, get_status
+from edgeferry.serve.statuses import get_body_type, get_status
 
 _REF_TEMPLATE = "#/components/schemas/{name}"
 JSON = "application/json"
@@ -44,7 +44,11 @@ class ApiParameter:
 
 @dataclass(frozen=True, slots=True)
 class ApiRoute:
-    """One row of the table of routes. `open`: answered without token; `takes_picture`: the body is a picture."""
+    """One row of the table of routes.
+
+    `open`: answered without token; `takes_picture`: the body is a picture; `takes`: types of which one is its JSON body;
+    `takes_binary`: the same, with raw bytes after it.
+    """
 
     method: Literal["GET", "POST"]
     path: str
@@ -54,13 +58,17 @@ class ApiRoute:
     errors: tuple[type[EdgeferryError], ...] = ()
     parameters: tuple[ApiParameter, ...] = ()
     takes_picture: bool = False
+    takes: tuple[Any, ...] = ()
+    takes_binary: bool = False
     open: bool = False
 
 
 def make_openapi(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
     """The OpenAPI 3.1 document of `routes`."""
     types = [body for route in routes for answer in route.answers for body in answer.bodies]
-    _, components = msgspec.json.schema_components([*types, ErrorBody], ref_template=_REF_TEMPLATE)
+    types += [taken for route in routes for taken in route.takes]
+    types += {get_body_type(route.path): None for route in routes}
+    _, components = msgspec.json.schema_components(types, ref_template=_REF_TEMPLATE)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _make_operation(route)
@@ -91,9 +99,18 @@ def _make_operation(route: ApiRoute) -> dict[str, Any]:
         picture = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
         content = {"application/octet-stream": picture, "image/*": picture}
         operation["requestBody"] = {"required": True, "content": content}
+    if route.takes:
+        operation["requestBody"] = {"required": True, "content": _make_taken(route)}
     if not route.open:
         operation["security"] = [{}, *({scheme: []} for scheme in _SECURITY_SCHEMES)]
     return operation
+
+
+def _make_taken(route: ApiRoute) -> dict[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": _make_any_of(route.takes)}}
+    if route.takes_binary:
+        content["application/octet-stream"] = {"schema": {"type": "string", "contentMediaType": JSON}}
+    return content
 
 
 def _make_path_parameters(path: str) -> list[dict[str, Any]]:
@@ -124,7 +141,11 @@ def _make_schema(answer: ApiAnswer, media_type: str) -> dict[str, Any]:
         return {"type": "string"}
     if not answer.bodies:
         return {"type": "object"}
-    schemas, _ = msgspec.json.schema_components(answer.bodies, ref_template=_REF_TEMPLATE)
+    return _make_any_of(answer.bodies)
+
+
+def _make_any_of(types: tuple[Any, ...]) -> dict[str, Any]:
+    schemas, _ = msgspec.json.schema_components(types, ref_template=_REF_TEMPLATE)
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
 
 
@@ -133,7 +154,7 @@ def _make_error_responses(route: ApiRoute) -> dict[str, Any]:
     codes: dict[int, list[str]] = {}
     for error in (*route.errors, *guards):
         codes.setdefault(get_status(error), []).append(error.code)
-    schema = {"$ref": _REF_TEMPLATE.format(name="ErrorBody")}
+    schema = {"$ref": _REF_TEMPLATE.format(name=get_body_type(route.path).__name__)}
     return {
         str(status): {"description": ", ".join(found), "content": {JSON: {"schema": schema}}}
         for status, found in sorted(codes.items())

@@ -62,7 +62,12 @@ def make_input(picture: Picture, spec: InputSpec) -> tuple[Tensor, Placement]:
         The tensor, [1, h, w, c] or [1, c, h, w] as `spec.layout` says, of dtype `spec.dtype`; and the Placement.
     """
     pixels, placement = _FITS[spec.fit](picture, spec)
-    return _normalise(_recolour(pixels, spec), spec), replace(placement, pixels=picture.pixels)
+    return make_tensor(pixels, spec), replace(placement, pixels=picture.pixels)
+
+
+def make_tensor(pixels: Pixels, spec: InputSpec) -> Tensor:
+    """Pixels [height, width, 3] of the input's size -> the tensor that `make_input` describes."""
+    return _normalise(_recolour(pixels, spec), spec)
 
 
 def make_size_input(picture: Picture) -> NDArray[np.float32]:

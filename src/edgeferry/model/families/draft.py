@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from edgeferry.model.facts import ModelFacts, TensorFacts
 from edgeferry.model.labels import is_placeholder
+from edgeferry.model.spec import Colour, Fit
 
 DTYPES = ("uint8", "int8", "float16", "float32")
 NO_LABELS = "the model carries no labels: add them with --labels FILE, or as labels.names"
@@ -30,6 +31,8 @@ class Draft:
     input: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
     thresholds: dict[str, object] = field(default_factory=dict)
+    names: Sequence[str] = ()
+    """Labels that the family itself has, for a model and an operator that name none."""
     offset: int = 0
     notes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -110,7 +113,38 @@ def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) ->
             draft.missing["input.quant_scale"] = "the int8 input carries no quantisation"
 
 
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How the authors of a family feed it; `value = (pixel - mean) / std` in every channel."""
+
+    authors: str
+    fit: Fit
+    colour: Colour = "rgb"
+    mean: float = 0.0
+    std: float = 255.0
+    pad: int = 0
+
+
+def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
+    """Fills the input of a detector that is recognised by its outputs, and says in a note how it is fed."""
+    draft.stage["task"] = "detection"
+    fill_tensor(find_picture(facts), facts, draft)
+    draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit, "pad": fed.pad}
+    around = f" on grey {fed.pad}" if fed.fit.startswith("letterbox") else ""
+    draft.notes.append(
+        f"recognised by its outputs as {fed.authors} publish it, and fed so: {fed.fit}{around}, {fed.colour}, "
+        f"(pixel - {fed.mean:g}) / {fed.std:g}; say what differs"
+    )
+
+
 # --- labels -----------------------------------------------------------------------------------------------------------
+def name_classes(draft: Draft, *names: str) -> None:
+    """Of a family whose classes are always the same: its names stand where the model and the operator give none."""
+    if not draft.labels:
+        draft.names = names
+        draft.notes.append(f"labels.names: {', '.join(names)}, as the family has them")
+
+
 def fit_labels(draft: Draft, classes: int | None) -> None:
     """Sets the offset by the rule above, or says what is missing."""
     lines = draft.labels

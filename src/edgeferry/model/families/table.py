@@ -15,13 +15,21 @@ from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.classification import draft_classification
 from edgeferry.model.families.declared import draft_declared
 from edgeferry.model.families.draft import NO_LABELS, Draft, fill_picture
+from edgeferry.model.families.fastestdet import draft_fastestdet
+from edgeferry.model.families.hand import draft_gesture, draft_hand_landmarks, draft_palm
 from edgeferry.model.families.ssd import draft_ssd
 from edgeferry.model.families.tiny_yolov3 import draft_tiny_yolov3
+from edgeferry.model.families.yolox import draft_yolox
 
 RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
     draft_declared,
     draft_ssd,
     draft_tiny_yolov3,
+    draft_yolox,
+    draft_fastestdet,
+    draft_palm,
+    draft_hand_landmarks,
+    draft_gesture,
     draft_classification,
 )
 

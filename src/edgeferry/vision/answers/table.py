@@ -14,9 +14,14 @@ from edgeferry.model.spec import Stage
 from edgeferry.vision.answer import Answer
 from edgeferry.vision.answers.classification import decode_classification
 from edgeferry.vision.answers.ef_detector import decode_ef_detector
+from edgeferry.vision.answers.fastestdet import decode_fastestdet
+from edgeferry.vision.answers.gesture import decode_gesture
+from edgeferry.vision.answers.hand_landmarks import decode_hand_landmarks
 from edgeferry.vision.answers.objects import Outputs
+from edgeferry.vision.answers.palm import decode_palm
 from edgeferry.vision.answers.ssd import decode_ssd
 from edgeferry.vision.answers.tiny_yolov3 import decode_tiny_yolov3
+from edgeferry.vision.answers.yolox import decode_yolox
 from edgeferry.vision.preprocess import Placement
 
 Family = Callable[[Stage, Outputs, Placement, tuple[str, ...]], Answer]
@@ -25,7 +30,12 @@ FAMILIES: dict[str, Family] = {
     "classification": decode_classification,
     "ssd": decode_ssd,
     "tiny_yolov3": decode_tiny_yolov3,
+    "yolox": decode_yolox,
+    "fastestdet": decode_fastestdet,
     "ef_detector": decode_ef_detector,
+    "palm": decode_palm,
+    "hand_landmarks": decode_hand_landmarks,
+    "gesture": decode_gesture,
 }
 
 
