@@ -117,6 +117,9 @@ def test_third_party_models_either_give_a_spec_or_name_what_is_missing(shared_mo
             assert all(field in error.message for field in inspection.missing)
     assert told == {
         "ssd_mobilenet_v1_1_metadata_1", "mobilenet_v1_0.25_128_quant", "mobilenet_v2_1.0_224_quant", "v2",
+        "palm_detection_lite", "hand_landmark_lite", "face_detection_short_range", "version-RFB-320",
+        "v1", "movenet_single_pose_lightning_ptq", "deeplabv3_mnv2_dm05_pascal_quant", "selfie_segmentation",
+        "super_resolution",
     }  # fmt: skip
 
 

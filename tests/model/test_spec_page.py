@@ -81,10 +81,22 @@ def test_the_example_for_a_detector_like_ours_makes_a_spec(make_onnx: Maker) -> 
     assert stage.labels == LabelSpec(names=("worker", "no_helmet", "fire"))
 
 
+def test_the_example_for_segmentation_makes_a_spec(make_onnx: Maker) -> None:
+    data = make_onnx(outputs=[("logits", TensorProto.FLOAT, (1, 3, None, None))])
+    (stage,) = _make(5, "m.onnx", data).stages
+    assert (stage.task, stage.answer.family, stage.labels.names[1]) == ("segmentation", "class_map", "road")
+
+
+@pytest.mark.needs_shared
+def test_the_example_for_background_removal_is_all_that_selfie_segmentation_needs(shared_models: Path) -> None:
+    (stage,) = _make(6, "m.tflite", (shared_models / "segmentation" / "selfie_segmentation.tflite").read_bytes()).stages
+    assert (stage.task, stage.answer.family, stage.labels.names) == ("image", "probability_mask", ("person",))
+
+
 def test_the_example_for_a_pipeline_makes_two_stages(demo_models: Path) -> None:
     data = (demo_models / "detector" / "1.0.0" / "detector.onnx").read_bytes()
-    assert [stage.task for stage in _make(5, "detector.onnx", data).stages] == ["detection", "classification"]
+    assert [stage.task for stage in _make(7, "detector.onnx", data).stages] == ["detection", "classification"]
 
 
 def test_every_example_is_tested() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 8

@@ -23,7 +23,9 @@ from edgeferry.vision.image import PictureLimits
 from edgeferry.wire.worker_frames import Terms
 
 Box = tuple[float, float, float, float]
-PICTURES = PictureSettings(PictureLimits(), scale_jpeg=False)
+PICTURES = PictureSettings(PictureLimits())
+ALL_PIXELS = {"scale_jpeg": False}
+"""Oracles see all of a photo."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,18 @@ class Seen:
     points: tuple[tuple[float, float], ...] = ()
 
 
-def make_model_spec(model: Path, labels: Path | None, overrides: Mapping[str, object]) -> ModelSpec:
+def make_model_spec(model: Path, labels: Path | None, overrides: Mapping[str, Mapping[str, object]]) -> ModelSpec:
     """The spec as `publish --labels` makes it."""
     lines = read_labels(labels.read_bytes()) if labels else None
     return make_spec(
         inspect_model(model.name, model.read_bytes()),
         labels=lines,
         labels_file=labels.name if labels else "",
-        overrides=overrides,
+        overrides={**overrides, "input": ALL_PIXELS | dict(overrides.get("input", {}))},
     )
 
 
-def answer_photo(model: Path, photo: Path, *, labels: Path | None = None, **overrides: object) -> Answer:
+def answer_photo(model: Path, photo: Path, *, labels: Path | None = None, **overrides: Mapping[str, object]) -> Answer:
     """The answer of `model` to `photo`; `overrides` are fields of a spec file."""
     spec = make_model_spec(model, labels, overrides)
     files = {model.name: model} | ({labels.name: labels} if labels else {})

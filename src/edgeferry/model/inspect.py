@@ -212,7 +212,8 @@ def _make_stage(
     said = override.get("labels")
     names = said.get("names") if isinstance(said, Mapping) else None
     wanted = said.get("file", labels_file) if isinstance(said, Mapping) else labels_file
-    lines, where = inspection.labels, {"packed": inspection.labels_source} if inspection.labels_source else {}
+    lines = inspection.labels
+    where: dict[str, object] = {"packed": inspection.labels_source} if inspection.labels_source else {}
     if wanted != labels_file:
         raise ConfigInvalid(f"expected the label file {wanted!r:.80}, which the spec names, among the files given")
     if isinstance(names, list):

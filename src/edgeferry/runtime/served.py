@@ -182,9 +182,13 @@ def _read_golden(sample: GoldenInput) -> bytes:
 
 
 def _find_enough(stages: Sequence[Stage]) -> tuple[int, int] | None:
-    """Pixels that suffice of a picture; None: all, where its spec says so or later stages look closer at parts of it."""
+    """Pixels that suffice of a picture; None: all, where its spec says so, or where more than the input looks at them.
+
+    Later stages look closer at parts of it, and a made picture has all pixels of the given one.
+    """
     first = stages[0].input
-    return get_enough(first) if first is not None and first.scale_jpeg and len(stages) == 1 else None
+    suffices = first is not None and first.scale_jpeg and len(stages) == 1 and stages[0].task != "image"
+    return get_enough(first) if first is not None and suffices else None
 
 
 def _find_input(stage: Stage, session: Session) -> TensorInfo:

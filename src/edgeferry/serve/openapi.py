@@ -46,8 +46,8 @@ class ApiParameter:
 class ApiRoute:
     """One row of the table of routes.
 
-    `open`: answered without token; `takes_picture`: the body is a picture; `takes`: types of which one is its JSON body;
-    `takes_binary`: the same, with raw bytes after it.
+    `open`: answered without token; `takes_picture`: the body is a picture; `takes`: types of which one is its JSON
+    body; `takes_binary`: the same, with raw bytes after it.
     """
 
     method: Literal["GET", "POST"]

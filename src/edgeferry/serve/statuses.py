@@ -4,8 +4,9 @@ What this file leaves to others: where errors are caught (`edge.py`).
 
 Rules:
 - The nearest class in STATUSES decides: a leaf before its branch. Every branch has a row, every RequestError leaf too.
-- The body is `{"error": {"code", "message", "advice"}}`; below a path of BODIES it is what its clients know. Only messages written for callers leave the device: those of
-  RequestError, ProtocolError and NameInvalid. All others may name files, so their message stays in the log.
+- The body is `{"error": {"code", "message", "advice"}}`; below a path of BODIES it is what its clients know.
+- Only messages written for callers leave the device: those of RequestError, ProtocolError and NameInvalid. All others
+  may name files, so their message stays in the log.
 - Every 503 says when to come again.
 """
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import msgspec
 
+from edgeferry.model.labels import is_placeholder
+
 Box = tuple[float, float, float, float]
 """(top, left, bottom, right), each 0..1 of the upright picture."""
 
@@ -50,11 +52,12 @@ class FoundObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class MaskClass(msgspec.Struct, frozen=True, kw_only=True):
-    """One class of a mask and its `share` of all pixels, 0..1."""
+    """One class of a mask, its `share` of all pixels, 0..1, and the `box` that its pixels span."""
 
     class_index: int
     label: str
     share: float
+    box: Box
 
 
 class ClassificationAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="classification"):
@@ -111,6 +114,17 @@ class PictureAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task",
 Answer = ClassificationAnswer | DetectionAnswer | PoseAnswer | LandmarksAnswer | SegmentationAnswer | PictureAnswer
 
 ObjectsAnswer = DetectionAnswer | PoseAnswer | LandmarksAnswer
+
+
+LEAST_SHARE = 0.01
+"""Of a mask: a class on fewer of its pixels is specks."""
+
+
+def list_regions(answer: Answer) -> tuple[MaskClass, ...]:
+    """What a mask shows: its classes but the background, from `LEAST_SHARE` on; none where the answer is no mask."""
+    if not isinstance(answer, SegmentationAnswer):
+        return ()
+    return tuple(one for one in answer.classes if one.share >= LEAST_SHARE and not is_placeholder(one.label))
 
 
 def list_objects(answer: Answer) -> tuple[FoundObject, ...]:

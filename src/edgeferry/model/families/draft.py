@@ -11,7 +11,7 @@ one stands for nothing (`???`, `background`). Anything else is for the operator 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeferry.model.facts import ModelFacts, TensorFacts
@@ -24,7 +24,10 @@ NO_LABELS = "the model carries no labels: add them with --labels FILE, or as lab
 
 @dataclass(slots=True)
 class Draft:
-    """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied."""
+    """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied.
+
+    `names`: the labels of a published model, for where neither the file nor the operator has any.
+    """
 
     labels: Sequence[str]
     stage: dict[str, object] = field(default_factory=dict)
@@ -36,6 +39,16 @@ class Draft:
     offset: int = 0
     notes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    def fill_published(self, fields: Mapping[str, object], why: str) -> None:
+        """Fills those fields of the input that are not known yet as a recognised model is published."""
+        taken = [name for name in fields if name not in self.input]
+        for name in taken:
+            self.input[name] = fields[name]
+            self.missing.pop(f"input.{name}", None)
+        if taken:
+            self.notes.append(f"{', '.join(f'input.{name}' for name in taken)}: {why}")
 
     def to_stage(self) -> dict[str, object]:
         """The fields found, as in a spec TOML; labels are added by who knows where they lie."""
@@ -115,9 +128,9 @@ def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) ->
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """How the authors of a family feed it; `value = (pixel - mean) / std` in every channel."""
+    """How a model is fed by its authors; `value = (pixel - mean) / std` in every channel."""
 
-    authors: str
+    model: str
     fit: Fit
     colour: Colour = "rgb"
     mean: float = 0.0
@@ -132,7 +145,7 @@ def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
     draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit, "pad": fed.pad}
     around = f" on grey {fed.pad}" if fed.fit.startswith("letterbox") else ""
     draft.notes.append(
-        f"recognised by its outputs as {fed.authors} publish it, and fed so: {fed.fit}{around}, {fed.colour}, "
+        f"recognised by its outputs, and fed as {fed.model} is published: {fed.fit}{around}, {fed.colour}, "
         f"(pixel - {fed.mean:g}) / {fed.std:g}; say what differs"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels
 
-_FED = Published("the authors of FastestDet", fit="stretch", colour="bgr")
+_FED = Published("FastestDet", fit="stretch", colour="bgr")
 _STRIDE = 16
 
 

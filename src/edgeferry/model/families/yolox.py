@@ -8,7 +8,7 @@ from __future__ import annotations
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels
 
-_FED = Published("the authors of YOLOX (since 0.2)", fit="letterbox_top_left", colour="bgr", std=1.0, pad=114)
+_FED = Published("YOLOX (since 0.2)", fit="letterbox_top_left", colour="bgr", std=1.0, pad=114)
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
 
 
