@@ -26,7 +26,7 @@ from edgeferry import errors
 from edgeferry.errors import RequestInvalid
 from edgeferry.serve.access import Access, AccessGuard
 from edgeferry.serve.body import BodyLimits, open_body, require_raw_picture
-from edgeferry.serve.edge import EdgeEndpoint, answer_http_exception, run_unless_gone
+from edgeferry.serve.edge import DirectRoutes, EdgeEndpoint, answer_http_exception, run_unless_gone
 from edgeferry.serve.formats.classic import make_classic
 from edgeferry.serve.formats.lva import LvaAnswer, make_lva
 from edgeferry.serve.formats.predict import PredictAnswer, make_predict
@@ -72,12 +72,11 @@ def make_app(slots: Slots, device: DevicePort | None = None, settings: ApiSettin
     """The API over `slots` as an ASGI application; `device` adds the agent's view to `/metrics`."""
     settings = settings or ApiSettings()
     api = Api(slots, device, settings)
+    endpoints = {(row.method, row.path): EdgeEndpoint(row.path, row.handler, api.metrics) for row in api.get_routes()}
+    direct = {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]}
     app = Starlette(
-        routes=[
-            Route(row.path, EdgeEndpoint(row.path, row.handler, api.metrics), methods=[row.method])
-            for row in api.get_routes()
-        ],
-        middleware=[Middleware(AccessGuard, settings.access)],
+        routes=[Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()],
+        middleware=[Middleware(AccessGuard, settings.access), Middleware(DirectRoutes, direct)],
         exception_handlers={HTTPException: answer_http_exception},
     )
     app.router.redirect_slashes = False

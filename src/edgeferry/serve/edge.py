@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -63,6 +63,19 @@ class EdgeEndpoint:
         except Exception:  # noqa: BLE001 - the request edge: whatever nobody foresaw is answered as a defect
             _log.exception("request_failed", route=self._route)
             return make_error_response(InvariantBroken("unexpected error in a request"), path=self._route)
+
+
+class DirectRoutes:
+    """ASGI middleware: endpoints that need no pattern to be found, by method and path; all others go on to `app`."""
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        endpoint = self._endpoints.get((scope.get("method", ""), scope.get("path", "")), self._app)
+        await endpoint(scope, receive, send)
 
 
 def _log_error(route: str, error: EdgeferryError) -> None:
