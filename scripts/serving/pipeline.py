@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from edgeferry.runtime.served import PictureSettings, ServedModel, load_served, 
 from edgeferry.runtime.session import EngineSettings
 from edgeferry.serve.formats.score import make_score
 from edgeferry.vision.image import PictureLimits
+from edgeferry.vision.preprocess import get_enough
 from edgeferry.wire.worker_frames import Terms
 
 VARIABLE = "SERVED_MODEL"
@@ -26,10 +28,12 @@ CALLERS = 2
 class Pipeline:
     """A loaded model; may be called from several threads."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        folder = folder or Path(os.environ[VARIABLE])
+    def __init__(self, *, scale_jpeg: bool = True) -> None:
+        folder = Path(os.environ[VARIABLE])
         spec = msgspec.json.decode((folder / "spec.json").read_bytes(), type=ModelSpec)
-        engine, pictures = EngineSettings(threads=1, concurrency=CALLERS), PictureSettings(PictureLimits())
+        engine, pictures = EngineSettings(threads=1, concurrency=CALLERS), PictureSettings(PictureLimits(), scale_jpeg)
+        first = spec.stages[0].input
+        self.enough = get_enough(first) if first is not None else None
         self._model: ServedModel = load_served(folder, spec, engine, pictures)
         self._terms: Terms = make_terms(folder, spec)
 
@@ -37,6 +41,6 @@ class Pipeline:
         """JSON of what was found."""
         return msgspec.json.encode(make_score(self._model.answer(picture, self._terms).answer))
 
-    def find(self, picture: bytes) -> object:
+    def find(self, picture: bytes) -> Any:
         """The same as plain values, for peers that make JSON themselves."""
         return json.loads(self(picture))
