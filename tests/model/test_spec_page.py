@@ -11,10 +11,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto
 
-from edgeferry.model.inspect import inspect_model, make_spec
+from edgeferry.model.bundle_spec import make_bundle_spec
+from edgeferry.model.inspect import inspect_model, load_labels, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, Stage, Thresholds, read_spec_toml
 from edgeferry.vision.answers.table import FAMILIES
+from edgeferry.vision.walk import PIPELINES
 
 Maker = Callable[..., bytes]
 PAGE = (Path(__file__).parents[2] / "docs" / "formats" / "spec.md").read_text()
@@ -93,9 +95,20 @@ def test_the_example_for_background_removal_is_all_that_selfie_segmentation_need
     assert (stage.task, stage.answer.family, stage.labels.names) == ("image", "probability_mask", ("person",))
 
 
-def test_the_example_for_a_pipeline_makes_two_stages(demo_models: Path) -> None:
-    data = (demo_models / "detector" / "1.0.0" / "detector.onnx").read_bytes()
-    assert [stage.task for stage in _make(7, "detector.onnx", data).stages] == ["detection", "classification"]
+@pytest.mark.needs_shared
+def test_the_example_for_a_pipeline_is_all_that_the_hand_models_need(shared_models: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (shared_models / "hand").iterdir()}
+    spec = make_bundle_spec(files, files.__getitem__, read_spec_toml(EXAMPLES[7]))
+    assert [(stage.task, stage.answer.family) for stage in spec.stages] == [
+        ("detection", "palm"), ("landmarks", "hand_landmarks"), ("classification", "gesture"),
+    ]  # fmt: skip
+    assert load_labels(spec.stages[2], files.__getitem__) == ("Open", "Close", "Pointer", "OK")
+
+
+def test_the_page_names_every_pipeline() -> None:
+    section = PAGE.partition("## Pipelines")[2]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)+) \|", section, re.MULTILINE)
+    assert {tuple(re.findall(r"\w+", row)) for row in rows} == set(PIPELINES)
 
 
 def test_every_example_is_tested() -> None:

@@ -1,13 +1,13 @@
 """Models from a person's disk, without any hub: a model file, a folder, or a bundle ZIP becomes a version to serve.
 
-What this file leaves to others: what the model file tells (`model/inspect.py`), unpacking (`storage/classic.py`).
+What this file leaves to others: what model files tell (`model/bundle_spec.py`), unpacking (`storage/classic.py`).
 
 Rules:
 - Nothing is guessed in silence: what the model and the given files leave open is SpecIncomplete; it says what to add.
 - The person's files are read where they lie and never written to; a ZIP is unpacked into a temporary folder that goes
   with the block.
 - A folder with a manifest (as the device's repository has them) is the version its manifest says. Anything else is
-  named after its file, and its version is the start of the model's SHA-256.
+  named after its file, and its version is the start of the model's SHA-256 (of several models, of theirs together).
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from tempfile import TemporaryDirectory
 import msgspec
 
 from edgeferry.errors import ConfigInvalid
-from edgeferry.model.bundle import MODEL_SUFFIXES, BundleLimits, find_label_file, find_model_file
-from edgeferry.model.inspect import inspect_model, make_bundle_spec, make_spec
+from edgeferry.model.bundle import MODEL_SUFFIXES, BundleLimits, find_model_file
+from edgeferry.model.bundle_spec import make_bundle_spec
+from edgeferry.model.digest import Digest
+from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.labels import LABELS_MAX_BYTES, read_labels
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
 from edgeferry.model.spec import LabelSpec, ModelSpec, Stage, read_spec_toml
 from edgeferry.model.stored import StoredVersion
-from edgeferry.storage.classic import unpack_classic
+from edgeferry.storage.classic import read_part, unpack_classic
 from edgeferry.storage.files import hash_file, open_mapped, read_bounded
 from edgeferry.storage.versions import MANIFEST_FILE
 
-_MODEL_MAX_BYTES = 2 << 30
 _SPEC_MAX_BYTES = 1 << 20
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
 
@@ -88,35 +89,33 @@ def _read_files(
     folder: Path, names: Sequence[str], model: str, labels: Path | None, spec: Path | None
 ) -> StoredVersion:
     """A version of the files `names` in `folder`; a lone file that is no model is refused by name."""
-    model_file = find_model_file(names) if len(names) > 1 else names[0] if names else ""
-    if not model_file.lower().endswith(MODEL_SUFFIXES):
-        raise ConfigInvalid(f"expected a model file ({', '.join(MODEL_SUFFIXES)}) or a ZIP, found {model_file!r:.80}")
-    if labels or spec:
-        made = _make_given_spec(folder, names, model_file, labels, spec)
+    if len(names) < 2 and not "".join(names).lower().endswith(MODEL_SUFFIXES):
+        found = "".join(names)
+        raise ConfigInvalid(f"expected a model file ({', '.join(MODEL_SUFFIXES)}) or a ZIP, found {found!r:.80}")
+    overrides = read_spec_toml(read_bounded(spec, _SPEC_MAX_BYTES).decode("utf-8", "replace")) if spec else None
+    if labels:
+        made = _make_labelled_spec(folder, find_model_file(names), labels, overrides or {})
     else:
-        made = make_bundle_spec(names, lambda file: read_bounded(folder / file, _MODEL_MAX_BYTES))
-    digest = hash_file(folder / model_file).get_digest()
+        made = make_bundle_spec(names, lambda name: read_part(folder / name), overrides)
+    digest = _hash_models(folder, made)
     return StoredVersion(model, digest.hex[:12], f"{digest}:{model}", folder, made)
 
 
-def _make_given_spec(
-    folder: Path, names: Sequence[str], model_file: str, labels: Path | None, spec: Path | None
-) -> ModelSpec:
-    """The spec with what the person gave beside the model; their labels travel inside the spec, wherever they lie."""
-    overrides: Mapping[str, object] = {}
-    if spec is not None:
-        overrides = read_spec_toml(read_bounded(spec, _SPEC_MAX_BYTES).decode("utf-8", "replace"))
-    beside = find_label_file(names)
-    label_path = labels or (folder / beside if beside else None)
-    lines = read_labels(read_bounded(label_path, LABELS_MAX_BYTES)) if label_path else None
-    labels_file = label_path.name if label_path else ""
+def _hash_models(folder: Path, spec: ModelSpec) -> Digest:
+    digests = [hash_file(folder / stage.file).get_digest() for stage in spec.stages]
+    return digests[0] if len(digests) == 1 else Digest.of("\n".join(map(str, digests)).encode())
+
+
+def _make_labelled_spec(folder: Path, model_file: str, labels: Path, overrides: Mapping[str, object]) -> ModelSpec:
+    """The spec with the person's labels, which travel inside it, wherever they lie."""
+    lines = read_labels(read_bounded(labels, LABELS_MAX_BYTES))
     with open_mapped(folder / model_file) as data:
         inspection = inspect_model(model_file, data)
-        made = make_spec(inspection, labels=lines, labels_file=labels_file, overrides=overrides)
-    return ModelSpec(stages=tuple(_inline_labels(stage, labels_file, lines) for stage in made.stages))
+        made = make_spec(inspection, labels=lines, labels_file=labels.name, overrides=overrides)
+    return ModelSpec(stages=tuple(_inline_labels(stage, labels.name, lines) for stage in made.stages))
 
 
-def _inline_labels(stage: Stage, labels_file: str, lines: tuple[str, ...] | None) -> Stage:
-    if lines is None or not labels_file or stage.labels.file != labels_file:
+def _inline_labels(stage: Stage, labels_file: str, lines: tuple[str, ...]) -> Stage:
+    if stage.labels.file != labels_file:
         return stage
     return msgspec.structs.replace(stage, labels=LabelSpec(names=lines, offset=stage.labels.offset))

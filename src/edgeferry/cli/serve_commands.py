@@ -51,6 +51,7 @@ _EXISTING = click.Path(path_type=Path)
 )
 @click.option("--allow-networks", default="", metavar="CIDR,...", help="Networks that may call, e.g. 192.168.1.0/24.")
 @click.option("--default-model", default="", metavar="NAME", help="The model that answers /score among several.")
+@click.option("--picture-hosts", default="", metavar="HOST,...", help="Hosts that POST /url may fetch pictures from.")
 @click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
 )
@@ -89,6 +90,7 @@ class ServeOptions:
     host: str
     port: int
     default_model: str
+    picture_hosts: str
     as_json: bool
 
 
@@ -99,7 +101,14 @@ async def _serve(versions: Sequence[StoredVersion], options: ServeOptions) -> No
         if this_task is not None:
             asyncio.get_running_loop().add_signal_handler(number, this_task.cancel)
     settings = ApiSettings(access=options.access)
-    opened = serve_models(versions, options.host, options.port, settings=settings, default_model=options.default_model)
+    opened = serve_models(
+        versions,
+        options.host,
+        options.port,
+        settings=settings,
+        default_model=options.default_model,
+        picture_hosts=options.picture_hosts.split(","),
+    )
     async with opened as address:
         click.echo(_describe_json(address, versions) if options.as_json else _describe(address, versions, options))
         sys.stdout.flush()

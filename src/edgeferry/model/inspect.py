@@ -13,20 +13,20 @@ Rules:
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from edgeferry.errors import BundleError, ConfigInvalid, ManifestInvalid, ModelUnreadable, SpecIncomplete
-from edgeferry.model.bundle import SPEC_FILE, find_label_file, find_model_file
+from edgeferry.model.bundle import SPEC_FILE, find_label_file
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.declared import LABELS_KEY
 from edgeferry.model.families.table import draft_stage
 from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels
-from edgeferry.model.spec import SPEC_MAX_CHARS, ModelSpec, Stage, check_spec, read_spec_toml
+from edgeferry.model.spec import ModelSpec, Stage, check_spec
 
 _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
 
@@ -89,52 +89,21 @@ def make_spec(
         inspection: of the model file.
         labels: lines of the label file, when there is one; they count before packed labels.
         labels_file: its name in the bundle.
-        overrides: fields of one Stage, or `stages`: a list of them, of which the one that names this file is filled.
+        overrides: fields of one Stage (of several stages each is made on its own: `bundle_spec.py`).
 
     Raises:
         SpecIncomplete: fields that cannot be known; the message names each and says how to add it.
         ConfigInvalid: an override that is no field of a spec, or has a value that it cannot have.
     """
-    stages = _list_stages(inspection.file_name, overrides or {})
-    for stage in stages:
-        _check_names(stage, Stage)
-    made = tuple(
-        _make_stage(inspection, stage, labels, labels_file)
-        if stage.get("file", inspection.file_name) == inspection.file_name
-        else _convert_stage(stage)
-        for stage in stages
-    )
+    overrides = overrides or {}
+    _check_names(overrides, Stage)
+    if overrides.get("file", inspection.file_name) != inspection.file_name:
+        raise ConfigInvalid(f"expected a spec of {inspection.file_name!r:.80}, found one of {overrides['file']!r:.80}")
+    stage = _make_stage(inspection, overrides, labels, labels_file)
     try:
-        return check_spec(ModelSpec(stages=made))
+        return check_spec(ModelSpec(stages=(stage,)))
     except ManifestInvalid as error:
         raise ConfigInvalid(f"{inspection.file_name}: {error.message}") from error
-
-
-def make_bundle_spec(names: Iterable[str], folder_read: Callable[[str], ModelBytes]) -> ModelSpec:
-    """Makes the spec of a bundle of loose files, as a classic ZIP holds them: model, labels, and a spec.toml if needed.
-
-    Args:
-        names: of the files.
-        folder_read: bytes of a file of the bundle, by name.
-
-    Raises:
-        BundleIncomplete: no model, several models, or several label files that may be meant.
-        BundleUnreadable, BundleTooLarge: the label file is no text, or far too long.
-        ModelUnreadable, SpecIncomplete, ConfigInvalid: as inspect_model and make_spec.
-    """
-    names = sorted(names)
-    model_file = find_model_file(names)
-    overrides = _read_overrides(folder_read(SPEC_FILE)) if SPEC_FILE in names else {}
-    said = overrides.get("labels")
-    wanted = said.get("file") if isinstance(said, Mapping) else None
-    labels_file = wanted if isinstance(wanted, str) and wanted in names else find_label_file(names)
-    labels = read_labels(bytes(folder_read(labels_file))) if labels_file else None
-    inspection = inspect_model(model_file, folder_read(model_file))
-    return make_spec(inspection, labels=labels, labels_file=labels_file or "", overrides=overrides)
-
-
-def _read_overrides(data: ModelBytes) -> dict[str, object]:
-    return read_spec_toml(bytes(data[: 2 * SPEC_MAX_CHARS]).decode("utf-8", "replace"))
 
 
 def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str, ...]:
@@ -183,18 +152,6 @@ def _read_packed_labels(facts: ModelFacts | None, view: memoryview, source: str)
 
 
 # --- found, labels and overrides --------------------------------------------------------------------------------------
-def _list_stages(file_name: str, overrides: Mapping[str, object]) -> Sequence[Mapping[str, object]]:
-    """The stages that the overrides speak of; without `stages` they are the fields of the only one."""
-    stages = overrides.get("stages", [overrides])
-    if "stages" in overrides and len(overrides) > 1:
-        raise ConfigInvalid("expected either [[stages]] or the fields of one stage in the spec file, found both")
-    if not isinstance(stages, list) or not stages or not all(isinstance(stage, Mapping) for stage in stages):
-        raise ConfigInvalid("expected [[stages]] as a list of tables in the spec file")
-    if not any(stage.get("file", file_name) == file_name for stage in stages):
-        raise ConfigInvalid(f"expected a stage for {file_name!r:.80} in the spec file, found none")
-    return stages
-
-
 def _check_names(override: Mapping[str, object], kind: type[msgspec.Struct], path: str = "") -> None:
     """Refuses a field that no spec has before anything is called missing: a slip of the pen should be told as one."""
     fields = {each.name: each.type for each in msgspec.structs.fields(kind)}

@@ -27,6 +27,7 @@ from edgeferry.runtime.frame_socket import FrameSocket
 from edgeferry.runtime.spawn import Spawned
 from edgeferry.wire.worker_frames import (
     Ask,
+    AskTensors,
     Begin,
     Cancel,
     Failed,
@@ -41,6 +42,7 @@ UNSENT_MAX_BYTES = 256 << 20
 _LEAVES = {leaf.code: leaf for leaf in find_leaves()}
 
 Answer = tuple[Reply, bytes]
+Body = bytes | bytearray | memoryview
 
 
 class Line:
@@ -71,7 +73,7 @@ class Line:
         self._last_id += 1
         return self._last_id
 
-    def ask(self, request: Begin | Prove | Ask, body: bytes = b"") -> asyncio.Future[Answer]:
+    def ask(self, request: Begin | Prove | Ask | AskTensors, body: Body = b"") -> asyncio.Future[Answer]:
         """Sends a request now; the future holds its reply and the reply's body.
 
         Raises:

@@ -51,6 +51,10 @@ class LitertSession:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `Session.run`."""
+        return {name: self._dequantisers[name](stored) for name, stored in self.run_raw(inputs).items()}
+
+    def run_raw(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Session.run_raw`."""
         interpreter = self._pool.get()
         try:
             return self._run_on(interpreter, inputs)
@@ -71,10 +75,7 @@ class LitertSession:
         for name, value in inputs.items():
             interpreter.set_tensor(self._input_details[name]["index"], value)
         interpreter.invoke()
-        return {
-            name: self._dequantisers[name](interpreter.get_tensor(detail["index"]))
-            for name, detail in self._output_details.items()
-        }
+        return {name: interpreter.get_tensor(detail["index"]) for name, detail in self._output_details.items()}
 
 
 def open_litert(path: Path, settings: EngineSettings) -> Session:

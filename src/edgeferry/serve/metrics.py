@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from edgeferry.serve.infer import Inference
 from edgeferry.serve.ports import DevicePort
 from edgeferry.serve.slots import Slots
+from edgeferry.serve.v2_infer import TensorInference
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELLED_MAX = 256
@@ -56,8 +57,8 @@ class Metrics:
         requests.inc()
         seconds.observe(duration_s)
 
-    def count_inference(self, inference: Inference) -> None:
-        """Counts one answered picture."""
+    def count_inference(self, inference: Inference | TensorInference) -> None:
+        """Counts one answered picture, or set of tensors."""
         version = inference.version
         self._inference_histogram(version.model, version.version).observe(inference.total_ms / 1000)
 

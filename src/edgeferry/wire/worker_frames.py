@@ -1,7 +1,8 @@
 """worker_frames: what the device's main process and a worker say to each other, and how it lies on the socket pair.
 
 A frame is 8 bytes (header length, body length; big-endian uint32), the header (msgpack of one message), the body (bytes
-of a picture, or none). Sans-IO: this file makes and reads frames; `runtime/child.py` and `runtime/worker.py` move them.
+of a picture or of tensors, or none). Sans-IO: this file makes and reads frames; `runtime/child.py` and
+`runtime/worker.py` move them.
 
 Rules:
 - Both lengths are bounded before anything is read: a worker that runs a hostile model is itself not trusted.
@@ -22,6 +23,7 @@ from edgeferry.errors import LimitExceeded, ProtocolViolated
 from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import ModelSpec, Thresholds
 from edgeferry.vision.answer import Answer
+from edgeferry.wire.v2_tensors import TensorEntry
 
 PREFIX_BYTES = 8
 HEADER_MAX_BYTES = 16 << 20
@@ -90,6 +92,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     draw: Draw = ""
 
 
+class AskTensors(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run the model on the tensors in the body; `outputs` empty: all are answered."""
+
+    id: int
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[str, ...] = ()
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Nobody waits for request `id` any more; if it has not begun, it need not."""
 
@@ -104,12 +114,29 @@ class Started(msgspec.Struct, frozen=True, tag=True):
     """The engine is there; from now on it is the model's fault."""
 
 
+class TensorDescription(msgspec.Struct, frozen=True):
+    """An input or output of a model in the v2 protocol's words; a side that the model leaves open is -1."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelTensors(msgspec.Struct, frozen=True):
+    """What goes into a model and comes out, and which engine runs it. Empty where several stages make one answer."""
+
+    platform: str = ""
+    inputs: tuple[TensorDescription, ...] = ()
+    outputs: tuple[TensorDescription, ...] = ()
+
+
 class Proved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The version holds (request `id`); `terms` are those it is to be served with."""
 
     id: int
     report: ProofReport
     terms: Terms
+    tensors: ModelTensors = ModelTensors()
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -122,6 +149,14 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     timings_ms: dict[str, float]
 
 
+class AnsweredTensors(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The outputs for request `id`; their bytes stand in the body, one after the other."""
+
+    id: int
+    outputs: tuple[TensorEntry, ...]
+    timings_ms: dict[str, float]
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Request `id` failed: the code of a leaf of `errors.py`, its message and values."""
 
@@ -131,8 +166,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     values: dict[str, str | int | float | bool | None] = {}
 
 
-Request = Begin | Prove | Ask | Cancel | Stop
-Reply = Started | Proved | Answered | Failed
+Request = Begin | Prove | Ask | AskTensors | Cancel | Stop
+Reply = Started | Proved | Answered | AnsweredTensors | Failed
 
 _REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
