@@ -147,7 +147,7 @@ WORDS = st.text(
 
 
 @given(st.lists(WORDS.map(str.strip).filter(bool), min_size=1, max_size=8), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_names_that_python_writes_are_read_as_python_reads_them(words: list[str], numbered: bool) -> None:
     text = repr(dict(enumerate(words))) if numbered else repr(words)
     literal = ast.literal_eval(text)
@@ -170,7 +170,7 @@ def test_names_of_another_grammar_are_no_names(text: str) -> None:
 
 
 @given(st.text("{}[]'\"\\:, 01axnu\n", max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_text_gives_what_python_would_read_or_none(text: str) -> None:
     found = find_names({"names": text})
     if found is not None:

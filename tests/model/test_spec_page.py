@@ -98,9 +98,9 @@ def test_the_example_for_background_removal_is_all_that_selfie_segmentation_need
 def test_the_example_for_yolov8_in_litert_makes_a_spec(make_litert: Maker) -> None:
     kind = schema.TensorType.FLOAT32
     data = make_litert([("images", kind, (1, 640, 640, 3))], [("Identity", kind, (1, 6, 8400))])
-    (stage,) = _make(7, "m.tflite", data, ("x", "y")).stages
-    assert (stage.answer.parameters["units"], stage.input.fit, stage.labels.file) == (
-        "fractions", "letterbox", "labels.txt",
+    (stage,) = _make(7, "m.tflite", data).stages
+    assert (stage.answer.parameters["units"], stage.input.fit, stage.labels.names[0]) == (
+        "fractions", "letterbox", "helmet",
     )  # fmt: skip
 
 

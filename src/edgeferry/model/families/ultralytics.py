@@ -1,37 +1,37 @@
-"""YOLOv5 and YOLOv8 (to YOLO11 and on), as Ultralytics exports them to ONNX.
+"""YOLOv5 and YOLOv8 (to YOLO11 and on), as Ultralytics exports them to ONNX and LiteRT.
 
-metadata_props: `names` ("{0: 'person', 1: ...}" or a list), `task`, `imgsz` ("[height, width]"), `args`, `end2end`;
-YOLOv5 writes `names` alone, old ones nothing. The number of classes tells which axis of the output holds them.
+Metadata (of LiteRT: in a packed file of notes): `names` ("{0: 'person', 1: ...}" or a list), `task`, `imgsz`
+("[height, width]"), `args`, `end2end`; YOLOv5 writes `names` alone, old ones nothing. The number of classes tells which
+axis of the output holds them. Boxes are in pixels in ONNX, in fractions of the input in LiteRT.
 
 Rules:
 - The number of classes comes from `names`, else from the operator's labels; without either nothing is recognised.
 - The number of candidates must be what strides 8, 16, 32 (and 64) make of the input: other detectors with such metadata
   (RT-DETR) have another number, and other units. Where sizes are open the metadata must say what it is.
-- `names` is a literal of Python: read by its grammar of strings and numbers alone, nothing is evaluated.
+- Metadata is text in Python's notation; `model/literals.py` reads it, nothing is evaluated.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from edgeferry.errors import BundleError
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_planes, fit_labels
+from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_layout, find_picture, fit_labels
 from edgeferry.model.families.yolox import count_cells
-from edgeferry.model.labels import LABELS_MAX_BYTES, read_labels
+from edgeferry.model.labels import read_labels
+from edgeferry.model.literals import read_literal
 
 NAMES_KEY = "names"
 
 _FED = Published("YOLO of Ultralytics", fit="letterbox", pad=114)
+_UNITS = {"onnx": "pixels", "litert": "fractions"}
 _ANCHORS = 3
 """Of YOLOv5, in each cell."""
 _SUPPRESSED_NUMBERS = 6
-_SUPPRESSING = ("NonMaxSuppression", "TopK")
+_SUPPRESSING = ("NonMaxSuppression", "TopK", "NON_MAX_SUPPRESSION_V4", "NON_MAX_SUPPRESSION_V5", "TOPK_V2")
 
-_ITEM = re.compile(r"""\s*(?:(\d{1,6})\s*:\s*)?(?:'((?:[^'\\\n]|\\.)*)'|"((?:[^"\\\n]|\\.)*)")\s*(,|$)""")
-_ESCAPE = re.compile(r"\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|.)")
-_ESCAPED = {"\\": "\\", "'": "'", '"': '"', "t": "\t"}
 _SIZE = re.compile(r"\[(\d{1,5}), (\d{1,5})\]")
 
 
@@ -43,7 +43,7 @@ def draft_yolov5(facts: ModelFacts, draft: Draft) -> bool:
     if not _fits(shape[1], facts, each=_ANCHORS, unknown=NAMES_KEY in facts.metadata):
         return False
     _fill(facts, draft, classes)
-    draft.answer |= {"family": "yolov5", "parameters": {"units": "pixels"}}
+    draft.answer |= {"family": "yolov5", "parameters": {"units": _UNITS[facts.format]}}
     return True
 
 
@@ -63,43 +63,23 @@ def draft_yolov8(facts: ModelFacts, draft: Draft) -> bool:
     if len(layouts) != 1:
         return False
     _fill(facts, draft, classes)
-    draft.answer |= {"family": "yolov8", "parameters": {"units": "pixels", "layout": layouts[0]}}
+    draft.answer |= {"family": "yolov8", "parameters": {"units": _UNITS[facts.format], "layout": layouts[0]}}
     return True
 
 
 def find_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """The labels that `names` holds, in the order of their numbers 0, 1, ...; None where it holds no such thing."""
-    text = metadata.get(NAMES_KEY, "").strip()
-    if len(text) > LABELS_MAX_BYTES or text[:1] + text[-1:] not in ("{}", "[]"):
-        return None
     try:
-        names = list(_read_items(text[1:-1], numbered=text[0] == "{"))
-        return read_labels("\n".join(names).encode()) or None
+        names = read_literal(metadata.get(NAMES_KEY, ""))
+        if isinstance(names, dict):  # JSON has no numbers as keys
+            names = [names.get(number, names.get(str(number))) for number in range(len(names))]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return None
+        lines = "\n".join(names)
+        whole = lines.count("\n") + 1 == len(names) and not any(mark in lines for mark in "\r\x00")
+        return read_labels(lines.encode()) or None if whole else None
     except (ValueError, BundleError):
         return None
-
-
-def _read_items(text: str, *, numbered: bool) -> Iterator[str]:
-    """Yields the strings of the items; ValueError for any other grammar, or numbers that do not count up from 0."""
-    place, end = 0, ","
-    count = 0
-    while place < len(text):
-        item = _ITEM.match(text, place)
-        if item is None or (item[1] is not None) != numbered or (numbered and int(item[1]) != count):
-            raise ValueError("no literal of names")
-        yield _ESCAPE.sub(_unescape, item[2] if item[2] is not None else item[3])
-        place, end, count = item.end(), item[4], count + 1
-    if end == "," and count > 1:
-        raise ValueError("a comma too many")
-
-
-def _unescape(found: re.Match[str]) -> str:
-    """One escape of a Python string; a line break in a label would shift all below it."""
-    what = found[1]
-    letter = chr(int(what[1:], 16)) if len(what) > 1 else _ESCAPED.get(what, "")
-    if not letter or letter in "\r\n\x00":
-        raise ValueError("no escape of a label")
-    return letter
 
 
 def _count_classes(facts: ModelFacts, draft: Draft) -> int:
@@ -107,17 +87,25 @@ def _count_classes(facts: ModelFacts, draft: Draft) -> int:
 
 
 def _get_table(facts: ModelFacts) -> tuple[int | None, ...] | None:
-    """The shape of the only output, three axes; None for another graph."""
+    """The shape of the only output, three axes, of a graph that takes a picture in colour; None for another graph."""
     shape = facts.outputs[0].shape
-    if find_planes(facts) is None or len(facts.outputs) != 1:
+    if _get_sides(facts) is None or len(facts.outputs) != 1 or len(shape) != 3 or shape[0] not in (1, None):
         return None
-    return shape if len(shape) == 3 and shape[0] in (1, None) else None
+    return shape
+
+
+def _get_sides(facts: ModelFacts) -> tuple[int | None, int | None] | None:
+    """Height and width of the only input, where it is a picture in colour, floats."""
+    picture = find_picture(facts)
+    if picture is None or len(facts.inputs) != 1 or not picture.dtype.startswith("float"):
+        return None
+    sides = dict(zip(find_layout(picture, facts), picture.shape, strict=True))
+    return (sides["h"], sides["w"]) if sides["c"] == 3 else None
 
 
 def _fits(count: int | None, facts: ModelFacts, *, each: int = 1, unknown: bool = False) -> bool:
     """Whether so many candidates are what the cells of the input make; `unknown`: what to say where sizes are open."""
-    picture = find_planes(facts)
-    cells = count_cells(picture.shape[2:]) if picture is not None else []
+    cells = count_cells(_get_sides(facts) or ())
     return count in [each * number for number in cells] if count is not None and cells else unknown
 
 
