@@ -1,11 +1,11 @@
 """Makes the environment of another program for the tests: `.venv-<peer>` from requirements/<pins>.txt, exact pins.
 
-Usage: python scripts/make_sdk_env.py [azure | azure-rc | moto | schemathesis | atheris | delta-peers]
+Usage: python scripts/make_sdk_env.py [azure | azure-rc | moto | schemathesis | atheris | delta-peers | vision-clients]
 
 `azure` (the default) is Microsoft's SDKs, `azure-rc` their next device SDK, `moto` an HTTP double of Amazon S3,
 `schemathesis` a tester of REST services from their OpenAPI, `atheris` a coverage-guided fuzzer, `delta-peers` what
-patches are measured against. Prints the path of its python. Safe to run at the same time from several processes, and
-again: an environment that was made from the same pins stays.
+patches are measured against, `vision-clients` clients of inference servers. Prints the path of its python. Safe to run
+at the same time from several processes, and again: an environment that was made from the same pins stays.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SERVERS = ("web", "mlserver", "litserve", "bentoml", "triton")
 PINS = {
     "azure": ROOT / "requirements" / "azure-sdk.txt",
     "azure-rc": ROOT / "requirements" / "azure-rc.txt",
@@ -26,7 +27,8 @@ PINS = {
     "atheris": ROOT / "requirements" / "atheris.txt",
     "delta-peers": ROOT / "requirements" / "delta-peers.txt",
     "schemathesis": ROOT / "requirements" / "schemathesis.txt",
-}
+    "vision-clients": ROOT / "requirements" / "vision-clients.txt",
+} | {f"serve-{peer}": ROOT / "requirements" / f"serve-{peer}.txt" for peer in SERVERS}
 
 
 def make_environment(peer: str) -> Path:

@@ -1,4 +1,4 @@
-"""schemathesis against a running hub: its command as a child, over HTTPS, with a token of the owner's policy.
+"""schemathesis against a running hub (over HTTPS, with a token of the owner's policy) or API: its command as a child.
 
 Rules:
 - What the description's examples name is there all the time, also after a DELETE or a change of keys that schemathesis
@@ -27,6 +27,7 @@ from other_programs import require_environment
 from raw_mqtt import RawClient, open_raw
 
 FOLDER = Path(__file__).parent / "hub" / "schemathesis"
+API_CONFIG = Path(__file__).parent / "serve" / "schemathesis" / "schemathesis.toml"
 DEVICE = Identity(PARAMETERS["device"]["example"])
 MODULE = Identity(DEVICE.device_id, PARAMETERS["module"]["example"])
 RUN_TIMEOUT_S = 3600.0
@@ -43,23 +44,40 @@ class Outcome:
 
 async def run_schemathesis(hub: RunningHub, folder: Path, *options: str) -> Outcome:
     """Runs every check that the configuration does not turn off; `options` say how long."""
-    python = await asyncio.to_thread(require_environment, "schemathesis", "schemathesis")
     host = f"localhost:{hub.https_port}"
     token = make_sas_token(host, hub.policies.keys["iothubowner"], int(time.time() + RUN_TIMEOUT_S), "iothubowner")
-    words = ["-m", "schemathesis.cli", f"--config-file={FOLDER / 'schemathesis.toml'}", "run"]
-    words += [f"{hub.service_url}/openapi.json", "--header", f"Authorization: {token}", "--tls-verify"]
-    words += [str(hub.ca_pem_path), "--request-timeout", "20", "--no-color", *options]
-    environ = {**os.environ, "PYTHONPATH": str(FOLDER), "SCHEMATHESIS_HOOKS": "hooks"}
+    words = [f"{hub.service_url}/openapi.json", "--header", f"Authorization: {token}", "--tls-verify"]
+    words += [str(hub.ca_pem_path), "--request-timeout", "20", *options]
+    environ = {"PYTHONPATH": str(FOLDER), "SCHEMATHESIS_HOOKS": "hooks"}
     async with stay_connected(hub, DEVICE, MODULE) as answered:
-        child = await asyncio.create_subprocess_exec(
-            python, *words, env=environ, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        try:
-            output, _ = await asyncio.wait_for(child.communicate(), RUN_TIMEOUT_S)
-        finally:
-            if child.returncode is None:
-                child.kill()
-        return Outcome(child.returncode or 0, output.decode("utf-8", "replace"), len(answered))
+        exit_code, text = await _run(FOLDER / "schemathesis.toml", words, environ, folder)
+    return Outcome(exit_code, text, len(answered))
+
+
+async def run_schemathesis_on_api(url: str, folder: Path, *options: str) -> Outcome:
+    """The same against an inference API that anyone may call."""
+    words = [f"{url}/openapi.json", "--request-timeout", "20", *options]
+    exit_code, text = await _run(API_CONFIG, words, {}, folder)
+    return Outcome(exit_code, text, 0)
+
+
+async def _run(config: Path, words: list[str], environ: dict[str, str], folder: Path) -> tuple[int, str]:
+    python = await asyncio.to_thread(require_environment, "schemathesis", "schemathesis")
+    words = ["-m", "schemathesis.cli", f"--config-file={config}", "run", *words, "--no-color"]
+    child = await asyncio.create_subprocess_exec(
+        python,
+        *words,
+        env={**os.environ, **environ},
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(child.communicate(), RUN_TIMEOUT_S)
+    finally:
+        if child.returncode is None:
+            child.kill()
+    return child.returncode or 0, output.decode("utf-8", "replace")
 
 
 @asynccontextmanager

@@ -243,3 +243,19 @@ async def test_what_is_healed_with_bytes_that_are_wrong_waits_and_its_worker_ser
         assert await has_whole(world, "2.0.0")
         assert world.activator.proven == proven, "the worker that serves needs no other beside it"
         assert world.activator.switched == ["1.0.0", "2.0.0"]
+
+
+async def test_a_version_that_dies_again_and_again_goes_back_also_while_a_newer_one_waits(world: World) -> None:
+    async with run_updated(world, "3.0.0", active_deaths=3):
+        closed = {"windows": [{"cron": "0 0 29 2 *", "duration_s": 60}]}
+        world.hub.desire(edgeferry={"link": closed})
+        world.deploy("3.0.0")
+        await world.wait_state(State.WAITING, version="3.0.0")
+        world.activator.deaths = 3
+        await poll(lambda: serves(world, "1.0.0"))
+        world.activator.deaths = 0
+        assert (await world.wait_state(State.WAITING, version="3.0.0")).fault is not None
+        assert get_refs(world) == ["1.0.0"]
+        world.hub.desire(edgeferry={"link": None})
+        await world.wait_state(State.ACTIVE, version="3.0.0")
+        assert get_refs(world) == ["3.0.0", "1.0.0"]

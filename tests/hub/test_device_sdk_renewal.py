@@ -25,6 +25,7 @@ A, B = Identity("d", "a"), Identity("d", "b")
 TTL, LASTS_S, RENEWALS_MIN, CALLED_AGAIN_MAX = "ttl=122", 60.0, 12, 3
 
 
+@pytest.mark.soak
 async def test_renewing_for_a_minute_is_never_offline_and_loses_nothing(open_sdk_hub: Any, open_by_way: Any) -> None:
     async with (
         open_sdk_hub() as hub,

@@ -129,6 +129,7 @@ async def test_schemathesis_finds_nothing(tmp_path: Path, quiet_log: None) -> No
     assert outcome.methods > 0
 
 
+@pytest.mark.soak
 async def test_schemathesis_finds_nothing_on_postgresql(tmp_path: Path, database_url: str, quiet_log: None) -> None:
     settings = HubSettings(tmp_path / "hub", database_url=database_url, mqtt_port=0, https_port=0)
     async with open_hub(settings) as hub:

@@ -14,23 +14,9 @@ from PIL import Image, ImageOps
 
 from edgeferry.errors import EdgeferryError, MediaTypeRefused, PictureTooLarge, PictureUnreadable
 from edgeferry.vision.image import PictureLimits, read_picture, resize
+from hostile_pictures import encode, make_scene, make_seeds, mutate
 
 LIMITS = PictureLimits()
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def make_scene(width: int = 40, height: int = 24) -> Image.Image:
-    """Red on top left, green on top right, blue below: no two turns of it look alike."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[: height // 2, : width // 2] = (250, 10, 10)
-    pixels[: height // 2, width // 2 :] = (10, 250, 10)
-    pixels[height // 2 :] = (10, 10, 250)
-    return Image.fromarray(pixels)
 
 
 def make_png(width: int, height: int, *, bits: int = 8, kind: int = 0, rows: bytes = b"") -> bytes:
@@ -245,34 +231,6 @@ def test_a_progressive_jpeg_cut_short_is_unreadable() -> None:
 def test_damaged_exif_does_not_spoil_the_pixels() -> None:
     data = encode(make_scene(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
     assert get_corners(read_picture(data).pixels) == ["r", "g", "b", "b"]
-
-
-def make_seeds() -> list[bytes]:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    scene = make_scene(64, 48)
-    kinds = ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"]
-    odd = [encode(scene.convert("CMYK"), "JPEG"), encode(scene.convert("P"), "PNG"), encode(scene, "JPEG", exif=exif)]
-    odd.append(encode(Image.fromarray(np.full((7, 9), 0x8055, np.uint16)), "TIFF", compression="tiff_lzw"))
-    return [encode(scene, kind) for kind in kinds] + odd
-
-
-def mutate(data: bytes, chance: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(chance.randint(1, 12)):
-        at = chance.randrange(len(changed))
-        match chance.randrange(4):
-            case 0:
-                changed[at] = chance.randrange(256)
-            case 1:
-                changed[at : at + 4] = chance.choice([b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff"])
-            case 2:
-                del changed[at : at + chance.randint(1, 50)]
-            case _:
-                changed[at:at] = changed[at : at + chance.randint(1, 50)]
-        if not changed:
-            break
-    return bytes(changed)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says so when EXIF is damaged

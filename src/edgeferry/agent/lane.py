@@ -8,7 +8,7 @@ Rules:
 - Orders from outside (a newer target, cancel, roll back, retry) interrupt a step only where the table has a row for
   them; a step that is cut off is a step that crashed, and those can be run again.
 - Where the update that is shown has ended, the row of the version that serves is walked: it is watched, healed and
-  rolled back like any other.
+  rolled back like any other. While the one that is shown is on the link or waits, only its worker's deaths count.
 - A journal that cannot be written stops the walk, never the device: what serves, serves on.
 """
 
@@ -35,6 +35,7 @@ from edgeferry.agent.machine import (
 )
 from edgeferry.agent.places import remove_traces
 from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, change, make_record, write_record_bytes
+from edgeferry.agent.settled import watch_deaths
 from edgeferry.agent.stepping import run_step
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Outcome, Tools
@@ -42,6 +43,7 @@ from edgeferry.agent.turns import Turns
 from edgeferry.errors import AccessError, BudgetTooSmall, EdgeferryError, InvariantBroken, LinkError, StorageError
 
 _LOG = logging.getLogger(__name__)
+_LONG_STATES = frozenset({State.RESOLVING, State.DOWNLOADING, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
@@ -186,23 +188,27 @@ class Lane:
 
     async def _act(self, record: UpdateRecord) -> Outcome | None:
         """Runs the state's step; None when an order cut it off."""
-        step = asyncio.ensure_future(run_step(self.around.tools, self.around.turns, record, self._get_target))
+        steps = [asyncio.ensure_future(run_step(self.around.tools, self.around.turns, record, self._get_target))]
+        active = self._find_active()
+        if active is not None and record.state in _LONG_STATES and active.key != record.key:
+            steps.append(asyncio.ensure_future(watch_deaths(self.around.tools, active)))
         try:
             while True:
                 wake = asyncio.ensure_future(self._wake.wait())
                 try:
-                    await asyncio.wait({step, wake}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({*steps, wake}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     wake.cancel()
-                if step.done():
-                    return step.result()
+                for step in steps:
+                    if step.done():
+                        return step.result()
                 self._wake.clear()
                 if self._must_stop(record):
                     return None
         finally:
-            if not step.done():
+            for step in steps:
                 step.cancel()
-                await asyncio.wait({step})
+            await asyncio.wait(steps)
 
     def _get_target(self, record: UpdateRecord) -> Target:
         if self.target is not None and self.target.key == record.key:

@@ -22,6 +22,9 @@ class Activator(Protocol):
     async def prove(self, version: StoredVersion) -> None:
         """Loads the version in a worker of its own, answers its golden truth, warms up, and keeps that worker ready.
 
+        Where memory does not allow two workers the live one is paused until `switch`: requests wait. It serves again
+        when this raises, after `discard`, and when no switch follows soon.
+
         Raises:
             ModelError: the model's fault (unreadable, crashed, timed out, golden truth); the live one serves on.
             InternalError: the worker could not be started; ours to retry.

@@ -111,11 +111,29 @@ async def watch_active(tools: Tools, record: UpdateRecord, target: Target) -> Ou
             if error is not None:
                 return Outcome(Event.UNHEALTHY, record, error)
         seen = deaths
-        if tools.serves and deaths >= tools.settings.active_deaths and tools.is_served(record):
-            previous = await in_thread(tools.repository.read_ref, record.model, "previous")
-            if previous is not None:
-                error = ModelCrashed(f"the worker of {record.model}@{record.version} died {deaths} times")
-                return Outcome(Event.UNHEALTHY, record, error)
+        outcome = await _judge_deaths(tools, record)
+        if outcome is not None:
+            return outcome
+
+
+async def watch_deaths(tools: Tools, record: UpdateRecord) -> Outcome:
+    """What is left of `watch_active` while a newer version is on its way, which may take days."""
+    while True:
+        await asyncio.sleep(1.0)
+        outcome = await _judge_deaths(tools, record)
+        if outcome is not None:
+            return outcome
+
+
+async def _judge_deaths(tools: Tools, record: UpdateRecord) -> Outcome | None:
+    """The way back from a worker that dies again and again, where there is one."""
+    deaths = tools.activator.get_health(record.model).deaths
+    if not tools.serves or deaths < tools.settings.active_deaths or not tools.is_served(record):
+        return None
+    if await in_thread(tools.repository.read_ref, record.model, "previous") is None:
+        return None
+    error = ModelCrashed(f"the worker of {record.model}@{record.version} died {deaths} times")
+    return Outcome(Event.UNHEALTHY, record, error)
 
 
 async def _is_away(tools: Tools, record: UpdateRecord) -> bool:

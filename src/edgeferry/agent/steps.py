@@ -271,7 +271,7 @@ async def _finish_storing(tools: Tools, record: UpdateRecord, stored: StoredVers
 async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     """A worker loads the version once its bytes have been read again, answers its golden truth and warms up.
 
-    What serves is not touched.
+    What serves stays what serves: paused at most, where memory holds one worker only, and back if the proof fails.
     """
     stored = await in_thread(find_verified, tools.repository, record)
     if stored is None and record.kind == "local":

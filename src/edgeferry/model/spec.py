@@ -44,6 +44,8 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     resample: Resample = "bilinear"
     resize_to: int = 0
     """For `crop`: the shorter side is first resized to this many pixels (0: to the crop itself)."""
+    scale_jpeg: bool = True
+    """Whether a JPEG over twice as large is decoded at a smaller scale, in a fraction of the time."""
     tensor: str = ""
     """Name of the input tensor; empty when the model has only one."""
     size_tensor: str = ""

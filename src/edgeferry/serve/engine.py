@@ -15,6 +15,8 @@ import msgspec
 from edgeferry.model.spec import LabelSpec, Stage, Thresholds
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import WorkerSettings, start_worker
+from edgeferry.runtime.memory import MemoryReading, read_memory
+from edgeferry.serve.headroom import fits_beside
 from edgeferry.serve.ports import WorkerPort
 from edgeferry.storage.identity import read_file_identity
 
@@ -23,13 +25,19 @@ class ChildEngine:
     """Starts worker processes with `settings`.
 
     `require_sound` raises StorageFailed when the version's files are not what was stored; called before each load.
+    `read_memory` says what is free, and what the process of a number has taken.
     """
 
     def __init__(
-        self, settings: WorkerSettings | None = None, *, require_sound: Callable[[StoredVersion], None] | None = None
+        self,
+        settings: WorkerSettings | None = None,
+        *,
+        require_sound: Callable[[StoredVersion], None] | None = None,
+        read_memory: Callable[[int], MemoryReading] = read_memory,
     ) -> None:
         self._settings = settings or WorkerSettings()
         self._require_sound = require_sound
+        self._read_memory = read_memory
 
     async def start(self, version: StoredVersion) -> WorkerPort:
         """Starts a worker that has loaded and proven `version`; raises as `runtime.child.start_worker`."""
@@ -37,9 +45,22 @@ class ChildEngine:
             await asyncio.to_thread(self._require_sound, version)
         return await start_worker(version, self._settings)
 
+    async def has_room(self, version: StoredVersion, *, beside: StoredVersion, pid: int) -> bool:
+        """Whether memory allows a worker for `version` beside that of `beside`, which is process `pid`."""
+        return await asyncio.to_thread(self._has_room, version, beside, pid)
+
+    def _has_room(self, version: StoredVersion, beside: StoredVersion, pid: int) -> bool:
+        sizes = {"new_bytes": _read_model_bytes(version), "old_bytes": _read_model_bytes(beside)}
+        return fits_beside(self._read_memory(pid), **sizes)
+
     async def read_share_key(self, version: StoredVersion) -> str:
         """Identity of the model files, and the spec without labels and thresholds."""
         return await asyncio.to_thread(_read_share_key, version)
+
+
+def _read_model_bytes(version: StoredVersion) -> int:
+    paths = [version.folder / stage.file for stage in version.spec.stages]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _read_share_key(version: StoredVersion) -> str:

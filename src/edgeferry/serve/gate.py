@@ -6,6 +6,8 @@ Latency under load is queue length times service time, so the queue is short and
 Rules:
 - A place is given back however its request ends: answered, failed or cancelled.
 - The gate spans all models: cores are shared by all.
+- Who asks a model while it is being switched without room for two waits aside, in a queue of its own: it is longer,
+  because it ends with the switch, and stands in nobody's way who asks another model.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ from edgeferry.errors import QueueFull
 
 
 class Gate:
-    """At most `running` requests inside `run()`, at most `waiting` more inside `queue()`."""
+    """At most `running` requests inside `run()`, at most `waiting` more inside `queue()`, and `aside` aside."""
 
-    def __init__(self, *, running: int, waiting: int) -> None:
+    def __init__(self, *, running: int, waiting: int, aside: int = 0) -> None:
         self._places = running + waiting
+        self._places_aside = aside
         self._taken = 0
+        self._taken_aside = 0
         self._cores = asyncio.Semaphore(running)
 
     @property
     def taken(self) -> int:
         """Requests that run or wait now."""
-        return self._taken
+        return self._taken + self._taken_aside
 
     def require_place(self) -> None:
         """Raises QueueFull when no place is free: asked before a body is read that could not be answered."""
@@ -44,6 +48,17 @@ class Gate:
             yield
         finally:
             self._taken -= 1
+
+    @contextmanager
+    def queue_aside(self) -> Iterator[None]:
+        """Holds a place aside until the request has ended; raises QueueFull at once when there is none."""
+        if self._taken_aside >= self._places_aside:
+            raise QueueFull(f"expected a free place, found {self._taken_aside} requests waiting for a switch")
+        self._taken_aside += 1
+        try:
+            yield
+        finally:
+            self._taken_aside -= 1
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

@@ -7,6 +7,8 @@ Rules:
   reference assignment, so no request can meet the labels of another version.
 - The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`.
 - Versions with the same model files and preprocessing hold one worker together; only the golden truth runs again.
+- Where memory does not allow two workers, what serves is paused before the new one is loaded: it drains and ends, its
+  requests wait. It comes back when the proof fails, the candidate is let go of, or no switch follows in time.
 - A worker that dies while serving is started again: at once after a long life, else after pauses that grow while starts
   fail or workers die young. Requests in flight fail alone with WorkerLost; new ones wait for the restart, but at most
   `restart_wait_s`.
@@ -17,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -25,9 +27,11 @@ import structlog
 from edgeferry.errors import EdgeferryError, ModelError, ModelNotReady, WorkerLost
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
-from edgeferry.runtime.child import InferReply, Terms
+from edgeferry.runtime.child import InferReply, TensorsReply, Terms
 from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
+from edgeferry.serve.serving import HeldWorker, Serving
 from edgeferry.serve.tally import Tally
+from edgeferry.wire.v2_tensors import TensorRequest
 
 _log = structlog.get_logger(__name__)
 _RESTART_PAUSE_S = 0.5
@@ -35,63 +39,6 @@ _RESTART_PAUSE_MAX_S = 60.0
 _LONG_LIFE_S = 60.0
 NOT_READY_MESSAGE = "PLEASE SET AI MODEL FIRST"
 """The guide's own words: its clients look for them."""
-
-
-class HeldWorker:
-    """A worker and the number of Servings that hold it; it is closed with the last of them."""
-
-    def __init__(self, port: WorkerPort, share_key: str) -> None:
-        self.port = port
-        self.share_key = share_key
-        self._holders = 1
-
-    def hold(self) -> HeldWorker:
-        """Adds a holder."""
-        self._holders += 1
-        return self
-
-    async def release(self, drain_timeout_s: float) -> None:
-        """Takes a holder away."""
-        self._holders -= 1
-        if self._holders == 0:
-            await self.port.close(drain_timeout_s=drain_timeout_s)
-
-
-class LeaseCount:
-    """How many requests use a Serving, and a way to wait until none does."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
-
-    def __enter__(self) -> None:
-        self._count += 1
-        self._none.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if self._count == 0:
-            self._none.set()
-
-    async def wait_none(self, timeout_s: float) -> bool:
-        """Waits at most `timeout_s`; True when no lease is left."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._none.wait()
-        except TimeoutError:
-            return False
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """A version with the worker and the terms it is served with. Never changed, only replaced."""
-
-    version: StoredVersion
-    worker: HeldWorker
-    terms: Terms
-    leases: LeaseCount = field(default_factory=LeaseCount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +60,26 @@ class Lease:
         self._tally.note_answer(reply)
         return reply
 
+    async def infer_tensors(self, request: TensorRequest, *, timeout_s: float) -> TensorsReply:
+        """Runs this very version on tensors as they are; raises as WorkerPort.infer_tensors."""
+        outputs = tuple(one.name for one in request.outputs)
+        worker = self._worker
+        try:
+            reply = await worker.infer_tensors(request.inputs, request.body, outputs=outputs, timeout_s=timeout_s)
+        except (ModelError, WorkerLost):
+            self._tally.failed += 1
+            raise
+        self._tally.note_tensors(reply.timings_ms, counts=self.version.spec.stages[-1].task == "tensors")
+        return reply
+
 
 @dataclass(frozen=True, slots=True)
 class SlotSettings:
-    """Waiting times of a slot, seconds."""
+    """Waiting times of a slot, seconds. `pause_max_s`: so long after its proof may a candidate keep what serves away."""
 
     drain_timeout_s: float = 30.0
     restart_wait_s: float = 10.0
+    pause_max_s: float = 10.0
 
 
 class Slot:
@@ -139,17 +99,25 @@ class Slot:
         self._restart_pause_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._paused: Serving | None = None
 
     @property
     def ready(self) -> bool:
         """True while a living worker serves."""
-        return self.serving is not None and self.serving.worker.port.alive
+        return not self.paused and self.serving is not None and self.serving.worker.port.alive
+
+    @property
+    def paused(self) -> bool:
+        """True while what serves has given its memory to a candidate."""
+        return self._paused is not None
 
     # --- the update's side: prove, switch, discard --------------------------------------------------------------------
     async def prove(self, version: StoredVersion) -> None:
         """Holds a proven worker for `version` as the candidate; raises as Activator.prove. What serves stays."""
         async with self._moving:
-            await self._hold_candidate(version)
+            candidate = await self._hold_candidate(version)
+        if self.paused:
+            self._spawn(self._end_pause(candidate))
 
     async def switch(self, version: StoredVersion) -> None:
         """Serves `version` from now on, proving it first unless it is the living candidate; the old one drains."""
@@ -174,12 +142,13 @@ class Slot:
         """Lets go of the candidate, if there is one."""
         async with self._moving:
             await self._drop_candidate()
+            await self._resume()
 
     async def close(self) -> None:
         """Ends watching and restarting, lets running requests finish for at most the drain time, ends the workers."""
         async with self._moving:
             await self._drop_candidate()
-            old, self.serving = self.serving, None
+            old, self.serving, self._paused = self.serving, None, None
             self._ready.set()
             if old is not None:
                 await self._retire(old)
@@ -200,23 +169,28 @@ class Slot:
             yield Lease(serving.version, serving.terms, serving.worker.port, self.tally)
 
     async def wait_ready(self) -> None:
-        """Waits for a restart under way.
+        """Waits for a restart or a switch under way.
 
         Raises:
             WorkerLost: the restart failed or takes too long.
             ModelNotReady: nothing is served.
         """
-        if self.ready:
-            return
-        self._require_serving()
-        self._ready.clear()
+        while not self.ready:
+            self._require_serving()
+            self._ready.clear()
+            if self.paused:
+                await self._ready.wait()
+            elif not await self._wait_restarted():
+                raise WorkerLost(f"the worker of {self.model} died and is not back yet", model=self.model)
+
+    async def _wait_restarted(self) -> bool:
+        """False when the restart failed, or takes too long."""
         if self._restart_error is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.restart_wait_s):
                     await self._ready.wait()
         self._require_serving()
-        if not self.ready:
-            raise WorkerLost(f"the worker of {self.model} died and is not back yet", model=self.model)
+        return self.ready or self.paused
 
     def _require_serving(self) -> Serving:
         if self.serving is None:
@@ -242,7 +216,8 @@ class Slot:
         shared = await self._share_worker(version, share_key)
         if shared is not None:
             return shared
-        port = await self._engine.start(version)
+        async with self._making_room(version):
+            port = await self._engine.start(version)
         return Serving(version, HeldWorker(port, share_key), port.terms)
 
     async def _share_worker(self, version: StoredVersion, share_key: str) -> Serving | None:
@@ -264,10 +239,61 @@ class Slot:
             raise
         return Serving(version, worker, proven.terms)
 
+    # --- where memory does not allow two ------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def _making_room(self, version: StoredVersion) -> AsyncIterator[None]:
+        """What serves is paused first where both do not fit, and comes back when the block fails."""
+        live = self.serving
+        try:
+            if live is not None and self.ready and not await self._has_room(version, live):
+                await self._pause(live)
+            yield
+        except Exception:
+            await self._resume()
+            raise
+        except BaseException:  # cut off: nothing may be waited for
+            self._bring_back()
+            raise
+
+    async def _has_room(self, version: StoredVersion, live: Serving) -> bool:
+        return await self._engine.has_room(version, beside=live.version, pid=live.worker.port.pid)
+
+    async def _pause(self, live: Serving) -> None:
+        """Lets go of the worker that serves: requests under way are answered, new ones wait."""
+        _log.warning("paused", model=self.model, version=live.version.version, reason="no memory for a second worker")
+        self._paused = live
+        self._ready.clear()
+        await live.leases.wait_none(self._settings.drain_timeout_s)
+        await live.worker.port.close(drain_timeout_s=0.0)
+
+    async def _resume(self) -> None:
+        """Brings back what was paused, and waits until it is there or has failed to come once."""
+        if self._bring_back():
+            await self._ready.wait()
+
+    def _bring_back(self) -> bool:
+        paused, self._paused = self._paused, None
+        if paused is None or self.serving is not paused:
+            return False
+        if paused.worker.port.alive:  # cut off while it drained
+            self._ready.set()
+            return True
+        self._restart_error, self._restart_pause_s = None, 0.0
+        self._watching = self._spawn(self._restart(paused))
+        return True
+
+    async def _end_pause(self, candidate: Serving) -> None:
+        """A proof that no switch follows must not keep requests waiting: what served comes back."""
+        await asyncio.sleep(self._settings.pause_max_s)
+        async with self._moving:
+            if self.paused and self._candidate is candidate:
+                await self._drop_candidate()
+                await self._resume()
+
     # --- the switch, and what follows from it -------------------------------------------------------------------------
     def _point_at(self, new: Serving) -> None:
         old, self.serving = self.serving, new
-        self._restart_error = None
+        self._restart_error = self._paused = None
         self._ready.set()
         watching, self._watching = self._watching, self._spawn(self._watch(new))
         if watching is not None and watching is not asyncio.current_task():
@@ -287,7 +313,7 @@ class Slot:
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         exit_code = await serving.worker.port.wait_dead()
-        if self.serving is not serving:
+        if self.serving is not serving or self._paused is serving:
             return
         self._ready.clear()
         self.tally.note_death()

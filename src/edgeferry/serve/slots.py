@@ -1,11 +1,13 @@
 """All models that are served: one slot each, one gate in front of them.
 
 This is what the agent moves (it fulfils `agent/ports.py: Activator` by shape) and what requests take leases on.
-What this file leaves to others: one model's switch (`slot.py`), which model answers a request (`infer.py`).
+What this file leaves to others: one model's switch (`slot.py`), which model answers a request (`infer.py`), versions
+that serve beside the active one (`residents.py`).
 
 Rules:
 - The queue is bounded over all models; beyond it QueueFull at once.
 - A request waits for a core before it takes its lease: it is answered by the newest version and never delays a drain.
+- While a model is switched without room for two workers its requests wait aside (`gate.py`): none fails of it.
 """
 
 from __future__ import annotations
@@ -16,20 +18,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from edgeferry.errors import ModelNotReady
+from edgeferry.errors import Conflict, ModelNotReady
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.child import ModelTensors
 from edgeferry.serve.gate import Gate
 from edgeferry.serve.ports import EnginePort
+from edgeferry.serve.residents import Residents
 from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
-    """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away."""
+    """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
+
+    `aside` more wait while their model is switched without room for two workers.
+    """
 
     concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
     waiting: int = 32
+    aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
 
@@ -41,6 +49,7 @@ class ServedModel:
     ready: bool
     deaths: int
     answered: int
+    tensors: ModelTensors
 
 
 class Slots:
@@ -49,10 +58,11 @@ class Slots:
     def __init__(self, engine: EnginePort, settings: SlotsSettings | None = None, *, default_model: str = "") -> None:
         settings = settings or SlotsSettings()
         self.default_model = default_model
-        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting)
+        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting, aside=settings.aside)
         self._engine = engine
         self._settings = settings.slot
         self._slots: dict[str, Slot] = {}
+        self.residents = Residents(engine, settings.slot)
 
     # --- what the agent moves (Activator) -----------------------------------------------------------------------------
     async def prove(self, version: StoredVersion) -> None:
@@ -62,6 +72,16 @@ class Slots:
     async def switch(self, version: StoredVersion) -> None:
         """Serves `version` under its model's name from now on; see Activator.switch."""
         await self._make_slot(version.model).switch(version)
+        self.residents.let_go(version.model, version.version)
+
+    async def load_resident(self, version: StoredVersion) -> None:
+        """Serves `version` beside what is active; raises as `Residents.load`, and Conflict without memory for it."""
+        live = next((slot.serving for slot in self._slots.values() if slot.ready and slot.serving), None)
+        if live is not None and self.residents.find(version.model, version.version) is None:
+            pid = live.worker.port.pid
+            if not await self._engine.has_room(version, beside=live.version, pid=pid):
+                raise Conflict(f"expected memory for {version} beside {live.version}, found too little")
+        await self.residents.load(version)
 
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""
@@ -86,30 +106,33 @@ class Slots:
 
     async def close(self) -> None:
         """Stops serving: running requests finish within the drain time, every worker ends."""
-        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await asyncio.gather(self.residents.close(), *(slot.close() for slot in self._slots.values()))
 
     # --- what requests use --------------------------------------------------------------------------------------------
     def get_models(self) -> dict[str, ServedModel]:
         """What is served now, by name."""
-        return {
-            name: ServedModel(slot.serving.version, slot.ready, slot.tally.deaths, slot.tally.answered)
-            for name, slot in sorted(self._slots.items())
-            if slot.serving is not None
-        }
+        return {name: served for name, slot in sorted(self._slots.items()) if (served := _describe(slot)) is not None}
+
+    def list_served(self) -> list[ServedModel]:
+        """The active version of each model, and those that serve beside them."""
+        beside = [served for slot in self.residents.list_slots() if (served := _describe(slot)) is not None]
+        return [*self.get_models().values(), *beside]
 
     @asynccontextmanager
-    async def lease(self, model: str) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, version: str = "") -> AsyncIterator[Lease]:
         """A place in the queue, then a core, then a hold on the version of `model` that serves at that moment.
+
+        A `version` that is resident beside the active one is held instead; of any other the active one is.
 
         Raises:
             QueueFull: too many requests run or wait.
             ModelNotReady: nothing is served under that name.
             WorkerLost: its worker died and is not back in time.
         """
-        slot = self._slots.get(model)
+        slot = self.residents.find(model, version) or self._slots.get(model)
         if slot is None:
             raise ModelNotReady(NOT_READY_MESSAGE, model=model)
-        with self.gate.queue():
+        with self.gate.queue_aside() if slot.paused else self.gate.queue():
             while True:
                 await slot.wait_ready()
                 async with self.gate.run():
@@ -119,5 +142,20 @@ class Slots:
                         yield lease
                     return
 
+    def find_resident(self, wanted: str) -> str:
+        """`name@version` of the resident that answers to `wanted`; empty where an active version or none does."""
+        name, _, version = wanted.partition("@")
+        if not version and name not in self.get_models():
+            version = self.residents.find_latest(name)
+        return f"{name}@{version}" if self.residents.find(name, version) is not None else ""
+
     def _make_slot(self, model: str) -> Slot:
         return self._slots.setdefault(model, Slot(model, self._engine, self._settings))
+
+
+def _describe(slot: Slot) -> ServedModel | None:
+    serving = slot.serving
+    if serving is None:
+        return None
+    tensors = serving.worker.port.tensors
+    return ServedModel(serving.version, slot.ready, slot.tally.deaths, slot.tally.answered, tensors)

@@ -21,7 +21,7 @@ from edgeferry.vision.image import Picture, Pixels, resize
 
 Tensor = NDArray[Any]
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601, as JPEG and Pillow weigh RGB."""
 
 
@@ -62,7 +62,12 @@ def make_input(picture: Picture, spec: InputSpec) -> tuple[Tensor, Placement]:
         The tensor, [1, h, w, c] or [1, c, h, w] as `spec.layout` says, of dtype `spec.dtype`; and the Placement.
     """
     pixels, placement = _FITS[spec.fit](picture, spec)
-    return _normalise(_recolour(pixels, spec), spec), replace(placement, pixels=picture.pixels)
+    return make_tensor(pixels, spec), replace(placement, pixels=picture.pixels)
+
+
+def make_tensor(pixels: Pixels, spec: InputSpec) -> Tensor:
+    """Pixels [height, width, 3] of the input's size -> the tensor that `make_input` describes."""
+    return _normalise(_recolour(pixels, spec), spec)
 
 
 def make_size_input(picture: Picture) -> NDArray[np.float32]:
@@ -131,7 +136,7 @@ def _recolour(pixels: Pixels, spec: InputSpec) -> Pixels:
     if spec.colour == "bgr":
         return pixels[:, :, ::-1]
     if spec.colour == "grey":
-        grey: Pixels = np.rint(pixels @ _LUMA).astype(np.uint8)[:, :, None]
+        grey: Pixels = np.rint(pixels @ LUMA).astype(np.uint8)[:, :, None]
         return grey
     return pixels
 

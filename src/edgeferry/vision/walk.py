@@ -9,33 +9,20 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from edgeferry.errors import ModelUnsupported
-from edgeferry.model.spec import InputSpec, Stage
-from edgeferry.vision.answer import Answer
-from edgeferry.vision.answers.objects import Outputs, Tensor
+from edgeferry.model.spec import Stage
 from edgeferry.vision.answers.table import decode, require_family
+from edgeferry.vision.hand import walk_hand
 from edgeferry.vision.image import Picture
 from edgeferry.vision.preprocess import make_input, make_size_input
+from edgeferry.vision.steps import Call, Labels, Pipeline, Walk, require_input
 
-Labels = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Run stage number `stage` on `tensor`; `size` goes into its `size_tensor`, where it has one."""
-
-    stage: int
-    tensor: Tensor
-    size: Tensor | None = None
-
-
-Walk = Generator[Call, Outputs, Answer]
-Pipeline = Callable[[Sequence[Stage], Sequence[Labels], Picture], Walk]
-
-PIPELINES: dict[tuple[str, ...], Pipeline] = {}
+PIPELINES: dict[tuple[str, ...], Pipeline] = {
+    ("palm", "hand_landmarks"): walk_hand,
+    ("palm", "hand_landmarks", "gesture"): walk_hand,
+}
 """Families of the stages, in order -> how a picture walks through them."""
 
 
@@ -55,13 +42,6 @@ def require_pipeline(stages: Sequence[Stage]) -> Pipeline:
         known = ", ".join(" -> ".join(one) for one in PIPELINES) or "none"
         raise ModelUnsupported(f"expected a pipeline among {known}, found {families!r:.120}")
     return found
-
-
-def require_input(stage: Stage) -> InputSpec:
-    """The picture input of a stage; raises ModelUnsupported when it takes none."""
-    if stage.input is None:
-        raise ModelUnsupported(f"expected a picture input in the stage of {stage.file!r:.80}, found none")
-    return stage.input
 
 
 def _walk_single(stages: Sequence[Stage], labels: Sequence[Labels], picture: Picture) -> Walk:
