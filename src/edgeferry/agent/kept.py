@@ -38,6 +38,8 @@ _LOG = logging.getLogger(__name__)
 _LAST = -(1 << 30)
 """Less urgent than any update."""
 _LOOK_AGAIN_S = 60.0
+_RETRY_MAX_S = 86_400.0
+"""What is kept has time: a repository that does not have it any more is not asked every quarter of an hour."""
 _FETCHING = frozenset({State.RESOLVING, State.DOWNLOADING, State.VERIFYING, State.PATCHING, State.STORING})
 _CLOSED_CODES = frozenset(kind.code for kind in CLOSED)
 
@@ -57,7 +59,8 @@ class Keeper:
     _rung: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        settings = replace(self.tools.settings, role="both")  # a loader announces what it stored; this is no news
+        settings = self.tools.settings  # a loader announces what it stored; this is no news
+        settings = replace(settings, role="both", retry_max_s=max(settings.retry_max_s, _RETRY_MAX_S))
         self.tools = replace(self.tools, settings=settings, progress=lambda key, length_bytes: None)
 
     def ring(self) -> None:
