@@ -15,6 +15,7 @@ import pytest
 
 from agent.agent_world import World, make_model_file, make_zip
 from agent.test_damage import cut, flip, get_folder, remove, scribble
+from edgeferry.agent import kept
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
 from edgeferry.errors import ObjectMissing
@@ -209,6 +210,34 @@ async def test_a_repository_that_has_it_no_more_is_asked_less_and_less_up_to_onc
 
 async def has_called(world: World, times: int) -> bool:
     return len(world.manifests.calls) >= times
+
+
+async def test_what_nobody_can_say_where_to_get_is_waited_for_without_a_look_at_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is due, and the twin names no signed version any more."""
+    looks: list[float] = []
+    monkeypatch.setattr(kept, "list_hurt", lambda repository: looks.append(0.0) or list_hurt(repository))
+    await run_updates(world)
+    world.manifests.failures = deque(ObjectMissing("not here") for _ in range(100))
+    async with world.run() as agent:
+        harm(world, ROWS[0])
+        await poll(lambda: waits_for(agent, "object_missing"))
+    world.settings = replace(world.settings, scrub_every_s=0.0)
+    async with world.run() as agent:
+        await poll(lambda: waits_for(agent, "object_missing"))
+        agent._targets = {}
+        world.clock_error_s += 7 * 86_400
+        agent._keeper.ring()
+        await poll(lambda: has_settled(looks))
+    assert len(world.manifests.calls) < 20
+
+
+async def has_settled(looks: list[float]) -> bool:
+    """Whether nobody looks for a while: a loop would not stop within it."""
+    before = len(looks)
+    await asyncio.sleep(0.3)
+    return len(looks) == before
 
 
 async def test_a_kill_in_the_middle_loses_no_byte_that_came(world: World) -> None:
