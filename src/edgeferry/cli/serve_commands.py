@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def serve(
     access = make_access(os.environ.get("EDGEFERRY_TOKEN", ""), allow_networks.split(","))
     options = ServeOptions(access=access, **rest)
     configure_logging(as_json=options.as_json, level=log_level)
-    with open_local_versions(models, labels=labels, spec=spec) as versions:
+    with open_local_versions(models, labels=labels, spec=spec, say=partial(click.echo, err=True)) as versions:
         try:
             asyncio.run(_serve(versions, options))
         except asyncio.CancelledError:
@@ -128,6 +129,8 @@ def _describe(address: ApiAddress, versions: Sequence[StoredVersion], options: S
     alone = len(versions) == 1 or options.default_model
     route = "/score" if alone else f"/v1/models/{versions[0].model}/predict"
     token = '-H "Authorization: Bearer $EDGEFERRY_TOKEN" ' if options.access.token else ""
+    if all(version.spec.stages[-1].task == "tensors" for version in versions):
+        return "\n".join([*lines, f"try: curl {token}{address.url}/v2/models/{versions[0].model}"])
     return "\n".join([*lines, f"try: curl {token}--data-binary @picture.jpg {address.url}{route}"])
 
 

@@ -264,7 +264,10 @@ class Worker:
             await self._line.listen()
         finally:
             self._spawned.kill()
-        return await self._spawned.wait()
+        try:
+            return await self._spawned.wait()
+        finally:
+            self._line.close()
 
     async def _wait_answer(
         self, future: asyncio.Future[tuple[Reply, bytes]], id_: int, timeout_s: float

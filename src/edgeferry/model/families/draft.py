@@ -67,6 +67,14 @@ def find_picture(facts: ModelFacts) -> TensorFacts | None:
     return found[0] if len(found) == 1 else None
 
 
+def find_planes(facts: ModelFacts) -> TensorFacts | None:
+    """The only input of an ONNX model where it is a picture in colour, floats [1, 3, height, width]."""
+    picture = find_picture(facts)
+    if facts.format != "onnx" or picture is None or len(facts.inputs) != 1:
+        return None
+    return picture if picture.shape[1] == 3 and picture.dtype.startswith("float") else None
+
+
 def find_layout(tensor: TensorFacts, facts: ModelFacts) -> str:
     if len(tensor.shape) != 4 or tensor.shape[0] not in (1, None):
         return ""
