@@ -10,6 +10,8 @@ Rules:
 
 from __future__ import annotations
 
+import io
+import zipfile
 from typing import Any
 
 import flatbuffers
@@ -18,26 +20,26 @@ import onnx
 from ai_edge_litert import schema_py_generated as schema
 from onnx import helper, numpy_helper
 
-_NUMBERS = 1 << 20
-_SIDE, _CHANNELS = 128, 32
+_ROWS = 2048
+_SIDE, _CHANNELS = 64, 128
 _OP, _OPTIONS, _TYPE = schema.BuiltinOperator, schema.BuiltinOptions, schema.TensorType
 
 
 def make_slow_onnx(model: bytes, links: int) -> bytes:
-    """`model` behind a chain of `links` operators over a million constants."""
+    """`model` behind a chain of `links` products of constant matrices."""
     net = onnx.load_from_string(model)
     graph, output = net.graph, net.graph.output[-1 if net.graph.output[-1].name == "scores" else 1].name
     for node in graph.node:
         for names in (node.input, node.output):
             for at, name in enumerate(names):
                 names[at] = f"{name}.plain" if name == output else name
-    ballast = np.linspace(0, 1, _NUMBERS, dtype=np.float32)
+    ballast = np.full((_ROWS, _ROWS), 1 / _ROWS, np.float32)
     constants = {"ballast": ballast, "nothing": np.array(0, np.float32)}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     names = ["ballast", *(f"link{number}" for number in range(links))]
     chain = [
-        helper.make_node(("Sin", "Cos")[at % 2], [one], [following])
-        for at, (one, following) in enumerate(zip(names[:-1], names[1:], strict=True))
+        helper.make_node("MatMul", [one, "ballast"], [following])
+        for one, following in zip(names[:-1], names[1:], strict=True)
     ]
     graph.node.extend(
         [
@@ -62,7 +64,16 @@ def make_slow_litert(model: bytes, links: int) -> bytes:
     main.operators = [call, *main.operators]
     builder = flatbuffers.Builder(1024)
     builder.Finish(net.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return _append_files(bytes(builder.Output()), model)
+
+
+def _append_files(net: bytes, model: bytes) -> bytes:
+    """`net` with the files (labels) that hang at the end of `model` as a ZIP."""
+    out = io.BytesIO(net)
+    with zipfile.ZipFile(io.BytesIO(model)) as files, zipfile.ZipFile(out, "a") as ours:
+        for name in files.namelist():
+            ours.writestr(name, files.read(name))
+    return out.getvalue()
 
 
 def _make_chain(net: Any, links: int) -> Any:
@@ -78,9 +89,7 @@ def _make_chain(net: Any, links: int) -> Any:
         after = _add_tensor(net, graph, f"link{number}", shape)
         options = schema.Conv2DOptionsT()
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1
-        graph.operators.append(
-            _make_operator(conv, [before, weight, bias], [after], (options, _OPTIONS.Conv2DOptions))
-        )
+        graph.operators.append(_make_operator(conv, [before, weight, bias], [after], (options, _OPTIONS.Conv2DOptions)))
         before = after
     # its result must go somewhere, or XNNPACK leaves the whole chain out: to an operator that XNNPACK does not have
     axis = _add_tensor(net, graph, "axis", (), np.array(3, np.int32))

@@ -45,7 +45,7 @@ from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkE
 _LOG = logging.getLogger(__name__)
 _LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
 _LONG_STATES = _LINK_STATES | {State.WAITING}
-_FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
+_FREE_STATES = frozenset({State.SHADOWING, State.PROBATION, State.ACTIVE, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
