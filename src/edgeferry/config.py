@@ -51,6 +51,8 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     token: str = ""
     allow_networks: tuple[str, ...] = ()
     default_model: str = ""
+    picture_hosts: tuple[str, ...] = ()
+    """`host` or `host:port` from where pictures are fetched that a request names by URL; empty: none are."""
     rate_bps: int = 0
     link: dict[str, Any] = {}
     """What the operator says about the link: the keys of `edgeferry.link` in the twin, which goes before it."""

@@ -360,6 +360,11 @@ class Forbidden(RequestError):
     advice = "Use a token or a network address that is allowed here."
 
 
+class FetchForbidden(RequestError):
+    code = "fetch_forbidden"
+    advice = "Send the picture itself to /image, or name its host in picture_hosts of this device."
+
+
 class NotFound(RequestError):
     code = "not_found"
     advice = "Check the path against /openapi.json."

@@ -16,7 +16,9 @@ sys.path.append(str(ROOT / "scripts"))  # the scripts are no package: they find 
 from bench_link import judge_idle, judge_run, make_idle_table, make_table  # noqa: E402
 from link_scenes import Idle, LinkRun, Update  # noqa: E402
 
+from link.pipe import TCP, Count  # noqa: E402
 from link.profiles import LTE_M  # noqa: E402
+from link.thin_link import Counts, DirectionCounts, FlowFacts, Trace  # noqa: E402
 
 FRAME_BYTES = 62 * 22
 """What TLS puts around a payload of a megabyte: 62 records."""
@@ -63,6 +65,24 @@ def test_an_update_that_falls_short_is_told(update: Update, text: str) -> None:
 def test_a_transfer_is_asked_for_no_more_than_the_link_has_nor_than_plain_tcp_makes_of_it() -> None:
     assert replace(RUN, bulk_bps=[310_000.0]).best_bps == LTE_M.bps
     assert replace(RUN, bulk_bps=[100_000.0, 250_000.0, 290_000.0]).best_bps == 250_000
+
+
+def test_an_answer_ends_with_its_last_byte_however_late_its_connection_says_goodbye() -> None:
+    """A server that lets an idle connection go sends 24 bytes, in the middle of what is measured or not."""
+    came = ((0.0, 1_000), (1.0, 2_448), (9.0, 99_000), (9.1, 99_624))
+    assert _make_counts(came).find_answer(8443) == (98_624, 8.1)
+    assert _make_counts((*came, (33.0, 99_648))).find_answer(8443) == (98_624, 8.1)
+    assert _make_counts((*came, (33.0, 99_647))).find_answer(8443) == (98_647, 32.0)
+
+
+def _make_counts(came: Trace) -> Counts:
+    """A handshake, and one answer."""
+    none = Count()
+    flows = [
+        FlowFacts(TCP, 40_000, 8443, none, none, trace[-1][1], trace) for trace in (((-1.0, 200), (0.5, 500)), came)
+    ]
+    up, down = (DirectionCounts(none, none, none, none, (flow,)) for flow in flows)
+    return Counts(up, down)
 
 
 def test_an_idle_device_that_falls_short_is_told() -> None:

@@ -158,8 +158,14 @@ class Counts:
         return max(found, default=None)
 
 
+_CLOSE_NOTIFY_BYTES = 24
+"""RFC 8446: a connection that is let go says so in a record of this length, whenever that is. It is no answer's."""
+
+
 def _list_answers(asked: Trace, came: Trace) -> Iterator[tuple[int, float]]:
-    """What came between a request's arrival and the next one's."""
+    """What came between a request's arrival and the next one's; a goodbye long after the last byte is not of it."""
+    if len(came) > 1 and came[-1][1] - came[-2][1] == _CLOSE_NOTIFY_BYTES:
+        came = came[:-1]
     ends = [at for at, _ in asked[1:]] + [float("inf")]
     for (from_at, _), until_at in zip(asked, ends, strict=True):
         before = max((end for at, end in came if at <= from_at), default=0)

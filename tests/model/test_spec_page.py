@@ -11,10 +11,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto
 
-from edgeferry.model.inspect import inspect_model, make_spec
+from edgeferry.model.bundle_spec import make_bundle_spec
+from edgeferry.model.inspect import inspect_model, load_labels, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, Stage, Thresholds, read_spec_toml
 from edgeferry.vision.answers.table import FAMILIES
+from edgeferry.vision.walk import PIPELINES
 
 Maker = Callable[..., bytes]
 PAGE = (Path(__file__).parents[2] / "docs" / "formats" / "spec.md").read_text()
@@ -81,10 +83,42 @@ def test_the_example_for_a_detector_like_ours_makes_a_spec(make_onnx: Maker) -> 
     assert stage.labels == LabelSpec(names=("worker", "no_helmet", "fire"))
 
 
-def test_the_example_for_a_pipeline_makes_two_stages(demo_models: Path) -> None:
-    data = (demo_models / "detector" / "1.0.0" / "detector.onnx").read_bytes()
-    assert [stage.task for stage in _make(5, "detector.onnx", data).stages] == ["detection", "classification"]
+def test_the_example_for_segmentation_makes_a_spec(make_onnx: Maker) -> None:
+    data = make_onnx(outputs=[("logits", TensorProto.FLOAT, (1, 3, None, None))])
+    (stage,) = _make(5, "m.onnx", data).stages
+    assert (stage.task, stage.answer.family, stage.labels.names[1]) == ("segmentation", "class_map", "road")
+
+
+@pytest.mark.needs_shared
+def test_the_example_for_background_removal_is_all_that_selfie_segmentation_needs(shared_models: Path) -> None:
+    (stage,) = _make(6, "m.tflite", (shared_models / "segmentation" / "selfie_segmentation.tflite").read_bytes()).stages
+    assert (stage.task, stage.answer.family, stage.labels.names) == ("image", "probability_mask", ("person",))
+
+
+def test_the_example_for_yolov8_in_litert_makes_a_spec(make_litert: Maker) -> None:
+    kind = schema.TensorType.FLOAT32
+    data = make_litert([("images", kind, (1, 640, 640, 3))], [("Identity", kind, (1, 6, 8400))])
+    (stage,) = _make(7, "m.tflite", data).stages
+    assert (stage.answer.parameters["units"], stage.input.fit, stage.labels.names[0]) == (
+        "fractions", "letterbox", "helmet",
+    )  # fmt: skip
+
+
+@pytest.mark.needs_shared
+def test_the_example_for_a_pipeline_is_all_that_the_hand_models_need(shared_models: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (shared_models / "hand").iterdir()}
+    spec = make_bundle_spec(files, files.__getitem__, read_spec_toml(EXAMPLES[8]))
+    assert [(stage.task, stage.answer.family) for stage in spec.stages] == [
+        ("detection", "palm"), ("landmarks", "hand_landmarks"), ("classification", "gesture"),
+    ]  # fmt: skip
+    assert load_labels(spec.stages[2], files.__getitem__) == ("Open", "Close", "Pointer", "OK")
+
+
+def test_the_page_names_every_pipeline() -> None:
+    section = PAGE.partition("## Pipelines")[2]
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)+) \|", section, re.MULTILINE)
+    assert {tuple(re.findall(r"\w+", row)) for row in rows} == set(PIPELINES)
 
 
 def test_every_example_is_tested() -> None:
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 9

@@ -18,7 +18,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from edgeferry.agent.claims import is_claimed
@@ -36,16 +35,14 @@ from edgeferry.agent.machine import (
 from edgeferry.agent.places import remove_traces
 from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, change, make_record, write_record_bytes
 from edgeferry.agent.settled import watch_deaths
-from edgeferry.agent.steps import STEPS
+from edgeferry.agent.stepping import run_step
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Outcome, Tools
-from edgeferry.agent.turns import Hold, Turns
+from edgeferry.agent.turns import Turns
 from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkError, StorageError
 
 _LOG = logging.getLogger(__name__)
-_LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
-_LONG_STATES = _LINK_STATES | {State.WAITING}
-_FREE_STATES = frozenset({State.SHADOWING, State.PROBATION, State.ACTIVE, State.WAITING})
+_LONG_STATES = frozenset({State.RESOLVING, State.DOWNLOADING, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
@@ -103,6 +100,13 @@ class Lane:
         self._orders.append(event)
         self._wake.set()
         return True
+
+    def heal(self, identity: str) -> None:
+        """Something stored of the version was found damaged: what is active is fetched again, if it is this one."""
+        record = self.walked
+        is_settled = record is not None and record.state in (State.PROBATION, State.ACTIVE)
+        if record is not None and is_settled and record.identity == identity:
+            self.order(Event.DAMAGED)
 
     async def fail(self) -> None:
         """A defect of ours ended the walk: the update gives up where the table lets it."""
@@ -181,7 +185,7 @@ class Lane:
 
     async def _act(self, record: UpdateRecord) -> Outcome | None:
         """Runs the state's step; None when an order cut it off."""
-        steps = [asyncio.ensure_future(self._run_step(record))]
+        steps = [asyncio.ensure_future(run_step(self.around.tools, self.around.turns, record, self._get_target))]
         active = self._find_active()
         if active is not None and record.state in _LONG_STATES and active.key != record.key:
             steps.append(asyncio.ensure_future(watch_deaths(self.around.tools, active)))
@@ -202,25 +206,6 @@ class Lane:
             for step in steps:
                 step.cancel()
             await asyncio.wait(steps)
-
-    async def _run_step(self, record: UpdateRecord) -> Outcome:
-        """Runs the step in its turn; on the link it gives way to a more urgent update, and begins again after it."""
-        try:
-            while True:
-                async with self._take_turn(record) as hold:
-                    step = STEPS[record.state](self.around.tools, record, self._get_target(record))
-                    outcome = await _run_unless(step, hold.overtaken)
-                if outcome is not None:
-                    return outcome
-        except EdgeferryError as error:
-            return Outcome(get_error_event(type(error)), record, error)
-
-    def _take_turn(self, record: UpdateRecord) -> AbstractAsyncContextManager[Hold]:
-        if record.state in _LINK_STATES:
-            return self.around.turns.link.take(record.priority)
-        if record.state in _FREE_STATES:
-            return nullcontext(Hold(record.priority))
-        return self.around.turns.work.take(record.priority, gives_way=False)
 
     def _get_target(self, record: UpdateRecord) -> Target:
         if self.target is not None and self.target.key == record.key:
@@ -303,19 +288,6 @@ class Lane:
         self.rows[record.key] = record
         self.record = shown or record
         await self.around.moved(record)
-
-
-async def _run_unless(step: Awaitable[Outcome], overtaken: asyncio.Event) -> Outcome | None:
-    """What the step says; None when it was cut off because somebody more urgent waits."""
-    running, waiting = asyncio.ensure_future(step), asyncio.ensure_future(overtaken.wait())
-    try:
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        return running.result() if running.done() else None
-    finally:
-        waiting.cancel()
-        if not running.done():
-            running.cancel()
-            await asyncio.wait({running})
 
 
 def make_next(

@@ -1,7 +1,7 @@
 """Versions that carry no manifest: an unpacked classic bundle, or files that another module points to.
 
 What this file leaves to others: getting and unpacking the files (`steps.py`, `storage/classic.py`), what model bytes
-tell (`model/inspect.py`).
+tell (`model/inspect.py`, `model/bundle_spec.py`).
 
 Rules:
 - What serves is a copy of our own; what other modules read, or write, is never served from.
@@ -18,17 +18,15 @@ from typing import Any
 
 from edgeferry.agent.record import Target, UpdateRecord, make_local_version
 from edgeferry.errors import BundleIncomplete, RequestInvalid
-from edgeferry.model.bundle import SPEC_FILE, find_label_file, find_model_file
+from edgeferry.model.bundle_spec import make_bundle_spec
 from edgeferry.model.digest import Digest
-from edgeferry.model.inspect import inspect_model, make_spec
-from edgeferry.model.labels import LABELS_MAX_BYTES, read_labels
-from edgeferry.model.spec import ModelSpec, read_spec_toml
+from edgeferry.model.spec import ModelSpec
 from edgeferry.model.stored import StoredVersion
-from edgeferry.storage.files import open_mapped, read_bounded, translate_disk_errors
+from edgeferry.storage.classic import read_part
+from edgeferry.storage.files import translate_disk_errors
 from edgeferry.storage.repository import Repository
 from edgeferry.twin.contract import CLASSIC_MODEL
 
-_SPEC_MAX_BYTES = 1 << 20
 _PATH_MAX_CHARS = 1024
 
 
@@ -44,21 +42,10 @@ def store_loose(repository: Repository, record: UpdateRecord, files: Mapping[str
 
 
 def make_loose_spec(files: Mapping[str, Path]) -> ModelSpec:
-    """The spec of the one model among `files`, from its bytes, its label file and a `spec.toml`."""
+    """The spec of the models among `files`, from their bytes, label files and a `spec.toml`."""
     if not files:
         raise BundleIncomplete("expected a model file in the bundle, found nothing at all")
-    model_file, label_file = find_model_file(files), find_label_file(files)
-    labels = read_labels(read_bounded(files[label_file], LABELS_MAX_BYTES)) if label_file else None
-    overrides = _read_overrides(files)
-    with open_mapped(files[model_file]) as data:
-        inspection = inspect_model(model_file, data)
-        return make_spec(inspection, labels=labels, labels_file=label_file or "", overrides=overrides)
-
-
-def _read_overrides(files: Mapping[str, Path]) -> dict[str, object] | None:
-    if SPEC_FILE not in files:
-        return None
-    return read_spec_toml(read_bounded(files[SPEC_FILE], _SPEC_MAX_BYTES).decode("utf-8", "replace"))
+    return make_bundle_spec(files, lambda name: read_part(files[name]))
 
 
 def make_local_target(message: Mapping[str, Any], storage: Path) -> Target:

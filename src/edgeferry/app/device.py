@@ -30,6 +30,7 @@ from edgeferry.agent.hub_link import OpenHub
 from edgeferry.agent.ledger import Ledger
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.app.manifests import TrustedManifests
+from edgeferry.app.picture_fetch import open_picture_fetch
 from edgeferry.app.serving import open_api
 from edgeferry.config import DeviceConfig, WorkloadConfig
 from edgeferry.errors import ConfigInvalid, StorageFailed
@@ -97,14 +98,15 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
     """
     repository = get_repository(config)
     root, ca_pem = _read_root(config, repository), await _read_ca(config)
-    access = make_access(config.token, config.allow_networks)
-    access.require_guarded(config.host)
+    api_settings = ApiSettings(access=make_access(config.token, config.allow_networks))
+    api_settings.access.require_guarded(config.host)
     await asyncio.to_thread(repository.prepare)
     with open_folder_lock(repository.root):
         meters = Meters(WireMeter(), WireMeter())
         async with (
             open_journal(repository.journal_path) as journal,
             open_http(HttpSettings(ca_pem=ca_pem), meter=meters.http) as http,
+            open_picture_fetch(config.picture_hosts, max_bytes=api_settings.body_max_bytes) as fetch,
         ):
             engine = ChildEngine(WorkerSettings(), require_sound=partial(require_sound, repository))
             slots = Slots(engine, default_model=config.default_model)
@@ -116,7 +118,7 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
                 means = _Means(repository, journal, http, gate, slots)
                 parts = _make_parts(config, means, root=root, open_hub=open_hub)
                 agent = Agent(parts, _make_agent_settings(config, is_pinned=root is not None))
-                app = make_app(slots, agent, ApiSettings(access=access))
+                app = make_app(slots, agent, api_settings, fetch=fetch, store=repository)
                 async with (
                     _open_door(repository, agent),
                     _running(agent),

@@ -172,6 +172,7 @@ def read_request(files: PublishFiles, say: Say) -> Request:
         model_data=found.model_data,
         labels_file=found.labels_file,
         labels_data=found.labels_data,
+        others=found.others,
         spec_text=found.spec_text,
         golden_files=_read_folder(files.golden) if files.golden else None,
         bases=files.bases or None,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import structlog
 from starlette.applications import Starlette
 
+from edgeferry.app.picture_fetch import open_picture_fetch
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import WorkerSettings
 from edgeferry.serve.access import Access
@@ -82,17 +83,21 @@ async def serve_models(
     *,
     settings: ApiSettings | None = None,
     default_model: str = "",
+    picture_hosts: Sequence[str] = (),
 ) -> AsyncIterator[ApiAddress]:
     """Serves `versions` over HTTP without any hub, for as long as the block runs.
 
+    `picture_hosts`: where pictures may be fetched from that callers name by URL.
+
     Raises:
-        ConfigInvalid: as open_api, before any worker is started.
+        ConfigInvalid: as open_api and open_picture_fetch, before any worker is started.
         ModelError: a version does not load or misses its golden truth.
     """
     settings = settings or ApiSettings()
     settings.access.require_guarded(host)
     async with (
+        open_picture_fetch(picture_hosts, max_bytes=settings.body_max_bytes) as fetch,
         open_slots(versions, default_model=default_model) as slots,
-        open_api(make_app(slots, None, settings), host, port) as address,
+        open_api(make_app(slots, None, settings, fetch=fetch), host, port) as address,
     ):
         yield address

@@ -166,10 +166,11 @@ def find_model_file(names: Iterable[str]) -> str:
     found = [name for name in names if name.lower().endswith(MODEL_SUFFIXES)]
     if len(found) == 1:
         return found[0]
-    what = "several" if found else "none"
-    raise BundleIncomplete(
-        f"expected one model file ({', '.join(MODEL_SUFFIXES)}), found {what}: {found or names!r:.200}"
-    )
+    if found:
+        raise BundleIncomplete(
+            f"expected one model file, found several: {found!r:.200}; name them in order as [[stages]] in {SPEC_FILE}"
+        )
+    raise BundleIncomplete(f"expected one model file ({', '.join(MODEL_SUFFIXES)}), found none: {names!r:.200}")
 
 
 def find_label_file(names: Iterable[str]) -> str | None:

@@ -13,23 +13,28 @@ Rules:
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
 from edgeferry.errors import BundleError, ConfigInvalid, ManifestInvalid, ModelUnreadable, SpecIncomplete
-from edgeferry.model.bundle import SPEC_FILE, find_label_file, find_model_file
+from edgeferry.model.bundle import SPEC_FILE, find_label_file
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.declared import LABELS_KEY
 from edgeferry.model.families.table import draft_stage
+from edgeferry.model.families.ultralytics import NAMES_KEY, find_names
 from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels
-from edgeferry.model.spec import SPEC_MAX_CHARS, ModelSpec, Stage, check_spec, read_spec_toml
+from edgeferry.model.packed_notes import add_packed_notes
+from edgeferry.model.spec import AnswerSpec, ModelSpec, Stage, check_spec
 
 _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
 
+TENSORS: Literal["tensors"] = "tensors"
+"""Task and family of a model that is served as raw tensors."""
 _TASKS_WITH_LABELS = ("classification", "detection")
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
@@ -64,16 +69,20 @@ def inspect_model(file_name: str, data: ModelBytes) -> Inspection:
     Raises:
         ModelUnreadable: another extension, or bytes that are no such model.
     """
-    parse = next((parse for suffix, parse in _PARSERS.items() if file_name.lower().endswith(suffix)), None)
-    if parse is None:
-        raise ModelUnreadable(f"expected a model file {' or '.join(_PARSERS)}, found {file_name!r:.80}")
     with memoryview(data) as view:
-        facts = parse(view)
+        facts = _read_facts(file_name, view)
         source = _find_packed_labels(facts)
         labels = _read_packed_labels(facts, view, source) if source else ()
     draft = draft_stage(facts, labels)
     found = {"file": file_name, **draft.to_stage()}
     return Inspection(file_name, facts, labels, source, found, tuple(draft.notes), draft.missing)
+
+
+def _read_facts(file_name: str, view: memoryview) -> ModelFacts:
+    parse = next((parse for suffix, parse in _PARSERS.items() if file_name.lower().endswith(suffix)), None)
+    if parse is None:
+        raise ModelUnreadable(f"expected a model file {' or '.join(_PARSERS)}, found {file_name!r:.80}")
+    return add_packed_notes(parse(view), view)
 
 
 def make_spec(
@@ -89,52 +98,21 @@ def make_spec(
         inspection: of the model file.
         labels: lines of the label file, when there is one; they count before packed labels.
         labels_file: its name in the bundle.
-        overrides: fields of one Stage, or `stages`: a list of them, of which the one that names this file is filled.
+        overrides: fields of one Stage (of several stages each is made on its own: `bundle_spec.py`).
 
     Raises:
         SpecIncomplete: fields that cannot be known; the message names each and says how to add it.
         ConfigInvalid: an override that is no field of a spec, or has a value that it cannot have.
     """
-    stages = _list_stages(inspection.file_name, overrides or {})
-    for stage in stages:
-        _check_names(stage, Stage)
-    made = tuple(
-        _make_stage(inspection, stage, labels, labels_file)
-        if stage.get("file", inspection.file_name) == inspection.file_name
-        else _convert_stage(stage)
-        for stage in stages
-    )
+    overrides = overrides or {}
+    _check_names(overrides, Stage)
+    if overrides.get("file", inspection.file_name) != inspection.file_name:
+        raise ConfigInvalid(f"expected a spec of {inspection.file_name!r:.80}, found one of {overrides['file']!r:.80}")
+    stage = _make_stage(inspection, overrides, labels, labels_file)
     try:
-        return check_spec(ModelSpec(stages=made))
+        return check_spec(ModelSpec(stages=(stage,)))
     except ManifestInvalid as error:
         raise ConfigInvalid(f"{inspection.file_name}: {error.message}") from error
-
-
-def make_bundle_spec(names: Iterable[str], folder_read: Callable[[str], ModelBytes]) -> ModelSpec:
-    """Makes the spec of a bundle of loose files, as a classic ZIP holds them: model, labels, and a spec.toml if needed.
-
-    Args:
-        names: of the files.
-        folder_read: bytes of a file of the bundle, by name.
-
-    Raises:
-        BundleIncomplete: no model, several models, or several label files that may be meant.
-        BundleUnreadable, BundleTooLarge: the label file is no text, or far too long.
-        ModelUnreadable, SpecIncomplete, ConfigInvalid: as inspect_model and make_spec.
-    """
-    names = sorted(names)
-    model_file = find_model_file(names)
-    overrides = _read_overrides(folder_read(SPEC_FILE)) if SPEC_FILE in names else {}
-    said = overrides.get("labels")
-    wanted = said.get("file") if isinstance(said, Mapping) else None
-    labels_file = wanted if isinstance(wanted, str) and wanted in names else find_label_file(names)
-    labels = read_labels(bytes(folder_read(labels_file))) if labels_file else None
-    inspection = inspect_model(model_file, folder_read(model_file))
-    return make_spec(inspection, labels=labels, labels_file=labels_file or "", overrides=overrides)
-
-
-def _read_overrides(data: ModelBytes) -> dict[str, object]:
-    return read_spec_toml(bytes(data[: 2 * SPEC_MAX_CHARS]).decode("utf-8", "replace"))
 
 
 def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str, ...]:
@@ -155,7 +133,7 @@ def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str,
     if not stage.labels.packed:
         return ()
     with memoryview(folder_read(stage.file)) as view:
-        facts = inspect_onnx(view) if stage.labels.packed == LABELS_KEY else None
+        facts = _read_facts(stage.file, view) if stage.labels.packed in (LABELS_KEY, NAMES_KEY) else None
         return _read_packed_labels(facts, view, stage.labels.packed)
 
 
@@ -164,6 +142,8 @@ def _find_packed_labels(facts: ModelFacts) -> str:
     """Where labels are packed: a metadata key, or the one packed file that holds labels; "" without any."""
     if LABELS_KEY in facts.metadata:
         return LABELS_KEY
+    if find_names(facts.metadata):
+        return NAMES_KEY
     declared = [each.name for each in facts.packed if each.holds_labels]
     if len(declared) == 1:
         return declared[0]
@@ -174,27 +154,19 @@ def _find_packed_labels(facts: ModelFacts) -> str:
 
 
 def _read_packed_labels(facts: ModelFacts | None, view: memoryview, source: str) -> tuple[str, ...]:
+    metadata = facts.metadata if facts is not None else {}
+    names = find_names(metadata) if source == NAMES_KEY else None
+    if names:
+        return names
     try:
-        if facts is not None and LABELS_KEY in facts.metadata:
-            return read_labels(facts.metadata[LABELS_KEY].encode())
+        if source == LABELS_KEY and LABELS_KEY in metadata:
+            return read_labels(metadata[LABELS_KEY].encode())
         return read_labels(read_packed(view, source))
     except BundleError as error:
         raise ModelUnreadable(f"expected labels packed in the model: {error.message}") from error
 
 
 # --- found, labels and overrides --------------------------------------------------------------------------------------
-def _list_stages(file_name: str, overrides: Mapping[str, object]) -> Sequence[Mapping[str, object]]:
-    """The stages that the overrides speak of; without `stages` they are the fields of the only one."""
-    stages = overrides.get("stages", [overrides])
-    if "stages" in overrides and len(overrides) > 1:
-        raise ConfigInvalid("expected either [[stages]] or the fields of one stage in the spec file, found both")
-    if not isinstance(stages, list) or not stages or not all(isinstance(stage, Mapping) for stage in stages):
-        raise ConfigInvalid("expected [[stages]] as a list of tables in the spec file")
-    if not any(stage.get("file", file_name) == file_name for stage in stages):
-        raise ConfigInvalid(f"expected a stage for {file_name!r:.80} in the spec file, found none")
-    return stages
-
-
 def _check_names(override: Mapping[str, object], kind: type[msgspec.Struct], path: str = "") -> None:
     """Refuses a field that no spec has before anything is called missing: a slip of the pen should be told as one."""
     fields = {each.name: each.type for each in msgspec.structs.fields(kind)}
@@ -212,7 +184,8 @@ def _make_stage(
     said = override.get("labels")
     names = said.get("names") if isinstance(said, Mapping) else None
     wanted = said.get("file", labels_file) if isinstance(said, Mapping) else labels_file
-    lines, where = inspection.labels, {"packed": inspection.labels_source} if inspection.labels_source else {}
+    lines = inspection.labels
+    where: dict[str, object] = {"packed": inspection.labels_source} if inspection.labels_source else {}
     if wanted != labels_file:
         raise ConfigInvalid(f"expected the label file {wanted!r:.80}, which the spec names, among the files given")
     if isinstance(names, list):
@@ -223,12 +196,25 @@ def _make_stage(
     where = where if lines or not draft.names else {"names": list(draft.names)}
     found = {"file": inspection.file_name, **draft.to_stage(), "labels": {**where, "offset": draft.offset}}
     merged = _merge(found, override)
+    if _says_tensors(merged, override):
+        return make_tensors_stage(inspection.file_name)
     missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}
     if merged.get("task") not in _TASKS_WITH_LABELS and "task" not in missing:
         missing.pop("labels", None)
     if missing:
         raise _make_refusal(inspection.file_name, missing)
     return _convert_stage(merged)
+
+
+def make_tensors_stage(file_name: str) -> Stage:
+    """A stage whose tensors nobody reads: served as they are through v2, and nowhere else."""
+    return Stage(file=file_name, task=TENSORS, answer=AnswerSpec(family=TENSORS))
+
+
+def _says_tensors(merged: Mapping[str, object], override: Mapping[str, object]) -> bool:
+    answer = merged.get("answer")
+    family = answer.get("family") if isinstance(answer, Mapping) else None
+    return family == TENSORS or (merged.get("task") == TENSORS and not _is_said(override, "answer.family"))
 
 
 def _merge(found: Mapping[str, object], override: Mapping[str, object]) -> dict[str, object]:

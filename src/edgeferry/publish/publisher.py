@@ -21,10 +21,10 @@ import msgspec
 from edgeferry.errors import ConfigInvalid, Conflict, InvariantBroken
 from edgeferry.link.route import list_digests
 from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
+from edgeferry.model.bundle_spec import BundleSpec, has_stages, make_pipeline_spec, make_single_spec
 from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest, Hasher
-from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
-from edgeferry.model.labels import read_labels
+from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import (
     FileEntry,
     Manifest,
@@ -62,7 +62,7 @@ from edgeferry.trust.signer import (
     plan_bundle,
     require_publishable,
 )
-from edgeferry.vision.answers.table import require_family
+from edgeferry.vision.walk import require_pipeline
 
 Say = Callable[[str], None]
 """Told, in a few words, what is being done."""
@@ -79,6 +79,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     model_data: bytes
     labels_file: str = ""
     labels_data: bytes = b""
+    others: Mapping[str, bytes] = {}
+    """Of a pipeline: what its other stages name."""
     spec_text: str = ""
     """TOML: what the model file does not tell."""
     golden_files: Mapping[str, bytes] | None = None
@@ -164,18 +166,18 @@ def publish(
 # --- pack -------------------------------------------------------------------------------------------------------------
 def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
     require_publishable(request.model, request.version)
-    inspection, spec, files = make_content(request)
+    made, files = make_content(request)
     earlier = list_earlier(request, draft)
     before = read_manifest(store, earlier[-1]) if earlier else None
     bases = pick_bases(earlier, asked=request.bases, running=request.running)
     left_out = note_left_out(earlier, bases, request.running) if request.bases is None else []
     golden, inherited = find_golden(request, before)
-    check_labels(golden.samples, _list_labels(spec, files))
+    check_labels(golden.samples, _list_labels(made.spec, files))
     classic_zip = make_bundle_zip(_list_classic_files(request, files))
     hasher = Hasher()
     hasher.update(classic_zip)
     return _Packed(
-        spec=spec,
+        spec=made.spec,
         files=files,
         golden=golden,
         inherited=inherited,
@@ -183,25 +185,24 @@ def _pack(request: Request, draft: Draft, *, store: ObjectStore) -> _Packed:
         bases=tuple(read_manifest(store, one) for one in bases),
         classic_zip=classic_zip,
         classic_md5=hasher.get_md5_base64(),
-        notes=(*inspection.notes, *left_out),
+        notes=(*made.notes, *left_out),
     )
 
 
-def make_content(request: Request) -> tuple[Inspection, ModelSpec, dict[str, bytes]]:
-    """What inspection finds, the spec, and the version's files by name; raises what `publish` does."""
-    inspection = inspect_model(require_file_name(request.model_file), request.model_data)
-    files = {request.model_file: request.model_data}
-    labels = None
+def make_content(request: Request) -> tuple[BundleSpec, dict[str, bytes]]:
+    """The spec, and the version's files by name; raises what `publish` does."""
+    files = {require_file_name(request.model_file): request.model_data, **request.others}
     if request.labels_file:
         if require_file_name(request.labels_file) in files:
             raise ConfigInvalid("expected a label file of another name than the model's")
-        labels = read_labels(request.labels_data)
         files[request.labels_file] = request.labels_data
-    overrides = read_spec_toml(request.spec_text)
-    spec = make_spec(inspection, labels=labels, labels_file=request.labels_file, overrides=overrides)
-    for stage in spec.stages:
-        require_family(stage)  # no device of this release could read its answers
-    return inspection, spec, files
+    overrides, read = read_spec_toml(request.spec_text), files.__getitem__
+    if has_stages(overrides):
+        made = make_pipeline_spec(files, read, overrides)
+    else:
+        made = make_single_spec(request.model_file, request.labels_file, read, overrides)
+    require_pipeline(made.spec.stages)  # no device of this release could read its answers
+    return made, files
 
 
 def _list_classic_files(request: Request, files: Mapping[str, bytes]) -> dict[str, bytes]:

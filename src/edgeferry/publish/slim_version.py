@@ -85,7 +85,8 @@ def propose_slim(request: Request, desk: Desk, terms: Terms, *, folder: Path, sa
         ModelUnreadable, ModelUnsupported, ToolMissing: the engine does not take the file.
         SpecIncomplete, MetadataUntrusted, StoreRefused, LinkDown: as `publisher.publish`.
     """
-    _, spec, files = make_content(request)
+    made, files = make_content(request)
+    spec = made.spec
     draft = open_draft(desk.store, desk.keys)
     published = _find_published(request, draft, store=desk.store, max_loss=terms.max_loss)
     if published is not None:

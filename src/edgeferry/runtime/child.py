@@ -31,25 +31,33 @@ from edgeferry.errors import (
     WorkerStartFailed,
 )
 from edgeferry.model.stored import StoredVersion
-from edgeferry.runtime.line import Line
+from edgeferry.runtime.line import Body, Line
 from edgeferry.runtime.spawn import Spawned, spawn_worker
 from edgeferry.vision.answer import Answer
+from edgeferry.wire.v2_tensors import TensorEntry
 from edgeferry.wire.worker_frames import (
     Answered,
+    AnsweredTensors,
     Ask,
+    AskTensors,
     Begin,
     Cancel,
     Draw,
     GoldenInput,
+    ModelTensors,
     ProofReport,
     Prove,
     Proved,
     Reply,
     Stop,
     Terms,
+    join_picture,
 )
 
-__all__ = ["InferReply", "ProofReport", "Proven", "Terms", "Worker", "WorkerSettings", "start_worker"]
+__all__ = [
+    "InferReply", "ModelTensors", "ProofReport", "Proven", "TensorsReply", "Terms", "Worker", "WorkerSettings",
+    "start_worker",
+]  # fmt: skip
 
 _PRINTED_MAX_CHARS = 300
 
@@ -105,11 +113,22 @@ class InferReply:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorsReply:
+    """Outputs, their bytes one after the other in `body`, and milliseconds of each step: infer."""
+
+    outputs: tuple[TensorEntry, ...]
+    body: bytes
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Proven:
-    """The outcome of a proof: the report, and the terms (label lines, thresholds) that the version is served with."""
+    """The outcome of a proof: the report, the terms (label lines, thresholds) that the version is served with, and
+    its tensors (those of a proof on a running worker are empty: they are the worker's)."""
 
     report: ProofReport
     terms: Terms
+    tensors: ModelTensors
 
 
 class Worker:
@@ -117,13 +136,14 @@ class Worker:
 
     Attributes:
         version: what it was started with.
-        report, terms: of the proof at its start.
+        report, terms, tensors: of the proof at its start.
     """
 
     def __init__(self, version: StoredVersion, settings: WorkerSettings, spawned: Spawned) -> None:
         self.version = version
         self.report = ProofReport()
         self.terms = Terms((), ())
+        self.tensors = ModelTensors()
         self._settings = settings
         self._spawned = spawned
         self._line = Line(spawned)
@@ -160,10 +180,29 @@ class Worker:
         id_ = self._line.make_id()
         future = self._line.ask(Ask(id=id_, terms=told, draw=draw), picture)
         self._last_terms = wanted  # only now: had it not been sent, the worker would not know them
-        reply, drawn = await self._wait_answer(future, id_, timeout_s)
+        reply, body = await self._wait_answer(future, id_, timeout_s)
         if not isinstance(reply, Answered):
             raise ProtocolViolated(f"expected an answer of the worker, found {type(reply).__name__}")
-        return InferReply(reply.answer, reply.width, reply.height, reply.timings_ms, drawn)
+        answer = join_picture(reply.answer, body)
+        return InferReply(answer, reply.width, reply.height, reply.timings_ms, body if draw else b"")
+
+    async def infer_tensors(
+        self, inputs: tuple[TensorEntry, ...], body: Body, *, outputs: tuple[str, ...] = (), timeout_s: float
+    ) -> TensorsReply:
+        """Runs the model on raw tensors, whose bytes stand in `body`; `outputs` empty: all of them are answered.
+
+        Raises:
+            RequestInvalid: they are not what the model takes.
+            RequestTimeout, WorkerLost: as `infer`.
+        """
+        id_ = self._line.make_id()
+        future = self._line.ask(AskTensors(id=id_, inputs=inputs, outputs=outputs), body)
+        reply, found = await self._wait_answer(future, id_, timeout_s)
+        if not isinstance(reply, AnsweredTensors):
+            raise ProtocolViolated(f"expected tensors of the worker, found {type(reply).__name__}")
+        if sum(entry.size_bytes for entry in reply.outputs) != len(found):
+            raise ProtocolViolated(f"expected the tensors that the worker names, found {len(found)} bytes")
+        return TensorsReply(reply.outputs, found, reply.timings_ms)
 
     async def reprove(self, version: StoredVersion) -> Proven:
         """Runs the golden truth again with the labels and thresholds of `version`, whose model files are the same.
@@ -217,7 +256,7 @@ class Worker:
             raise ModelTimeout(f"{self.version} was not loaded and proven within {load_timeout_s:g} s") from error
         except WorkerLost as error:
             raise self._explain_death(await self.wait_dead()) from error
-        self.report, self.terms = proven.report, proven.terms
+        self.report, self.terms, self.tensors = proven.report, proven.terms, proven.tensors
 
     async def _live(self) -> int:
         """Listens as long as there is a process; whoever breaks the line is ended."""
@@ -225,7 +264,10 @@ class Worker:
             await self._line.listen()
         finally:
             self._spawned.kill()
-        return await self._spawned.wait()
+        try:
+            return await self._spawned.wait()
+        finally:
+            self._line.close()
 
     async def _wait_answer(
         self, future: asyncio.Future[tuple[Reply, bytes]], id_: int, timeout_s: float
@@ -291,4 +333,4 @@ def _make_golden(version: StoredVersion) -> tuple[GoldenInput, ...]:
 def _require_proven(reply: Reply) -> Proven:
     if not isinstance(reply, Proved):
         raise ProtocolViolated(f"expected a proof of the worker, found {type(reply).__name__}")
-    return Proven(reply.report, reply.terms)
+    return Proven(reply.report, reply.terms, reply.tensors)

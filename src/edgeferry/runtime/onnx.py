@@ -32,6 +32,7 @@ _DTYPES = {
     "tensor(double)": "float64",
     "tensor(float16)": "float16",
     "tensor(bool)": "bool",
+    "tensor(string)": "object",
 } | {f"tensor({name})": name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")}
 
 _ERRORS_ONLY = 3
@@ -59,6 +60,10 @@ class OnnxSession:
             raise ModelUnsupported(f"ONNX Runtime failed to run the model: {error!s:.400}") from error
         tensors = dict(zip(self._output_names, values, strict=True))
         return {name: value for name, value in tensors.items() if isinstance(value, np.ndarray)}
+
+    def run_raw(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `Session.run_raw`: ONNX outputs carry no quantisation."""
+        return self.run(inputs)
 
     def warm_up(self, inputs: Mapping[str, Tensor]) -> None:
         """Two runs: the first makes the arena, the second runs on the memory plan made of it."""

@@ -20,12 +20,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edgeferry.errors import ModelUnreadable, ModelUnsupported
+from edgeferry.errors import ModelUnreadable, ModelUnsupported, RequestInvalid
 from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import InputSpec, LabelSpec, ModelSpec, Stage
 from edgeferry.runtime.open import open_session
 from edgeferry.runtime.session import EngineSettings, Session, Tensor, TensorInfo
+from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, make_blank_texts, run_tensors
 from edgeferry.vision.answer import Answer
 from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
@@ -33,7 +34,7 @@ from edgeferry.vision.image import PictureLimits, read_picture
 from edgeferry.vision.preprocess import get_enough
 from edgeferry.vision.steps import Call, Walk
 from edgeferry.vision.walk import require_pipeline, walk
-from edgeferry.wire.worker_frames import Draw, GoldenInput, Terms
+from edgeferry.wire.worker_frames import AskTensors, Draw, GoldenInput, ModelTensors, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,16 @@ class ServedModel:
         if draw:
             watch.lap("draw")
         return ServedAnswer(answer, picture.width, picture.height, watch.laps_ms, drawn)
+
+    def answer_tensors(self, data: bytes | bytearray, ask: AskTensors) -> TensorsAnswer:
+        """Runs the only stage on tensors as they are; raises RequestInvalid as `tensors.run_tensors`."""
+        if len(self._sessions) != 1:
+            raise RequestInvalid(f"expected a picture for a model of {len(self._sessions)} stages, found tensors")
+        return run_tensors(self._sessions[0], data, ask)
+
+    def describe_tensors(self) -> ModelTensors:
+        """What goes into the only stage and comes out; nothing where there are several."""
+        return describe_tensors(self._stages[0].file, self._sessions[0]) if len(self._sessions) == 1 else ModelTensors()
 
     def warm_up(self) -> None:
         """Runs the engines on zeros until a first request would be no slower than a second."""
@@ -182,13 +193,19 @@ def _read_golden(sample: GoldenInput) -> bytes:
 
 
 def _find_enough(stages: Sequence[Stage]) -> tuple[int, int] | None:
-    """Pixels that suffice of a picture; None: all, where its spec says so or later stages look closer at parts of it."""
+    """Pixels that suffice of a picture; None: all, where its spec says so, or where more than the input looks at them.
+
+    Later stages look closer at parts of it, and a made picture has all pixels of the given one.
+    """
     first = stages[0].input
-    return get_enough(first) if first is not None and first.scale_jpeg and len(stages) == 1 else None
+    suffices = first is not None and first.scale_jpeg and len(stages) == 1 and stages[0].task != "image"
+    return get_enough(first) if first is not None and suffices else None
 
 
 def _find_input(stage: Stage, session: Session) -> TensorInfo:
     spec = stage.input
+    if stage.task == "tensors" and session.inputs:
+        return session.inputs[0]
     if spec is None:
         return _find_only_input(session)
     by_name = {info.name: info for info in session.inputs}
@@ -208,6 +225,8 @@ def _make_blank(info: TensorInfo, spec: InputSpec | None) -> Tensor:
     if spec is not None and info.name == spec.size_tensor:
         return np.array([[spec.height, spec.width]], np.float32)
     sides = [1 if side is None else side for side in info.shape]
+    if info.dtype == "object":
+        return make_blank_texts(sides)
     if spec is not None and len(sides) == 4:
         down, across = (2, 3) if spec.layout == "nchw" else (1, 2)
         sides[down], sides[across] = spec.height, spec.width

@@ -6,7 +6,7 @@ Rules:
 - `run` may be called from several threads at once, as many as the session was opened for; each call runs on one engine
   thread (its own, unless `threads` says more).
 - Inputs are taken as they are: right name, shape and dtype. Outputs come by tensor name; integer outputs that carry a
-  quantisation come dequantised, as float32.
+  quantisation come dequantised, as float32, but from `run_raw` as the model has them.
 - Whatever an engine raises becomes ModelUnreadable (while opening) or ModelUnsupported (while running).
 """
 
@@ -24,7 +24,7 @@ Tensor = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """An input or output; a dimension that the model leaves open is None; `dtype` is numpy's name."""
+    """An input or output; a dimension that the model leaves open is None; `dtype` is numpy's name (texts: object)."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -52,6 +52,9 @@ class Session(Protocol):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One inference. Raises ModelUnsupported when the engine refuses the inputs or fails on them."""
+
+    def run_raw(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `run`, with outputs in the model's own dtypes."""
 
     def warm_up(self, inputs: Mapping[str, Tensor]) -> None:
         """Runs everything once that a first request would otherwise wait for. Raises ModelUnsupported."""

@@ -40,7 +40,9 @@ from edgeferry.runtime import limits
 from edgeferry.wire.worker_frames import (
     PREFIX_BYTES,
     Answered,
+    AnsweredTensors,
     Ask,
+    AskTensors,
     Begin,
     Cancel,
     Failed,
@@ -54,6 +56,7 @@ from edgeferry.wire.worker_frames import (
     Stop,
     Terms,
     make_frame,
+    part_picture,
     read_prefix,
     read_request,
 )
@@ -69,7 +72,7 @@ _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    ask: Ask
+    ask: Ask | AskTensors
     terms: Terms
 
 
@@ -119,7 +122,7 @@ class WorkerProcess:
         self._line = line
         self._begin = begin
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._pictures: dict[int, bytearray] = {}  # of asks that wait; a Cancel takes its picture out at once
+        self._pictures: dict[int, bytearray] = {}  # or tensors, of asks that wait; a Cancel takes them out at once
         self._model: ServedModel | None = None
         self._terms = Terms((), ())
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(begin.concurrency)]
@@ -139,6 +142,9 @@ class WorkerProcess:
         match request:
             case Ask():
                 self._terms = request.terms or self._terms
+                self._pictures[request.id] = body
+                self._jobs.put(_Job(request, self._terms))
+            case AskTensors():
                 self._pictures[request.id] = body
                 self._jobs.put(_Job(request, self._terms))
             case Prove():
@@ -174,15 +180,19 @@ class WorkerProcess:
             raise RequestTimeout("nobody waited any more when its turn came")
         if self._model is None:
             raise ModelNotReady("expected a proven model, found none in this worker")
+        if isinstance(job.ask, AskTensors):
+            found = self._model.answer_tensors(picture, job.ask)
+            return AnsweredTensors(id=job.ask.id, outputs=found.outputs, timings_ms=found.timings_ms), found.body
         served = self._model.answer(picture, job.terms, job.ask.draw)
+        answer, body = part_picture(served.answer, served.drawn)
         reply = Answered(
             id=job.ask.id,
-            answer=served.answer,
+            answer=answer,
             width=served.width,
             height=served.height,
             timings_ms=served.timings_ms,
         )
-        return reply, served.drawn
+        return reply, body
 
     def _load_and_prove(self) -> None:
         if self._begin.threads == 1:  # with more, engine threads would be started from here and stay niced
@@ -215,7 +225,7 @@ class WorkerProcess:
         report = msgspec.structs.replace(report, load_ms=load_ms, warm_ms=watch.take_ms())
         self._lift_limits()
         self._model = model
-        return Proved(id=_LOAD_ID, report=report, terms=terms)
+        return Proved(id=_LOAD_ID, report=report, terms=terms, tensors=model.describe_tensors())
 
     def _prove_again(self, request: Prove) -> None:
         from edgeferry.runtime.served import make_terms

@@ -21,40 +21,31 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from edgeferry import errors
 from edgeferry.errors import RequestInvalid
 from edgeferry.serve.access import Access, AccessGuard
+from edgeferry.serve.answering import PICTURE_ERRORS, Answering
 from edgeferry.serve.body import BodyLimits, open_body, require_raw_picture
-from edgeferry.serve.edge import EdgeEndpoint, answer_http_exception, run_unless_gone
+from edgeferry.serve.custom_vision import CustomVision
+from edgeferry.serve.deepstack import DeepStack
+from edgeferry.serve.edge import DirectRoutes, EdgeEndpoint, answer_http_exception
+from edgeferry.serve.form import FormReader
 from edgeferry.serve.formats.classic import make_classic
 from edgeferry.serve.formats.lva import LvaAnswer, make_lva
 from edgeferry.serve.formats.predict import PredictAnswer, make_predict
 from edgeferry.serve.formats.score import ScoreElement, make_score
-from edgeferry.serve.infer import Inference, infer
+from edgeferry.serve.infer import Inference
 from edgeferry.serve.metrics import CONTENT_TYPE, Metrics
 from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute, make_openapi
-from edgeferry.serve.ports import DevicePort, Drawn
+from edgeferry.serve.ports import DevicePort, Drawn, FetchPort, StorePort
 from edgeferry.serve.slots import Slots
+from edgeferry.serve.v2 import V2
 
 _WEIGHT = re.compile(r"[01](\.\d{0,3})?")
 SCORE_FORMATS = ("default", "classic", "lva")
 _DRAWN_TYPES: dict[str, Drawn] = {"image/png": "png", "image/jpeg": "jpeg"}
-_PICTURE_ERRORS: tuple[type[errors.EdgeferryError], ...] = (
-    errors.PictureUnreadable,
-    errors.RequestInvalid,
-    errors.BodyTimeout,
-    errors.ModelAmbiguous,
-    errors.PictureTooLarge,
-    errors.BodyTooLarge,
-    errors.MediaTypeRefused,
-    errors.ModelUnsupported,
-    errors.InvariantBroken,
-    errors.ModelNotReady,
-    errors.QueueFull,
-    errors.WorkerLost,
-    errors.RequestTimeout,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +59,28 @@ class ApiSettings:
     request_timeout_s: float = 30.0
 
 
-def make_app(slots: Slots, device: DevicePort | None = None, settings: ApiSettings | None = None) -> Starlette:
-    """The API over `slots` as an ASGI application; `device` adds the agent's view to `/metrics`."""
+def make_app(
+    slots: Slots,
+    device: DevicePort | None = None,
+    settings: ApiSettings | None = None,
+    *,
+    fetch: FetchPort | None = None,
+    store: StorePort | None = None,
+) -> Starlette:
+    """The API over `slots` as an ASGI application.
+
+    `device` adds the agent's view to `/metrics`; without `fetch` no picture is fetched from a URL, without `store`
+    `/v2/repository` knows what is served and no more.
+    """
     settings = settings or ApiSettings()
-    api = Api(slots, device, settings)
+    api = Api(slots, settings, device=device, fetch=fetch, store=store)
+    endpoints: dict[tuple[str, str], ASGIApp] = {
+        (row.method, row.path): EdgeEndpoint(row.path, row.handler, api.metrics) for row in api.get_routes()
+    }
+    direct = {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]}
     app = Starlette(
-        routes=[
-            Route(row.path, EdgeEndpoint(row.path, row.handler, api.metrics), methods=[row.method])
-            for row in api.get_routes()
-        ],
-        middleware=[Middleware(AccessGuard, settings.access)],
+        routes=[Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()],
+        middleware=[Middleware(AccessGuard, settings.access), Middleware(DirectRoutes, direct)],
         exception_handlers={HTTPException: answer_http_exception},
     )
     app.router.redirect_slashes = False
@@ -88,11 +91,23 @@ def make_app(slots: Slots, device: DevicePort | None = None, settings: ApiSettin
 class Api:
     """The handlers, and what they share."""
 
-    def __init__(self, slots: Slots, device: DevicePort | None, settings: ApiSettings) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        settings: ApiSettings,
+        *,
+        device: DevicePort | None,
+        fetch: FetchPort | None,
+        store: StorePort | None,
+    ) -> None:
         self.metrics = Metrics(slots, device)
         self._slots = slots
-        self._settings = settings
         self._limits = BodyLimits(settings.body_max_bytes, settings.body_timeout_s, settings.bodies_max_bytes)
+        self._answering = Answering(slots, self.metrics, settings.request_timeout_s)
+        forms = FormReader(slots.gate, self._limits, settings.access)
+        self._custom_vision = CustomVision(self._answering, forms, fetch)
+        self._deepstack = DeepStack(self._answering, forms)
+        self._v2 = V2(slots, store, self.metrics, limits=self._limits, timeout_s=settings.request_timeout_s)
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """Every route there is."""
@@ -106,7 +121,7 @@ class Api:
                     ApiAnswer("What was found, best first", bodies=(list[ScoreElement], list[str], LvaAnswer)),
                     ApiAnswer("Nothing was found (format=lva only)", status=204),
                 ),
-                errors=_PICTURE_ERRORS,
+                errors=PICTURE_ERRORS,
                 parameters=(ApiParameter("format", "Shape of the answer", SCORE_FORMATS),),
                 takes_picture=True,
             ),
@@ -119,10 +134,11 @@ class Api:
                     ApiAnswer("The answer", bodies=(PredictAnswer,)),
                     ApiAnswer("The picture, drawn on", media_types=tuple(_DRAWN_TYPES)),
                 ),
-                errors=(*_PICTURE_ERRORS, errors.ModelNotFound),
+                errors=(*PICTURE_ERRORS, errors.ModelNotFound),
                 parameters=(ApiParameter("Accept", "application/json, image/png or image/jpeg", place="header"),),
                 takes_picture=True,
             ),
+            *self._v2.get_routes(),
             ApiRoute("GET", "/healthz", self.healthz, "Whether the process lives", (_said("ok"),), open=True),
             ApiRoute(
                 "GET",
@@ -136,6 +152,8 @@ class Api:
                 "GET", "/metrics", self.get_metrics, "Counters in the Prometheus text format", (_said("counters"),)
             ),
             ApiRoute("GET", "/openapi.json", self.get_openapi, "This description", (ApiAnswer("OpenAPI 3.1"),)),
+            *self._deepstack.get_routes(),
+            *self._custom_vision.get_routes(),
         )
 
     async def score(self, request: Request) -> Response:
@@ -176,12 +194,8 @@ class Api:
     async def _infer(self, request: Request, *, wanted: str = "", draw: Drawn = "") -> Inference:
         require_raw_picture(request)
         self._slots.gate.require_place()
-        timeout_s = self._settings.request_timeout_s
         async with open_body(request, self._limits) as picture:
-            work = infer(self._slots, picture, wanted=wanted, timeout_s=timeout_s, draw=draw)
-            inference = await run_unless_gone(request, work)
-        self.metrics.count_inference(inference)
-        return inference
+            return await self._answering.answer(request, picture, wanted=wanted, draw=draw)
 
 
 def _said(text: str) -> ApiAnswer:

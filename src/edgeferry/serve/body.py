@@ -36,20 +36,30 @@ class BodyLimits:
     held_bytes: int = field(default=0, init=False)
 
 
+def get_media_type(request: Request) -> str:
+    """The media type that the request declares, without its parameters."""
+    return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+
+
 def require_raw_picture(request: Request) -> None:
     """Refuses what is not the bare bytes of a picture, by its headers; raises MediaTypeRefused."""
-    media_type = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    media_type = get_media_type(request)
     if media_type.startswith("multipart/"):
         raise MediaTypeRefused(f"expected the picture's bytes as the whole body, found a form ({media_type:.60})")
     if not media_type.startswith("image/") and media_type not in RAW_TYPES:
         raise MediaTypeRefused(f"expected a picture, found {media_type:.60}")
+    require_plain_body(request)
+
+
+def require_plain_body(request: Request) -> None:
+    """Refuses a compressed body: nobody knows its size; raises MediaTypeRefused."""
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise MediaTypeRefused(f"expected a body without Content-Encoding, found {coding:.60}")
 
 
 @asynccontextmanager
-async def open_body(request: Request, limits: BodyLimits) -> AsyncIterator[bytes]:
+async def open_body(request: Request, limits: BodyLimits, *, may_be_empty: bool = False) -> AsyncIterator[bytes]:
     """Reads the whole body; it counts as held until the block ends.
 
     Raises:
@@ -64,7 +74,7 @@ async def open_body(request: Request, limits: BodyLimits) -> AsyncIterator[bytes
     try:
         await _read_all(request, taken)
         request.state.body_read = True
-        if not taken.size_bytes:
+        if not taken.size_bytes and not may_be_empty:
             raise PictureUnreadable("expected a picture as the body, found 0 bytes")
         yield taken.join()
     finally:

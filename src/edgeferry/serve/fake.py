@@ -2,7 +2,8 @@
 
 Rules:
 - It keeps the promises of `ports.py`: terms travel with each request, a dead worker raises WorkerLost, close drains.
-- A picture is any bytes; its answer is one object with the first label of the terms it was asked with.
+- A picture is any bytes; its answer is one object with the first label of the terms it was asked with. As a model it
+  takes tensors `x` of FP32 [n, 4] and gives them back as `y`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edgeferry.errors import PictureUnreadable, RequestTimeout, WorkerLost
+from edgeferry.errors import PictureUnreadable, RequestInvalid, RequestTimeout, WorkerLost
 from edgeferry.model.stored import StoredVersion
-from edgeferry.runtime.child import InferReply, ProofReport, Proven, Terms
+from edgeferry.runtime.child import InferReply, ModelTensors, ProofReport, Proven, TensorsReply, Terms
+from edgeferry.runtime.line import Body
 from edgeferry.serve.ports import Drawn, WorkerPort
 from edgeferry.vision.answer import Answer, DetectionAnswer, FoundObject
+from edgeferry.wire.v2_tensors import TensorEntry
+from edgeferry.wire.worker_frames import TensorDescription
 
 WHOLE_PICTURE = (0.0, 0.0, 1.0, 1.0)
+TENSORS = ModelTensors("fake", (TensorDescription("x", "FP32", (-1, 4)),), (TensorDescription("y", "FP32", (-1, 4)),))
 
 
 def make_terms(version: StoredVersion) -> Terms:
@@ -39,6 +44,7 @@ class FakeWorker:
     def __init__(self, engine: FakeEngine, version: StoredVersion) -> None:
         self.version = version
         self.terms = make_terms(version)
+        self.tensors = TENSORS
         self.closed = False
         self.running = 0
         self.pid = 0
@@ -62,6 +68,16 @@ class FakeWorker:
         drawn = b"picture drawn as " + draw.encode() if draw else b""
         return InferReply(self._engine.answer(picture, terms), 640, 480, {"infer": 1.0}, drawn)
 
+    async def infer_tensors(
+        self, inputs: tuple[TensorEntry, ...], body: Body, *, outputs: tuple[str, ...] = (), timeout_s: float
+    ) -> TensorsReply:
+        """Gives `x` back as `y` after the engine's `infer_s` seconds."""
+        await self._work(timeout_s)
+        if [(one.name, one.datatype, one.shape[1:]) for one in inputs] != [("x", "FP32", (4,))] or set(outputs) > {"y"}:
+            raise RequestInvalid(f"expected input x FP32[-1, 4] and output y, found {[one.name for one in inputs]}")
+        entry = TensorEntry("y", "FP32", inputs[0].shape, inputs[0].size_bytes)
+        return TensorsReply((entry,), bytes(body), {"infer": 1.0})
+
     async def _work(self, timeout_s: float) -> None:
         done, _ = await asyncio.wait({self._dead}, timeout=min(self._engine.infer_s, timeout_s))
         if done:
@@ -73,7 +89,7 @@ class FakeWorker:
         """Counts, and fails as the engine is told to for that version."""
         self._engine.reproved.append(version)
         self._engine.raise_told(version)
-        return Proven(ProofReport(), make_terms(version))
+        return Proven(ProofReport(), make_terms(version), TENSORS)
 
     async def wait_dead(self) -> int:
         """Returns once it is dead or closed."""

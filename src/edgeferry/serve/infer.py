@@ -4,7 +4,8 @@ What this file leaves to others: HTTP (`api.py`), shapes of answers (`formats/`)
 
 Rules:
 - A request that names no model is answered by the default model, else by the only active one, else it is ambiguous.
-- `name@version` is answered by that very version or not at all.
+- `name@version` is answered by that very version, active or resident, or not at all.
+- A model of the family "tensors" answers no pictures.
 - `timeout_s` spans queue and inference.
 """
 
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgeferry.errors import ModelAmbiguous, ModelNotFound, ModelNotReady, RequestTimeout
+from edgeferry.errors import ModelAmbiguous, ModelNotFound, ModelNotReady, RequestInvalid, RequestTimeout
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import InferReply
 from edgeferry.serve.ports import Drawn
@@ -42,18 +43,27 @@ async def infer(slots: Slots, picture: bytes, *, wanted: str = "", timeout_s: fl
         ModelNotFound: no such model, or another version of it is active.
         QueueFull, RequestTimeout, WorkerLost: not now.
         PictureUnreadable, PictureTooLarge: the picture is at fault.
+        RequestInvalid: the model takes tensors, not pictures.
         ModelUnsupported: the model's outputs are not what its spec says.
     """
     started = time.monotonic()
-    name, _, version = pick_model(wanted, list(slots.get_models()), slots.default_model).partition("@")
+    name, version = choose(slots, wanted)
     try:
-        async with asyncio.timeout(timeout_s), slots.lease(name) as lease:
-            _require_version(lease, version)
+        async with asyncio.timeout(timeout_s), slots.lease(name, version) as lease:
+            require_version(lease, version)
+            _require_pictures(lease.version)
             waited_s = time.monotonic() - started
             reply = await lease.infer(picture, timeout_s=timeout_s - waited_s, draw=draw)
     except TimeoutError as error:
         raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
     return Inference(lease.version, reply, 1000 * waited_s, 1000 * (time.monotonic() - started))
+
+
+def choose(slots: Slots, wanted: str) -> tuple[str, str]:
+    """The model that answers `wanted`, and the version where it must be a certain one; raises as `pick_model`."""
+    picked = slots.find_resident(wanted) or pick_model(wanted, list(slots.get_models()), slots.default_model)
+    name, _, version = picked.partition("@")
+    return name, version
 
 
 def pick_model(wanted: str, active: Iterable[str], default: str) -> str:
@@ -73,6 +83,15 @@ def pick_model(wanted: str, active: Iterable[str], default: str) -> str:
     return names[0]
 
 
-def _require_version(lease: Lease, version: str) -> None:
+def _require_pictures(version: StoredVersion) -> None:
+    if version.spec.stages[-1].task == "tensors":
+        raise RequestInvalid(
+            f"expected a model that answers pictures, {version} takes tensors: POST /v2/models/{version.model}/infer,"
+            " or declare its answer family in a spec"
+        )
+
+
+def require_version(lease: Lease, version: str) -> None:
+    """Raises ModelNotFound when another version than the wanted one would answer."""
     if version and version != lease.version.version:
         raise ModelNotFound(f"version {version!r:.80} is not active here; active: {lease.version}")

@@ -8,7 +8,8 @@ Rules:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -46,8 +47,9 @@ class ApiParameter:
 class ApiRoute:
     """One row of the table of routes.
 
-    `open`: answered without token; `takes_picture`: the body is a picture; `takes`: types of which one is its JSON body;
-    `takes_binary`: the same, with raw bytes after it.
+    `open`: answered without token; `takes_picture`: the body is a picture; `takes`: types of which one is its JSON
+    body; `takes_binary`: the same, with raw bytes after it; `picture_field`: the part of a form that is a picture;
+    `fields`: text fields of a form, with what they mean.
     """
 
     method: Literal["GET", "POST"]
@@ -60,6 +62,8 @@ class ApiRoute:
     takes_picture: bool = False
     takes: tuple[Any, ...] = ()
     takes_binary: bool = False
+    picture_field: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
     open: bool = False
 
 
@@ -80,9 +84,11 @@ def make_openapi(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
     }
 
 
+_PICTURE = {"type": "string", "contentMediaType": "application/octet-stream"}
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "subscriptionKey": {"type": "apiKey", "in": "header", "name": "Ocp-Apim-Subscription-Key"},
+    "predictionKey": {"type": "apiKey", "in": "header", "name": "Prediction-Key"},
     "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "api_key"},
     "apiKeyQuery": {"type": "apiKey", "in": "query", "name": "api_key"},
 }
@@ -91,26 +97,37 @@ _SECURITY_SCHEMES = {
 def _make_operation(route: ApiRoute) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": route.text,
-        "operationId": route.handler.__name__.strip("_"),
+        "operationId": "_".join(re.findall(r"\w+", f"{route.method.lower()}{route.path}")),
         "parameters": [*_make_path_parameters(route.path), *(_make_parameter(item) for item in route.parameters)],
         "responses": {**_make_error_responses(route), **_make_good_responses(route)},
     }
-    if route.takes_picture:
-        picture = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
-        content = {"application/octet-stream": picture, "image/*": picture}
-        operation["requestBody"] = {"required": True, "content": content}
-    if route.takes:
-        operation["requestBody"] = {"required": True, "content": _make_taken(route)}
+    content = _make_content(route)
+    if content:
+        required = bool(route.takes_picture or route.takes or route.picture_field)
+        operation["requestBody"] = {"required": required, "content": content}
     if not route.open:
         operation["security"] = [{}, *({scheme: []} for scheme in _SECURITY_SCHEMES)]
     return operation
 
 
-def _make_taken(route: ApiRoute) -> dict[str, Any]:
-    content: dict[str, Any] = {JSON: {"schema": _make_any_of(route.takes)}}
+def _make_content(route: ApiRoute) -> dict[str, Any]:
+    """Each media type that the route takes, with its schema."""
+    content: dict[str, Any] = {}
+    if route.takes:
+        content[JSON] = {"schema": _make_any_of(route.takes)}
     if route.takes_binary:
         content["application/octet-stream"] = {"schema": {"type": "string", "contentMediaType": JSON}}
+    if route.takes_picture:
+        content |= {media_type: {"schema": _PICTURE} for media_type in ("application/octet-stream", "image/*")}
+    if route.picture_field or route.fields:
+        content["multipart/form-data"] = {"schema": _make_form(route)}
     return content
+
+
+def _make_form(route: ApiRoute) -> dict[str, Any]:
+    picture = {route.picture_field: _PICTURE} if route.picture_field else {}
+    texts = {name: {"type": "string", "description": text} for name, text in route.fields.items()}
+    return {"type": "object", "properties": {**picture, **texts}, "required": list(picture)}
 
 
 def _make_path_parameters(path: str) -> list[dict[str, Any]]:

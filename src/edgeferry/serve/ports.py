@@ -1,7 +1,8 @@
-"""What serving needs of others, as Protocols: of the agent and of the engines.
+"""What serving needs of others, as Protocols: of the agent, of what is stored, of the network and of the engines.
 
-Of the agent: a frozen DeviceStatus out, commands in; `app/device.py` wires it. Of the engines: workers;
-`serve/engine.py` has the real ones, `serve/fake.py` some in memory.
+Of the agent: a frozen DeviceStatus out, commands in; of the store: versions; `app/device.py` wires both. Of the
+network: pictures from URLs. Of the engines: workers; `serve/engine.py` has the real ones, `serve/fake.py` some in
+memory.
 
 Rules:
 - Plain values only; serve never imports the agent.
@@ -12,8 +13,10 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from edgeferry.model.stored import StoredVersion
-from edgeferry.runtime.child import InferReply, Proven, Terms
+from edgeferry.runtime.child import InferReply, ModelTensors, Proven, TensorsReply, Terms
+from edgeferry.runtime.line import Body
 from edgeferry.twin.status import DeviceStatus
+from edgeferry.wire.v2_tensors import TensorEntry
 
 Drawn = Literal["", "png", "jpeg"]
 """In which format the answer is drawn onto the picture; empty: not at all."""
@@ -24,6 +27,29 @@ class DevicePort(Protocol):
 
     def get_status(self) -> DeviceStatus:
         """The state now; no I/O."""
+
+
+class FetchPort(Protocol):
+    """The network, as far as a caller may have a picture fetched from it; `app/picture_fetch.py` is one."""
+
+    async def fetch_picture(self, url: str) -> bytes:
+        """The picture at `url`, bounded in size and time.
+
+        Raises:
+            FetchForbidden: nothing is fetched from that host.
+            RequestInvalid: no such URL, or no answer from it.
+            QueueFull: too many are being fetched.
+        """
+
+
+class StorePort(Protocol):
+    """The versions on this disk, as `storage/repository.py: Repository` has them. Both read the disk."""
+
+    def list_models(self) -> list[str]:
+        """Names of all models that have a folder here."""
+
+    def list_versions(self, model: str) -> list[StoredVersion]:
+        """All whole versions of `model`."""
 
 
 class WorkerPort(Protocol):
@@ -41,8 +67,17 @@ class WorkerPort(Protocol):
     def terms(self) -> Terms:
         """Label lines and thresholds of the version it was started with."""
 
+    @property
+    def tensors(self) -> ModelTensors:
+        """What goes into its model and comes out."""
+
     async def infer(self, picture: bytes, *, terms: Terms, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers one picture; raises RequestError leaves, WorkerLost when the process died, ModelError leaves."""
+
+    async def infer_tensors(
+        self, inputs: tuple[TensorEntry, ...], body: Body, *, outputs: tuple[str, ...] = (), timeout_s: float
+    ) -> TensorsReply:
+        """Runs the model on raw tensors; raises RequestError leaves, WorkerLost when the process died."""
 
     async def reprove(self, version: StoredVersion) -> Proven:
         """Runs the golden truth again with the labels and thresholds of `version`, which has the same model files."""

@@ -27,12 +27,13 @@ import structlog
 from edgeferry.errors import EdgeferryError, ModelError, ModelNotReady, WorkerLost
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
-from edgeferry.runtime.child import InferReply, Terms
+from edgeferry.runtime.child import InferReply, TensorsReply, Terms
 from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
 from edgeferry.serve.serving import HeldWorker, Serving
 from edgeferry.serve.shadow import Shadow
 from edgeferry.serve.tally import Tally
 from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.wire.v2_tensors import TensorRequest
 
 _log = structlog.get_logger(__name__)
 _RESTART_PAUSE_S = 0.5
@@ -62,6 +63,18 @@ class Lease:
         self._tally.note_answer(reply)
         if self._shadow is not None:
             self._shadow.offer(picture, reply)
+        return reply
+
+    async def infer_tensors(self, request: TensorRequest, *, timeout_s: float) -> TensorsReply:
+        """Runs this very version on tensors as they are; raises as WorkerPort.infer_tensors."""
+        outputs = tuple(one.name for one in request.outputs)
+        worker = self._worker
+        try:
+            reply = await worker.infer_tensors(request.inputs, request.body, outputs=outputs, timeout_s=timeout_s)
+        except (ModelError, WorkerLost):
+            self._tally.failed += 1
+            raise
+        self._tally.note_tensors(reply.timings_ms, counts=self.version.spec.stages[-1].task == "tensors")
         return reply
 
 

@@ -1,7 +1,8 @@
 """All models that are served: one slot each, one gate in front of them.
 
 This is what the agent moves (it fulfils `agent/ports.py: Activator` by shape) and what requests take leases on.
-What this file leaves to others: one model's switch (`slot.py`), which model answers a request (`infer.py`).
+What this file leaves to others: one model's switch (`slot.py`), which model answers a request (`infer.py`), versions
+that serve beside the active one (`residents.py`).
 
 Rules:
 - The queue is bounded over all models; beyond it QueueFull at once.
@@ -17,11 +18,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from edgeferry.errors import ModelNotReady
+from edgeferry.errors import Conflict, ModelNotReady
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.child import ModelTensors
 from edgeferry.serve.gate import Gate
 from edgeferry.serve.ports import EnginePort
+from edgeferry.serve.residents import Residents
 from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
@@ -48,6 +51,7 @@ class ServedModel:
     ready: bool
     deaths: int
     answered: int
+    tensors: ModelTensors
 
 
 class Slots:
@@ -60,6 +64,7 @@ class Slots:
         self._engine = engine
         self._settings = settings.slot
         self._slots: dict[str, Slot] = {}
+        self.residents = Residents(engine, settings.slot)
 
     # --- what the agent moves (Activator) -----------------------------------------------------------------------------
     async def prove(self, version: StoredVersion) -> None:
@@ -69,6 +74,16 @@ class Slots:
     async def switch(self, version: StoredVersion) -> None:
         """Serves `version` under its model's name from now on; see Activator.switch."""
         await self._make_slot(version.model).switch(version)
+        self.residents.let_go(version.model, version.version)
+
+    async def load_resident(self, version: StoredVersion) -> None:
+        """Serves `version` beside what is active; raises as `Residents.load`, and Conflict without memory for it."""
+        live = next((slot.serving for slot in self._slots.values() if slot.ready and slot.serving), None)
+        if live is not None and self.residents.find(version.model, version.version) is None:
+            pid = live.worker.port.pid
+            if not await self._engine.has_room(version, beside=live.version, pid=pid):
+                raise Conflict(f"expected memory for {version} beside {live.version}, found too little")
+        await self.residents.load(version)
 
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""
@@ -107,27 +122,30 @@ class Slots:
 
     async def close(self) -> None:
         """Stops serving: running requests finish within the drain time, every worker ends."""
-        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        await asyncio.gather(self.residents.close(), *(slot.close() for slot in self._slots.values()))
 
     # --- what requests use --------------------------------------------------------------------------------------------
     def get_models(self) -> dict[str, ServedModel]:
         """What is served now, by name."""
-        return {
-            name: ServedModel(slot.serving.version, slot.ready, slot.tally.deaths, slot.tally.answered)
-            for name, slot in sorted(self._slots.items())
-            if slot.serving is not None
-        }
+        return {name: served for name, slot in sorted(self._slots.items()) if (served := _describe(slot)) is not None}
+
+    def list_served(self) -> list[ServedModel]:
+        """The active version of each model, and those that serve beside them."""
+        beside = [served for slot in self.residents.list_slots() if (served := _describe(slot)) is not None]
+        return [*self.get_models().values(), *beside]
 
     @asynccontextmanager
-    async def lease(self, model: str) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, version: str = "") -> AsyncIterator[Lease]:
         """A place in the queue, then a core, then a hold on the version of `model` that serves at that moment.
+
+        A `version` that is resident beside the active one is held instead; of any other the active one is.
 
         Raises:
             QueueFull: too many requests run or wait.
             ModelNotReady: nothing is served under that name.
             WorkerLost: its worker died and is not back in time.
         """
-        slot = self._slots.get(model)
+        slot = self.residents.find(model, version) or self._slots.get(model)
         if slot is None:
             raise ModelNotReady(NOT_READY_MESSAGE, model=model)
         with self.gate.queue_aside() if slot.paused else self.gate.queue():
@@ -140,5 +158,20 @@ class Slots:
                         yield lease
                     return
 
+    def find_resident(self, wanted: str) -> str:
+        """`name@version` of the resident that answers to `wanted`; empty where an active version or none does."""
+        name, _, version = wanted.partition("@")
+        if not version and name not in self.get_models():
+            version = self.residents.find_latest(name)
+        return f"{name}@{version}" if self.residents.find(name, version) is not None else ""
+
     def _make_slot(self, model: str) -> Slot:
         return self._slots.setdefault(model, Slot(model, self._engine, self._settings))
+
+
+def _describe(slot: Slot) -> ServedModel | None:
+    serving = slot.serving
+    if serving is None:
+        return None
+    tensors = serving.worker.port.tensors
+    return ServedModel(serving.version, slot.ready, slot.tally.deaths, slot.tally.answered, tensors)

@@ -4,8 +4,9 @@ What this file leaves to others: where errors are caught (`edge.py`).
 
 Rules:
 - The nearest class in STATUSES decides: a leaf before its branch. Every branch has a row, every RequestError leaf too.
-- The body is `{"error": {"code", "message", "advice"}}`; below a path of BODIES it is what its clients know. Only messages written for callers leave the device: those of
-  RequestError, ProtocolError and NameInvalid. All others may name files, so their message stays in the log.
+- The body is `{"error": {"code", "message", "advice"}}`; below a path of BODIES it is what its clients know.
+- Only messages written for callers leave the device: those of RequestError, ProtocolError and NameInvalid. All others
+  may name files, so their message stays in the log.
 - Every 503 says when to come again.
 """
 
@@ -34,6 +35,7 @@ STATUSES: Final[dict[type[EdgeferryError], int]] = {
     errors.RequestInvalid: 400,
     errors.Unauthorised: 401,
     errors.Forbidden: 403,
+    errors.FetchForbidden: 403,
     errors.NotFound: 404,
     errors.ModelNotFound: 404,
     errors.MethodRefused: 405,
@@ -81,16 +83,38 @@ class PlainErrorBody(msgspec.Struct, frozen=True):
     error: str
 
 
-def make_plain_body(detail: ErrorDetail) -> PlainErrorBody:
+class VisionErrorBody(msgspec.Struct, frozen=True):
+    """An error as clients of DeepStack and CodeProject.AI read it: `code` is the status, `reason` our stable code."""
+
+    error: str
+    reason: str
+    advice: str
+    code: int
+    success: bool = False
+
+
+def make_body(detail: ErrorDetail, _: int) -> ErrorBody:
+    """`detail` as it is."""
+    return ErrorBody(detail)
+
+
+def make_plain_body(detail: ErrorDetail, _: int) -> PlainErrorBody:
     """All of `detail` in one text."""
     return PlainErrorBody(f"{detail.message}. {detail.advice} ({detail.code})")
 
 
-BODIES: Final[dict[str, tuple[type[msgspec.Struct], Callable[[ErrorDetail], msgspec.Struct]]]] = {
+def make_vision_body(detail: ErrorDetail, status: int) -> VisionErrorBody:
+    """`detail` in fields of its own, beside what those clients look at."""
+    return VisionErrorBody(detail.message, detail.code, detail.advice, status)
+
+
+MakeBody = Callable[[ErrorDetail, int], msgspec.Struct]
+BODIES: Final[dict[str, tuple[type[msgspec.Struct], MakeBody]]] = {
     "/v2": (PlainErrorBody, make_plain_body),
-    "": (ErrorBody, ErrorBody),
+    "/v1/vision": (VisionErrorBody, make_vision_body),
+    "": (ErrorBody, make_body),
 }
-"""Start of a path -> what stands in the body of an error there, and what makes it."""
+"""Start of a path -> what stands in the body of an error there, and what makes it of detail and status."""
 
 
 def get_body_type(path: str) -> type[msgspec.Struct]:
@@ -98,7 +122,7 @@ def get_body_type(path: str) -> type[msgspec.Struct]:
     return _find_body(path)[0]
 
 
-def _find_body(path: str) -> tuple[type[msgspec.Struct], Callable[[ErrorDetail], msgspec.Struct]]:
+def _find_body(path: str) -> tuple[type[msgspec.Struct], MakeBody]:
     return next(found for start, found in BODIES.items() if path == start or path.startswith(start + "/" * bool(start)))
 
 
@@ -110,8 +134,8 @@ def get_status(error: type[EdgeferryError]) -> int:
 def make_error_response(error: EdgeferryError, headers: dict[str, str] | None = None, *, path: str = "") -> Response:
     """The whole answer to `error` of a request to `path`."""
     message = error.message if isinstance(error, _FOR_CALLERS) else _HIDDEN_MESSAGE
-    body = _find_body(path)[1](ErrorDetail(error.code, message, error.advice))
     status = get_status(type(error))
+    body = _find_body(path)[1](ErrorDetail(error.code, message, error.advice), status)
     extra = dict(headers or {})
     if status == 503:
         extra["Retry-After"] = str(math.ceil(RETRY_AFTER_S[type(error)]))

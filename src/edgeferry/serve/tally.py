@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from edgeferry.model.health import Health
 from edgeferry.runtime.child import InferReply
@@ -47,6 +48,13 @@ class Tally:
         self._empty += score is None
         self._score_sum += score or 0.0
         self._times_ms.append(reply.timings_ms.get("infer", 0.0))
+
+    def note_tensors(self, timings_ms: Mapping[str, float], *, counts: bool) -> None:
+        """Tensors were answered. They name nothing: they count as answers of models that answer nothing else."""
+        self._times_ms.append(timings_ms.get("infer", 0.0))
+        if counts:
+            self.answered += 1
+            self._score_sum += 1.0
 
     def get_health(self) -> Health:
         """The counts of this moment."""

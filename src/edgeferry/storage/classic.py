@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import zipfile
@@ -20,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeferry.errors import BundleUnreadable, NameInvalid
-from edgeferry.model.bundle import BundleLimits, Member, check_members
+from edgeferry.model.bundle import MODEL_SUFFIXES, BundleLimits, Member, check_members
+from edgeferry.model.labels import LABELS_MAX_BYTES
 from edgeferry.names import get_stem, require_file_name
 from edgeferry.storage.files import (
     FOLDER_NAME,
@@ -28,6 +30,8 @@ from edgeferry.storage.files import (
     copy_file,
     fsync_folder,
     make_temp_folder,
+    open_mapped,
+    read_bounded,
     remove_tree,
     rename_durably,
     translate_disk_errors,
@@ -95,6 +99,18 @@ def read_bundle(zip_path: Path, *, limits: BundleLimits) -> dict[str, bytes]:
     """
     with _open_members(zip_path, limits) as (archive, members):
         return {require_file_name(each.name): archive.read(each.info) for each in members}
+
+
+def read_part(path: Path) -> mmap.mmap | bytes:
+    """A file of an unpacked bundle: a model mapped, anything else as bytes, of which a label file may have the most.
+
+    Raises:
+        StorageFailed: it is longer, not there, or cannot be read.
+    """
+    if not path.name.lower().endswith(MODEL_SUFFIXES):
+        return read_bounded(path, LABELS_MAX_BYTES)
+    with open_mapped(path) as data:
+        return data
 
 
 def publish_folder(storage_root: Path, stem: str, files: Mapping[str, Path]) -> Path:

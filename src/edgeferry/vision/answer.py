@@ -6,12 +6,15 @@ Rules:
 - No numpy here: the device's main process reads answers and never loads numpy.
 - Scores are 0..1. Boxes are (top, left, bottom, right) in 0..1 of the upright picture, points (x, y) in the same unit.
 - Results stand best first.
-- A pose and a set of landmarks are objects too: whoever knows boxes alone can read them (`list_objects`).
+- A pose, a set of landmarks and a class of a mask are objects too: whoever knows boxes alone can read them
+  (`list_objects`).
 """
 
 from __future__ import annotations
 
 import msgspec
+
+from edgeferry.model.labels import is_placeholder
 
 Box = tuple[float, float, float, float]
 """(top, left, bottom, right), each 0..1 of the upright picture."""
@@ -50,11 +53,12 @@ class FoundObject(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class MaskClass(msgspec.Struct, frozen=True, kw_only=True):
-    """One class of a mask and its `share` of all pixels, 0..1."""
+    """One class of a mask, its `share` of all pixels, 0..1, and the `box` that its pixels span."""
 
     class_index: int
     label: str
     share: float
+    box: Box
 
 
 class ClassificationAnswer(msgspec.Struct, frozen=True, kw_only=True, tag_field="task", tag="classification"):
@@ -113,6 +117,26 @@ Answer = ClassificationAnswer | DetectionAnswer | PoseAnswer | LandmarksAnswer |
 ObjectsAnswer = DetectionAnswer | PoseAnswer | LandmarksAnswer
 
 
+LEAST_SHARE = 0.01
+"""Of a mask: a class on fewer of its pixels is specks."""
+
+
+def list_regions(answer: Answer) -> tuple[MaskClass, ...]:
+    """What a mask shows: its classes but the background, from `LEAST_SHARE` on; none where the answer is no mask."""
+    if not isinstance(answer, SegmentationAnswer):
+        return ()
+    return tuple(one for one in answer.classes if one.share >= LEAST_SHARE and not is_placeholder(one.label))
+
+
 def list_objects(answer: Answer) -> tuple[FoundObject, ...]:
-    """The objects of an answer; none where its task finds no objects."""
-    return answer.objects if isinstance(answer, ObjectsAnswer) else ()
+    """The objects of an answer, for whoever knows boxes alone; none where its task locates nothing.
+
+    A class that a mask shows is an object in the box of its pixels, largest first. Its score is 1: a mask says of each
+    pixel what it is, not how sure that is.
+    """
+    if isinstance(answer, ObjectsAnswer):
+        return answer.objects
+    return tuple(
+        FoundObject(class_index=one.class_index, label=one.label, score=1.0, box=one.box)
+        for one in list_regions(answer)
+    )

@@ -21,7 +21,7 @@ from edgeferry.vision.image import Picture, Pixels, resize
 
 Tensor = NDArray[Any]
 
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R BT.601, as JPEG and Pillow weigh RGB."""
 
 
@@ -136,7 +136,7 @@ def _recolour(pixels: Pixels, spec: InputSpec) -> Pixels:
     if spec.colour == "bgr":
         return pixels[:, :, ::-1]
     if spec.colour == "grey":
-        grey: Pixels = np.rint(pixels @ _LUMA).astype(np.uint8)[:, :, None]
+        grey: Pixels = np.rint(pixels @ LUMA).astype(np.uint8)[:, :, None]
         return grey
     return pixels
 

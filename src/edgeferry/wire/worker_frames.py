@@ -1,7 +1,8 @@
 """worker_frames: what the device's main process and a worker say to each other, and how it lies on the socket pair.
 
 A frame is 8 bytes (header length, body length; big-endian uint32), the header (msgpack of one message), the body (bytes
-of a picture, or none). Sans-IO: this file makes and reads frames; `runtime/child.py` and `runtime/worker.py` move them.
+of a picture or of tensors, or none). Sans-IO: this file makes and reads frames; `runtime/child.py` and
+`runtime/worker.py` move them.
 
 Rules:
 - Both lengths are bounded before anything is read: a worker that runs a hostile model is itself not trusted.
@@ -21,9 +22,11 @@ import msgspec
 from edgeferry.errors import LimitExceeded, ProtocolViolated
 from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import ModelSpec, Thresholds
-from edgeferry.vision.answer import Answer
+from edgeferry.vision.answer import Answer, PictureAnswer
+from edgeferry.wire.v2_tensors import TensorEntry
 
 PREFIX_BYTES = 8
+PNG_MAGIC = b"\x89PNG"
 HEADER_MAX_BYTES = 16 << 20
 BODY_MAX_BYTES = 256 << 20
 
@@ -90,6 +93,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     draw: Draw = ""
 
 
+class AskTensors(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run the model on the tensors in the body; `outputs` empty: all are answered."""
+
+    id: int
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[str, ...] = ()
+
+
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     """Nobody waits for request `id` any more; if it has not begun, it need not."""
 
@@ -104,21 +115,46 @@ class Started(msgspec.Struct, frozen=True, tag=True):
     """The engine is there; from now on it is the model's fault."""
 
 
+class TensorDescription(msgspec.Struct, frozen=True):
+    """An input or output of a model in the v2 protocol's words; a side that the model leaves open is -1."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelTensors(msgspec.Struct, frozen=True):
+    """What goes into a model and comes out, and which engine runs it. Empty where several stages make one answer."""
+
+    platform: str = ""
+    inputs: tuple[TensorDescription, ...] = ()
+    outputs: tuple[TensorDescription, ...] = ()
+
+
 class Proved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The version holds (request `id`); `terms` are those it is to be served with."""
 
     id: int
     report: ProofReport
     terms: Terms
+    tensors: ModelTensors = ModelTensors()
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The answer to request `id`; the body is the drawn picture, if one was asked for."""
+    """The answer to request `id`; the body is the drawn picture, if one was asked for, or the one that was made."""
 
     id: int
     answer: Answer
     width: int
     height: int
+    timings_ms: dict[str, float]
+
+
+class AnsweredTensors(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The outputs for request `id`; their bytes stand in the body, one after the other."""
+
+    id: int
+    outputs: tuple[TensorEntry, ...]
     timings_ms: dict[str, float]
 
 
@@ -131,8 +167,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     values: dict[str, str | int | float | bool | None] = {}
 
 
-Request = Begin | Prove | Ask | Cancel | Stop
-Reply = Started | Proved | Answered | Failed
+Request = Begin | Prove | Ask | AskTensors | Cancel | Stop
+Reply = Started | Proved | Answered | AnsweredTensors | Failed
 
 _REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
@@ -151,6 +187,20 @@ def make_frame(message: Request | Reply, body_bytes: int = 0) -> bytes:
     header = msgspec.msgpack.encode(message)
     _check_size(len(header), body_bytes)
     return _PREFIX.pack(len(header), body_bytes) + header
+
+
+def part_picture(answer: Answer, drawn: bytes) -> tuple[Answer, bytes]:
+    """Answer and body to send: a made picture may be larger than any header, so it goes as the body."""
+    if not isinstance(answer, PictureAnswer):
+        return answer, drawn
+    return msgspec.structs.replace(answer, png=b""), drawn or answer.png
+
+
+def join_picture(answer: Answer, body: bytes) -> Answer:
+    """The answer as it was before `part_picture`; of a picture drawn as JPEG only the drawing is left."""
+    if not isinstance(answer, PictureAnswer) or not body.startswith(PNG_MAGIC):
+        return answer
+    return msgspec.structs.replace(answer, png=body)
 
 
 def read_prefix(prefix: bytes | bytearray) -> FrameSize:

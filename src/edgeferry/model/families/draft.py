@@ -11,11 +11,12 @@ one stands for nothing (`???`, `background`). Anything else is for the operator 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeferry.model.facts import ModelFacts, TensorFacts
 from edgeferry.model.labels import is_placeholder
+from edgeferry.model.spec import Colour, Fit
 
 DTYPES = ("uint8", "int8", "float16", "float32")
 NO_LABELS = "the model carries no labels: add them with --labels FILE, or as labels.names"
@@ -23,18 +24,35 @@ NO_LABELS = "the model carries no labels: add them with --labels FILE, or as lab
 
 @dataclass(slots=True)
 class Draft:
-    """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied."""
+    """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied.
+
+    `names`: the only label of a family that has one, for where neither the file nor the operator says any.
+    """
 
     labels: Sequence[str]
     stage: dict[str, object] = field(default_factory=dict)
     input: dict[str, object] = field(default_factory=dict)
     answer: dict[str, object] = field(default_factory=dict)
     thresholds: dict[str, object] = field(default_factory=dict)
-    names: Sequence[str] = ()
-    """Labels that the family itself has, for a model and an operator that name none."""
     offset: int = 0
     notes: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    def fill_published(self, fields: Mapping[str, object], why: str) -> None:
+        """Fills those fields of the input that are not known yet as a recognised model is published."""
+        taken = [name for name in fields if name not in self.input]
+        for name in taken:
+            self.input[name] = fields[name]
+            self.missing.pop(f"input.{name}", None)
+        if taken:
+            self.notes.append(f"{', '.join(f'input.{name}' for name in taken)}: {why}")
+
+    def fill_names(self, only: str) -> None:
+        """What the only class is called, where there are no labels."""
+        if not self.labels:
+            self.names = (only,)
+            self.notes.append(f"labels.names: {only}, the only class")
 
     def to_stage(self) -> dict[str, object]:
         """The fields found, as in a spec TOML; labels are added by who knows where they lie."""
@@ -47,6 +65,14 @@ def find_picture(facts: ModelFacts) -> TensorFacts | None:
     """The only input that can be a picture: four axes, batch 1 or open, 1 or 3 channels, a type we can fill."""
     found = [each for each in facts.inputs if find_layout(each, facts) and each.dtype in DTYPES]
     return found[0] if len(found) == 1 else None
+
+
+def find_planes(facts: ModelFacts) -> TensorFacts | None:
+    """The only input of an ONNX model where it is a picture in colour, floats [1, 3, height, width]."""
+    picture = find_picture(facts)
+    if facts.format != "onnx" or picture is None or len(facts.inputs) != 1:
+        return None
+    return picture if picture.shape[1] == 3 and picture.dtype.startswith("float") else None
 
 
 def find_layout(tensor: TensorFacts, facts: ModelFacts) -> str:
@@ -110,6 +136,30 @@ def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) ->
         draft.input |= {"quant_scale": picture.quant_scale, "quant_zero": picture.quant_zero}
         if not picture.quant_scale:
             draft.missing["input.quant_scale"] = "the int8 input carries no quantisation"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How a model is fed by its authors; `value = (pixel - mean) / std` in every channel."""
+
+    model: str
+    fit: Fit
+    colour: Colour = "rgb"
+    mean: float = 0.0
+    std: float = 255.0
+    pad: int = 0
+
+
+def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
+    """Fills the input of a detector that is recognised by its outputs, and says in a note how it is fed."""
+    draft.stage["task"] = "detection"
+    fill_tensor(find_picture(facts), facts, draft)
+    draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit, "pad": fed.pad}
+    around = f" on grey {fed.pad}" if fed.fit.startswith("letterbox") else ""
+    draft.notes.append(
+        f"recognised by its outputs, and fed as {fed.model} is published: {fed.fit}{around}, {fed.colour}, "
+        f"(pixel - {fed.mean:g}) / {fed.std:g}; say what differs"
+    )
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ def make_gesture_input(points: NDArray[np.floating[Any]]) -> NDArray[np.float32]
     """Landmarks [21, 2] (x, y) in pixels, the wrist first -> float32 [1, 42]; all at one place give zeros."""
     relative = points - points[0]
     largest = float(np.abs(relative).max())
-    return (relative / (largest or 1.0)).reshape(1, -1).astype(np.float32)
+    shares: NDArray[np.float32] = (relative / (largest or 1.0)).reshape(1, -1).astype(np.float32)
+    return shares
 
 
 def decode_gesture(
