@@ -3,7 +3,7 @@
 What this file leaves to others: the models that are made slow, and how long the work takes on this machine (the bench).
 
 Rules:
-- The answers stay what they were: what was computed is multiplied by nothing and added.
+- The answers stay what they were: what was computed is multiplied by nothing and added to the picture, or goes nowhere.
 - ONNX: a chain over constants, which the engine folds when it loads. LiteRT: a subgraph that is called once, which runs
   before the first answer, hence in the proof and the warm-up. In both the engine does the work, on its own thread.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from itertools import pairwise
 from typing import Any
 
 import flatbuffers
@@ -28,28 +29,30 @@ _OP, _OPTIONS, _TYPE = schema.BuiltinOperator, schema.BuiltinOptions, schema.Ten
 def make_slow_onnx(model: bytes, links: int) -> bytes:
     """`model` behind a chain of `links` products of constant matrices."""
     net = onnx.load_from_string(model)
-    graph, output = net.graph, net.graph.output[-1 if net.graph.output[-1].name == "scores" else 1].name
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for at, name in enumerate(names):
-                names[at] = f"{name}.plain" if name == output else name
+    graph, picture = net.graph, net.graph.input[0].name
+    rename_input(net, f"{picture}.moved")
     ballast = np.full((_ROWS, _ROWS), 1 / _ROWS, np.float32)
     constants = {"ballast": ballast, "nothing": np.array(0, np.float32)}
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     names = ["ballast", *(f"link{number}" for number in range(links))]
-    chain = [
-        helper.make_node("MatMul", [one, "ballast"], [following])
-        for one, following in zip(names[:-1], names[1:], strict=True)
-    ]
+    chain = [helper.make_node("MatMul", [one, "ballast"], [following]) for one, following in pairwise(names)]
     graph.node.extend(
         [
             *chain,
             helper.make_node("ReduceMean", [names[-1]], ["mean"], keepdims=0),
             helper.make_node("Mul", ["mean", "nothing"], ["shift"]),
-            helper.make_node("Add", [f"{output}.plain", "shift"], [output]),
+            helper.make_node("Add", [picture, "shift"], [f"{picture}.moved"]),
         ]
     )
     return bytes(net.SerializeToString())
+
+
+def rename_input(net: onnx.ModelProto, name: str) -> None:
+    """Lets all operators read `name` instead of the picture; what makes it is to be added."""
+    picture = net.graph.input[0].name
+    for node in net.graph.node:
+        for at, one in enumerate(node.input):
+            node.input[at] = name if one == picture else one
 
 
 def make_slow_litert(model: bytes, links: int) -> bytes:

@@ -1,8 +1,8 @@
 """Our side of the swap bench: the device's slots behind its own HTTP server, in a process that is told what to serve.
 
-Reads lines of JSON from stdin, `{"model": FILE, "spec": FILE or null, "version": TEXT}`, and answers each with a line:
-when the load began, when the switch was made and when the old worker's process was gone (seconds of CLOCK_MONOTONIC), or
-the error. The first line that it writes is `{"url": ...}`.
+Reads paths of models, one a line, from stdin, and answers each with a line of JSON: when the load began and when the
+old worker's process was gone (seconds of `time.perf_counter`), and the code of the error if there was one. Its first line
+is `{"url": ...}`. The only argument is a file of labels, where the models need one.
 
 What this file leaves to others: the load (`load.py`), the verdict (`bench_swap.py`).
 
@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import sys
@@ -33,21 +34,24 @@ from edgeferry.serve.slots import Slots
 MODEL = "swapped"
 
 
-async def _swap(slots: Slots, wish: dict[str, Any]) -> dict[str, Any]:
+async def _swap(slots: Slots, path: Path, number: int) -> dict[str, Any]:
     pids = _list_workers(slots)
-    spec = Path(wish["spec"]) if wish["spec"] else None
-    began_s = time.perf_counter()
+    labels = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    began_s, error_code = time.perf_counter(), ""
     try:
-        with open_local_versions([Path(wish["model"])], spec=spec) as (found,):
-            version = replace(found, model=MODEL, version=wish["version"], identity=wish["version"])
+        with open_local_versions([path], labels=labels) as (found,):
+            version = replace(found, model=MODEL, version=str(number), identity=str(number))
         await slots.prove(version)
         await slots.switch(version)
+        await _wait_gone(pids)
     except EdgeferryError as error:
-        return {"began_s": began_s, "freed_s": time.perf_counter(), "error": error.code, "message": error.message}
-    switched_s = time.perf_counter()
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        error_code = error.code
+    return {"began_s": began_s, "freed_s": time.perf_counter(), "error": error_code}
+
+
+async def _wait_gone(pids: list[int]) -> None:
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0.005)
-    return {"began_s": began_s, "switched_s": switched_s, "freed_s": time.perf_counter(), "error": ""}
 
 
 def _list_workers(slots: Slots) -> list[int]:
@@ -62,8 +66,11 @@ async def _serve() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with open_api(make_app(slots), "127.0.0.1", 0) as address:
         print(json.dumps({"url": address.url}), flush=True)
-        while line := await reader.readline():
-            print(json.dumps(await _swap(slots, json.loads(line))), flush=True)
+        for number in itertools.count():
+            line = await reader.readline()
+            if not line:
+                break
+            print(json.dumps(await _swap(slots, Path(line.decode().strip()), number)), flush=True)
     await slots.close()
 
 

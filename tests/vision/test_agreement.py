@@ -35,7 +35,7 @@ def _name(label: str, score: float) -> ClassificationAnswer:
 
 
 def _mask(*runs: tuple[int, int]) -> SegmentationAnswer:
-    classes = (MaskClass(class_index=1, label="cat", share=0.5),)
+    classes = (MaskClass(class_index=1, label="cat", share=0.5, box=(0.0, 0.0, 1.0, 1.0)),)
     return SegmentationAnswer(width=4, height=2, classes=classes, runs=runs, png=b"")
 
 
