@@ -26,6 +26,8 @@ from edgeferry.serve.gate import Gate
 from edgeferry.serve.ports import EnginePort
 from edgeferry.serve.residents import Residents
 from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
+from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.vision.agreement import Agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,20 @@ class Slots:
     async def prove_again(self, model: str) -> None:
         """Runs the golden truth once more on the worker that serves; see Activator.prove_again."""
         await self._make_slot(model).prove_again()
+
+    def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        """Shows the candidate a share of the live pictures; see Activator.start_shadow."""
+        return model in self._slots and self._slots[model].start_shadow(policy, lambda: self.gate.busy)
+
+    def find_agreement(self, model: str) -> Agreement | None:
+        """How far candidate and live version agree so far; None once the candidate is gone."""
+        shadow = self._slots[model].shadow if model in self._slots else None
+        return shadow.agreement if shadow is not None and shadow.alive else None
+
+    def stop_shadow(self, model: str) -> None:
+        """Shows the candidate nothing more."""
+        if model in self._slots:
+            self._slots[model].stop_shadow()
 
     def is_alive(self, model: str) -> bool:
         """Whether a living worker serves `model`."""
