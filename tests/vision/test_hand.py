@@ -140,7 +140,7 @@ def test_a_palm_beyond_the_edge_is_not_answered() -> None:
     assert answer(make_palms((0.5, 0.1, 0.1, 3.0)), make_hand(), picture=picture).objects == ()
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32))
 def test_whatever_the_models_say_ends_in_an_answer_or_a_refusal(seed: int) -> None:
     chance = np.random.default_rng(seed)
