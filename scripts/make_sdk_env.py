@@ -19,6 +19,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SERVERS = ("web", "mlserver", "litserve", "bentoml", "triton")
 PINS = {
     "azure": ROOT / "requirements" / "azure-sdk.txt",
     "azure-rc": ROOT / "requirements" / "azure-rc.txt",
@@ -27,7 +28,7 @@ PINS = {
     "delta-peers": ROOT / "requirements" / "delta-peers.txt",
     "schemathesis": ROOT / "requirements" / "schemathesis.txt",
     "vision-clients": ROOT / "requirements" / "vision-clients.txt",
-}
+} | {f"serve-{peer}": ROOT / "requirements" / f"serve-{peer}.txt" for peer in SERVERS}
 
 
 def make_environment(peer: str) -> Path:

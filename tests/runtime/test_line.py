@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -28,15 +28,14 @@ class Ends:
 @pytest.fixture
 async def ends() -> AsyncIterator[Ends]:
     @dataclass
-    class Streams:
-        reader: Any
-        writer: Any
+    class Process:
+        sock: socket.socket
 
     ours, theirs = socket.socketpair()
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    line = Line(cast("Spawned", Process(ours)))
     with theirs:
-        yield Ends(Line(cast("Spawned", Streams(reader, writer))), theirs)
-    writer.close()
+        yield Ends(line, theirs)
+    line.close()
 
 
 @pytest.mark.parametrize("name", ["message", "self", "code", "advice", "found"])

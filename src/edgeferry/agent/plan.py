@@ -113,10 +113,15 @@ def _make_classic(classic: ClassicDesired) -> Target:
 
 
 def plan_artifacts(
-    manifest: Manifest, have: Set[Digest], *, others: Iterable[Manifest] = (), whole: bool = False
+    manifest: Manifest,
+    have: Set[Digest],
+    *,
+    others: Iterable[Manifest] = (),
+    whole: bool = False,
+    damaged: Set[Digest] = frozenset(),
 ) -> tuple[Artifact, ...]:
     """What `plan_steps` finds, as the journal holds it; raises what it does."""
-    return tuple(map(_make_artifact, plan_steps(manifest, have, others=others, whole=whole)))
+    return tuple(map(_make_artifact, plan_steps(manifest, have, others=others, whole=whole, damaged=damaged)))
 
 
 def _make_artifact(step: Step) -> Artifact:

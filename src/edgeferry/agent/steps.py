@@ -38,6 +38,7 @@ from edgeferry.agent.places import (
     require_base,
     require_stored,
     store_local,
+    take_aside,
     take_zip,
     unpack_and_store,
 )
@@ -62,6 +63,7 @@ from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import remove_tree
+from edgeferry.storage.mending import list_aside
 from edgeferry.storage.partial import PartialFile
 from edgeferry.storage.patching import decode_in_child
 
@@ -91,7 +93,9 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
     async with tools.gate.open(record.priority):
         manifest, *others = await _fetch_manifests(tools, record, target)
     have = await in_thread(tools.repository.list_blobs)
-    artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole)
+    damaged = await in_thread(list_aside, tools.repository)
+    artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole, damaged=damaged)
+    await in_thread(take_aside, tools.repository, artifacts, manifest)
     event = Event.PLANNED if artifacts else Event.NOTHING_MISSING
     return Outcome(event, change(record, artifacts=artifacts, index=0, damages=0))
 

@@ -46,7 +46,8 @@ class AgentSettings:
     retry_base_s: float = 2.0
     retry_max_s: float = 900.0
     access_retry_s: float = 3600.0
-    """A right that was refused is asked for again this late; a new SAS in the twin wakes it at once."""
+    """A right that was refused is asked for again this late, then twice as late, up to a day; so is what is healed and
+    damaged again. A new SAS in the twin wakes it at once."""
     report_every_s: float = 60.0
     scrub_every_s: float = 86_400.0
     """How often all stored content is read again; 0: never."""

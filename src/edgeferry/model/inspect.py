@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -28,10 +29,12 @@ from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels
 from edgeferry.model.packed_notes import add_packed_notes
-from edgeferry.model.spec import ModelSpec, Stage, check_spec
+from edgeferry.model.spec import AnswerSpec, ModelSpec, Stage, check_spec
 
 _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
 
+TENSORS: Literal["tensors"] = "tensors"
+"""Task and family of a model that is served as raw tensors."""
 _TASKS_WITH_LABELS = ("classification", "detection")
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
@@ -193,12 +196,25 @@ def _make_stage(
     where = where if lines or not draft.names else {"names": list(draft.names)}
     found = {"file": inspection.file_name, **draft.to_stage(), "labels": {**where, "offset": draft.offset}}
     merged = _merge(found, override)
+    if _says_tensors(merged, override):
+        return make_tensors_stage(inspection.file_name)
     missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}
     if merged.get("task") not in _TASKS_WITH_LABELS and "task" not in missing:
         missing.pop("labels", None)
     if missing:
         raise _make_refusal(inspection.file_name, missing)
     return _convert_stage(merged)
+
+
+def make_tensors_stage(file_name: str) -> Stage:
+    """A stage whose tensors nobody reads: served as they are through v2, and nowhere else."""
+    return Stage(file=file_name, task=TENSORS, answer=AnswerSpec(family=TENSORS))
+
+
+def _says_tensors(merged: Mapping[str, object], override: Mapping[str, object]) -> bool:
+    answer = merged.get("answer")
+    family = answer.get("family") if isinstance(answer, Mapping) else None
+    return family == TENSORS or (merged.get("task") == TENSORS and not _is_said(override, "answer.family"))
 
 
 def _merge(found: Mapping[str, object], override: Mapping[str, object]) -> dict[str, object]:

@@ -23,9 +23,9 @@ from edgeferry.errors import (
     WorkerLost,
     find_leaves,
 )
+from edgeferry.runtime.frame_socket import FrameSocket
 from edgeferry.runtime.spawn import Spawned
 from edgeferry.wire.worker_frames import (
-    PREFIX_BYTES,
     Ask,
     AskTensors,
     Begin,
@@ -36,8 +36,6 @@ from edgeferry.wire.worker_frames import (
     Started,
     Stop,
     make_frame,
-    read_prefix,
-    read_reply,
 )
 
 UNSENT_MAX_BYTES = 256 << 20
@@ -51,13 +49,15 @@ class Line:
     """Speaks to one worker."""
 
     def __init__(self, spawned: Spawned) -> None:
-        self._reader, self._writer = spawned.reader, spawned.writer
         self._loop = asyncio.get_running_loop()
+        self._socket = FrameSocket(spawned.sock)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._last_id = 0
         self._heard_at = self._loop.time()
         self._lost: WorkerLost | None = None
+        self._ended: asyncio.Future[None] = self._loop.create_future()
         self.started: asyncio.Future[None] = self._loop.create_future()
+        self._socket.open(self._take, self._end)
 
     @property
     def is_open(self) -> bool:
@@ -83,40 +83,28 @@ class Line:
         """
         if self._lost is not None:
             raise WorkerLost(self._lost.message)
-        if body and self._writer.transport.get_write_buffer_size() > UNSENT_MAX_BYTES:
+        if body and self._socket.unsent_bytes > UNSENT_MAX_BYTES:
             raise QueueFull("expected the worker to take requests, found it busy")
         frame = make_frame(request, len(body))
         if not self._waiting:
             self._heard_at = self._loop.time()
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[0 if isinstance(request, Begin) else request.id] = future
-        self._writer.write(frame)
-        if body:
-            self._writer.write(body)
+        self._socket.send(frame, body)
         return future
 
     def tell(self, message: Cancel | Stop) -> None:
         """Sends what has no reply; nothing happens when the line has ended."""
         if self._lost is None:
-            self._writer.write(make_frame(message))
+            self._socket.send(make_frame(message))
 
     async def listen(self) -> None:
-        """Takes replies until the line ends, then lets go of all who wait."""
-        reason = "the worker process ended"
-        try:
-            while True:
-                self._take(*await self._read_frame())
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except ProtocolError as error:
-            reason = f"the worker broke the protocol: {error.message}"
-        finally:
-            self._end(reason)
+        """Returns when the line has ended and all who waited were let go of."""
+        await asyncio.shield(self._ended)
 
-    async def _read_frame(self) -> Answer:
-        size = read_prefix(await self._reader.readexactly(PREFIX_BYTES))
-        reply = read_reply(await self._reader.readexactly(size.header_bytes))
-        return reply, await self._reader.readexactly(size.body_bytes) if size.body_bytes else b""
+    def close(self) -> None:
+        """Gives the socket back."""
+        self._socket.close()
 
     def _take(self, reply: Reply, body: bytes) -> None:
         self._heard_at = self._loop.time()
@@ -134,12 +122,14 @@ class Line:
         else:
             future.set_result((reply, body))
 
-    def _end(self, reason: str) -> None:
+    def _end(self, broken: ProtocolError | None) -> None:
+        reason = f"the worker broke the protocol: {broken.message}" if broken else "the worker process ended"
         self._lost = WorkerLost(reason)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(WorkerLost(reason))
         self._waiting.clear()
+        self._ended.set_result(None)
 
 
 def _make_error(reply: Failed) -> EdgeferryError:

@@ -39,11 +39,10 @@ _SET = {
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A started process, its socket as streams, and the tail of what it prints (grows in place)."""
+    """A started process, our end of its socket, and the tail of what it prints (grows in place)."""
 
     process: asyncio.subprocess.Process
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    sock: socket.socket
     printed: bytearray
     printing: asyncio.Task[None]
 
@@ -55,7 +54,6 @@ class Spawned:
         """Waits until the process has ended and all it printed is here; returns its exit code."""
         code = await self.process.wait()
         await asyncio.wait((self.printing,), timeout=_LAST_WORDS_TIMEOUT_S)
-        self.writer.close()
         return code
 
     def get_printed(self) -> str:
@@ -81,15 +79,8 @@ async def spawn_worker() -> Spawned:
         raise WorkerStartFailed(f"cannot start a worker process: {error.strerror}") from error
     finally:
         theirs.close()
-    try:
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-    except BaseException:  # cancelled: nobody else knows of this process yet
-        ours.close()
-        _kill(process)
-        await process.wait()
-        raise
     printed = bytearray()
-    return Spawned(process, reader, writer, printed, asyncio.create_task(_keep_tail(process, printed)))
+    return Spawned(process, ours, printed, asyncio.create_task(_keep_tail(process, printed)))
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

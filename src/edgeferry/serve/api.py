@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from edgeferry import errors
 from edgeferry.errors import RequestInvalid
@@ -29,7 +30,7 @@ from edgeferry.serve.answering import PICTURE_ERRORS, Answering
 from edgeferry.serve.body import BodyLimits, open_body, require_raw_picture
 from edgeferry.serve.custom_vision import CustomVision
 from edgeferry.serve.deepstack import DeepStack
-from edgeferry.serve.edge import EdgeEndpoint, answer_http_exception
+from edgeferry.serve.edge import DirectRoutes, EdgeEndpoint, answer_http_exception
 from edgeferry.serve.form import FormReader
 from edgeferry.serve.formats.classic import make_classic
 from edgeferry.serve.formats.lva import LvaAnswer, make_lva
@@ -73,12 +74,13 @@ def make_app(
     """
     settings = settings or ApiSettings()
     api = Api(slots, settings, device=device, fetch=fetch, store=store)
+    endpoints: dict[tuple[str, str], ASGIApp] = {
+        (row.method, row.path): EdgeEndpoint(row.path, row.handler, api.metrics) for row in api.get_routes()
+    }
+    direct = {key: endpoint for key, endpoint in endpoints.items() if "{" not in key[1]}
     app = Starlette(
-        routes=[
-            Route(row.path, EdgeEndpoint(row.path, row.handler, api.metrics), methods=[row.method])
-            for row in api.get_routes()
-        ],
-        middleware=[Middleware(AccessGuard, settings.access)],
+        routes=[Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()],
+        middleware=[Middleware(AccessGuard, settings.access), Middleware(DirectRoutes, direct)],
         exception_handlers={HTTPException: answer_http_exception},
     )
     app.router.redirect_slashes = False

@@ -31,7 +31,8 @@ from edgeferry.serve.openapi import JSON, ApiAnswer, ApiRoute
 from edgeferry.serve.ports import FetchPort
 
 FIELD = "imageData"
-_SERVICE = "/customvision/{api}/Prediction"
+_SERVICE = "/customvision/{api}/{prediction}"
+"""What the service's SDKs put before: `v3.0/Prediction`, `v3.1/prediction`."""
 _PLACES = (
     "",
     "/{project}",

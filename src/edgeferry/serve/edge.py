@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 import structlog
@@ -29,6 +29,8 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 _GONE = 499
 """Counted for callers who left; never sent. nginx's number for it."""
+_WATCH_AFTER_S = 0.05
+"""Most answers are there sooner: watching from the start would cost each of them a task of its own."""
 
 
 class EdgeEndpoint:
@@ -63,6 +65,19 @@ class EdgeEndpoint:
             return make_error_response(InvariantBroken("unexpected error in a request"), path=self._route)
 
 
+class DirectRoutes:
+    """ASGI middleware: endpoints that need no pattern to be found, by method and path; all others go on to `app`."""
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        endpoint = self._endpoints.get((scope.get("method", ""), scope.get("path", "")), self._app)
+        await endpoint(scope, receive, send)
+
+
 def _log_error(route: str, error: EdgeferryError) -> None:
     if not isinstance(error, RequestError):
         _log.error("request_failed", route=route, code=error.code, message=error.message)
@@ -82,19 +97,40 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 
 async def run_unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Runs `work`; when the caller leaves first, cancels it and raises ClientDisconnect. The body has been read."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_wait_gone(request))
+    watch = _Watch(request)
+    timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, watch.begin)
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if watch.end():
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        timer.cancel()
+        watch.end()
 
 
-async def _wait_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Cancels the task that made it when the caller of its request leaves."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._working = asyncio.current_task()
+        self._watching: asyncio.Task[None] | None = None
+        self._is_gone = False
+
+    def begin(self) -> None:
+        self._watching = asyncio.create_task(self._wait_gone())
+
+    def end(self) -> bool:
+        """Stops to watch; True when the caller left and nobody else cancelled the task."""
+        if self._watching is not None:
+            self._watching.cancel()
+        gone, self._is_gone = self._is_gone, False
+        return gone and self._working is not None and self._working.uncancel() == 0
+
+    async def _wait_gone(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        if self._working is not None:
+            self._is_gone = self._working.cancel()

@@ -8,6 +8,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,6 +20,7 @@ from edgeferry.serve.slots import Slots
 from edgeferry.serve.v2_infer import TensorInference
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LABELLED_MAX = 256
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -40,19 +42,25 @@ class Metrics:
             registry=self._registry,
             buckets=_BUCKETS_S,
         )
+        # what `labels` finds by making texts of its arguments and taking a lock
+        self._request_counters = lru_cache(_LABELLED_MAX)(
+            lambda route, status: (self._requests.labels(route, status), self._request_seconds.labels(route))
+        )
+        self._inference_histogram = lru_cache(_LABELLED_MAX)(self._inference_seconds.labels)
         self._registry.register(_ServingCollector(slots))
         if device is not None:
             self._registry.register(_DeviceCollector(device))
 
     def count_request(self, route: str, status: int, duration_s: float) -> None:
         """Counts one request; `route` is the pattern, not the path."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(duration_s)
+        requests, seconds = self._request_counters(route, status)
+        requests.inc()
+        seconds.observe(duration_s)
 
     def count_inference(self, inference: Inference | TensorInference) -> None:
         """Counts one answered picture, or set of tensors."""
         version = inference.version
-        self._inference_seconds.labels(version.model, version.version).observe(inference.total_ms / 1000)
+        self._inference_histogram(version.model, version.version).observe(inference.total_ms / 1000)
 
     def render(self) -> bytes:
         """Everything, in the Prometheus text format."""

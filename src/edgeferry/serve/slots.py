@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from edgeferry.errors import ModelNotReady
+from edgeferry.errors import Conflict, ModelNotReady
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import ModelTensors
@@ -73,6 +73,15 @@ class Slots:
         """Serves `version` under its model's name from now on; see Activator.switch."""
         await self._make_slot(version.model).switch(version)
         self.residents.let_go(version.model, version.version)
+
+    async def load_resident(self, version: StoredVersion) -> None:
+        """Serves `version` beside what is active; raises as `Residents.load`, and Conflict without memory for it."""
+        live = next((slot.serving for slot in self._slots.values() if slot.ready and slot.serving), None)
+        if live is not None and self.residents.find(version.model, version.version) is None:
+            pid = live.worker.port.pid
+            if not await self._engine.has_room(version, beside=live.version, pid=pid):
+                raise Conflict(f"expected memory for {version} beside {live.version}, found too little")
+        await self.residents.load(version)
 
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""

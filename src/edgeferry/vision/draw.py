@@ -76,8 +76,9 @@ def draw_answer(
         _draw_legend(draw, font, ((one.class_index, f"{one.label} {one.score:.0%}") for one in answer.classes))
     elif isinstance(answer, SegmentationAnswer):
         _draw_legend(draw, font, ((one.class_index, f"{one.label} {one.share:.0%}") for one in list_regions(answer)))
-    for found in reversed(list_objects(answer)):  # the best last, on top
-        _draw_object(draw, font, found, image.size)
+    else:
+        for found in reversed(list_objects(answer)):  # the best last, on top
+            _draw_object(draw, font, found, image.size)
     return _encode(image, media)
 
 

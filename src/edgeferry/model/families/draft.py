@@ -26,7 +26,7 @@ NO_LABELS = "the model carries no labels: add them with --labels FILE, or as lab
 class Draft:
     """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied.
 
-    `names`: the labels of a published model, for where neither the file nor the operator has any.
+    `names`: the only label of a family that has one, for where neither the file nor the operator says any.
     """
 
     labels: Sequence[str]
@@ -47,6 +47,12 @@ class Draft:
             self.missing.pop(f"input.{name}", None)
         if taken:
             self.notes.append(f"{', '.join(f'input.{name}' for name in taken)}: {why}")
+
+    def fill_names(self, only: str) -> None:
+        """What the only class is called, where there are no labels."""
+        if not self.labels:
+            self.names = (only,)
+            self.notes.append(f"labels.names: {only}, the only class")
 
     def to_stage(self) -> dict[str, object]:
         """The fields found, as in a spec TOML; labels are added by who knows where they lie."""

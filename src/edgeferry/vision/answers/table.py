@@ -28,6 +28,7 @@ from edgeferry.vision.answers.palm import decode_palm
 from edgeferry.vision.answers.probability_mask import decode_probability_mask
 from edgeferry.vision.answers.ssd import decode_ssd
 from edgeferry.vision.answers.super_resolution import decode_super_resolution
+from edgeferry.vision.answers.tensors import decode_tensors
 from edgeferry.vision.answers.tiny_yolov3 import decode_tiny_yolov3
 from edgeferry.vision.answers.ultraface import decode_ultraface
 from edgeferry.vision.answers.yolov5 import decode_yolov5
@@ -56,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "class_map": decode_class_map,
     "probability_mask": decode_probability_mask,
     "super_resolution": decode_super_resolution,
+    "tensors": decode_tensors,
 }
 
 
