@@ -56,6 +56,8 @@ from edgeferry.storage.repository import Repository
 from edgeferry.transport.http import HttpSettings, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
+from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.vision.agreement import Agreement
 
 FAST = AgentSettings(
     probation_s=0.05,
@@ -111,6 +113,10 @@ class FakeActivator:
     before: Health | None = None
     proven_again: int = 0
     hold: asyncio.Event | None = None
+    agreements: deque[Agreement | None] = field(default_factory=deque)
+    """What the candidate and the live version agree on, each time that is asked; none: nothing can be compared."""
+    shadows: list[ShadowPolicy] = field(default_factory=list)
+    shadowing: bool = False
 
     async def prove(self, version: StoredVersion) -> None:
         if self.hold is not None:
@@ -132,6 +138,17 @@ class FakeActivator:
     async def prove_again(self, model: str) -> None:
         self._fail("prove_again")
         self.proven_again += 1
+
+    def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        self.shadows.append(policy)
+        self.shadowing = bool(self.agreements)
+        return self.shadowing
+
+    def find_agreement(self, model: str) -> Agreement | None:
+        return self.agreements.popleft() if len(self.agreements) > 1 else self.agreements[0]
+
+    def stop_shadow(self, model: str) -> None:
+        self.shadowing = False
 
     def is_alive(self, model: str) -> bool:
         return self.alive
