@@ -167,6 +167,7 @@ async def test_the_token_in_the_form_opens_and_no_other_word_does(
             assert (await client.post(LIST, body)).status == 200
         for body in (None, {"api_key": "x"}, make_form(None, api_key="x"), {"token": TOKEN}):
             assert (await client.post(LIST, body)).status == 401
+        assert (await client.post(LIST, {"api_key": TOKEN}, chunked=True)).status == 200
         wrong_elsewhere = await client.post(DETECTION, make_form(api_key=TOKEN), headers={"Prediction-Key": "other"})
         assert wrong_elsewhere.status == 401
 
