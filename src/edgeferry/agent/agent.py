@@ -211,7 +211,8 @@ class Agent:
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
-        wanted = make_wanted(desired, self._link_policy, accept_classic=self.settings.accept_classic)
+        settings = self.settings
+        wanted = make_wanted(desired, self._link_policy, accept_classic=settings.accept_classic, shadow=settings.shadow)
         self._targets = {} if self.settings.role == "inferencer" else dict(wanted.targets)
         first = next(iter(wanted.problems), None)
         self._view = msgspec.structs.replace(
@@ -221,6 +222,7 @@ class Agent:
         )
         for problem in wanted.problems:
             _LOG.warning("cannot follow the twin: %s", problem.error.message)
+        self._tools.wishes.shadow = wanted.shadow
         self._parts.gate.policy = wanted.link
         self._parts.fetcher.set_rate(wanted.link.rate_bps)
         self.reporter.every_s = get_report_every_s(wanted.link, self.settings.report_every_s)

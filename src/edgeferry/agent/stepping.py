@@ -22,7 +22,7 @@ from edgeferry.agent.turns import Hold, Turns
 from edgeferry.errors import EdgeferryError
 
 _LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
-_FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
+_FREE_STATES = frozenset({State.SHADOWING, State.PROBATION, State.ACTIVE, State.WAITING})
 
 
 async def run_step(

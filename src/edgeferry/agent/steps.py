@@ -46,6 +46,7 @@ from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
 from edgeferry.agent.room import making_room
 from edgeferry.agent.settled import roll_back, watch_active, watch_probation
+from edgeferry.agent.shadowing import shadow
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Step, Tools
 from edgeferry.agent.transfer import is_page, transfer
@@ -283,7 +284,8 @@ async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     if is_active and tools.is_served(record) and tools.activator.is_alive(record.model):
         return Outcome(Event.ALREADY_ACTIVE, record)
     await tools.activator.prove(stored)
-    return Outcome(Event.PROVEN, record)
+    may_shadow = tools.wishes.shadow is not None and record.model in tools.served and not is_active
+    return Outcome(Event.SHADOW_FIRST if may_shadow else Event.PROVEN, record)
 
 
 # --- SWITCHING --------------------------------------------------------------------------------------------------------
@@ -326,6 +328,7 @@ STEPS: Mapping[State, Step] = MappingProxyType(
         State.PATCHING: making_room(patch),
         State.STORING: making_room(store),
         State.PROVING: making_room(prove),
+        State.SHADOWING: shadow,
         State.SWITCHING: making_room(switch),
         State.PROBATION: watch_probation,
         State.ACTIVE: watch_active,

@@ -26,6 +26,8 @@ from edgeferry.serve.gate import Gate
 from edgeferry.serve.ports import EnginePort
 from edgeferry.serve.residents import Residents
 from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
+from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.vision.agreement import Agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,20 @@ class Slots:
         """Runs the golden truth once more on the worker that serves; see Activator.prove_again."""
         await self._make_slot(model).prove_again()
 
+    def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        """Shows the candidate a share of the live pictures; see Activator.start_shadow."""
+        return model in self._slots and self._slots[model].start_shadow(policy, lambda: self.gate.busy)
+
+    def find_agreement(self, model: str) -> Agreement | None:
+        """How far candidate and live version agree so far; None once the candidate is gone."""
+        shadow = self._slots[model].shadow if model in self._slots else None
+        return shadow.agreement if shadow is not None and shadow.alive else None
+
+    def stop_shadow(self, model: str) -> None:
+        """Shows the candidate nothing more."""
+        if model in self._slots:
+            self._slots[model].stop_shadow()
+
     def is_alive(self, model: str) -> bool:
         """Whether a living worker serves `model`."""
         return model in self._slots and self._slots[model].ready
@@ -112,6 +128,10 @@ class Slots:
     def get_models(self) -> dict[str, ServedModel]:
         """What is served now, by name."""
         return {name: served for name, slot in sorted(self._slots.items()) if (served := _describe(slot)) is not None}
+
+    def list_names(self) -> list[str]:
+        """The names of the models that are served now, in no order."""
+        return [name for name, slot in self._slots.items() if slot.serving is not None]
 
     def list_served(self) -> list[ServedModel]:
         """The active version of each model, and those that serve beside them."""
@@ -145,7 +165,7 @@ class Slots:
     def find_resident(self, wanted: str) -> str:
         """`name@version` of the resident that answers to `wanted`; empty where an active version or none does."""
         name, _, version = wanted.partition("@")
-        if not version and name not in self.get_models():
+        if not version and name not in self.list_names():
             version = self.residents.find_latest(name)
         return f"{name}@{version}" if self.residents.find(name, version) is not None else ""
 

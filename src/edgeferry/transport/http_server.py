@@ -1,13 +1,13 @@
 """An HTTP server inside the running event loop: over TLS, plain on loopback, or on a unix socket; for device and hub.
 
-What this file leaves to others: applications (`serve/api.py`, `hub/`), who may call, where to listen (`app/`).
+What this file leaves to others: applications (`serve/api.py`, `hub/`), who may call, where to listen (`app/`), what is
+spoken on one connection (`http_guest.py`).
 
 Rules:
 - uvicorn neither takes over signals nor logs requests: signals are the process's, and a query string may hold a token.
 - uvicorn does not listen itself: accept_loop.py brings it connections whose TLS handshake is done.
 - Connections are bounded in number, header size and silence, before anything is known of who opened them.
-- Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured). It begins when the
-  client has taken the answer: uvicorn's own begins when buffers have, which is minutes earlier on a thin link.
+- Keep-alive is 75 s: with uvicorn's 5 s a pooled client loses a request now and then (measured).
 - Who is upgraded to WebSockets leaves the server: no limit of it holds for them, nor does its stop wait for them.
 - The server stops when its block ends: the socket closes first, requests that run get `stop_patience_s`.
 """
@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 import ssl
-import sys
-import termios
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,23 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeferry.errors import ConfigInvalid
 from edgeferry.transport.accept_loop import (
     AcceptLoop,
     CountingGate,
-    Gate,
-    Guest,
     HandshakeLimits,
     get_http_connections_max,
     raise_file_limit,
 )
+from edgeferry.transport.http_guest import HEADERS_MAX_BYTES, H11Guest, HttpGuest, find_fast_guest
 
-_HEADERS_MAX_BYTES = 16 << 10
 _BACKLOG = 2048
 MakeUpgraded = Callable[[], asyncio.Protocol]
 
@@ -120,8 +113,10 @@ async def open_http_server(
     serving = asyncio.create_task(server.serve(sockets=[]), name="http server")
     gate = CountingGate(get_http_connections_max(raise_file_limit()))
 
-    def make_guest(address: str, _: float) -> _HttpGuest:
-        return _HttpGuest(server, gate, address)
+    make = H11Guest if make_upgraded else find_fast_guest()
+
+    def make_guest(address: str, _: float) -> HttpGuest:
+        return make(server, gate, address)
 
     accepting = AcceptLoop(sock, make_guest, tls, HandshakeLimits(silence_s=limits.silence_s), gate)
     sweeping = asyncio.create_task(_close_silent(server, limits), name="http silence")
@@ -135,65 +130,6 @@ async def open_http_server(
         await accepting.close()
         server.should_exit = True
         await serving
-
-
-class _HttpGuest(H11Protocol, Guest):
-    """uvicorn's protocol on a connection that the accept loop brings."""
-
-    def __init__(self, server: uvicorn.Server, gate: Gate, address: str) -> None:
-        super().__init__(server.config, server.server_state, server.lifespan.state)
-        self.received_bytes = 0
-        self._gate, self._address = gate, address
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        self.has_begun = True
-        super().connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Bytes came."""
-        self.received_bytes += len(data)
-        super().data_received(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed."""
-        super().connection_lost(exc)
-        self._gate.leave(self._address)
-
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """From now on another protocol, with limits of its own, holds the socket."""
-        self._gate.leave(self._address)
-        super().handle_websocket_upgrade(event)
-
-    def timeout_keep_alive_handler(self) -> None:
-        """No request came for so long. Who still takes the last answer has not had its time yet."""
-        if self._count_unsent():
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
-            return
-        super().timeout_keep_alive_handler()
-
-    def _count_unsent(self) -> int:
-        return self.transport.get_write_buffer_size() + _count_unacknowledged(self.transport)
-
-    def get_progress(self) -> tuple[str, int] | None:
-        """What must change while the peer has to read or to send; None when it is not its turn."""
-        unsent = self._count_unsent()
-        if unsent:
-            return "sent", unsent
-        cycle = self.cycle
-        is_sending_body = cycle is not None and cycle.more_body and not cycle.response_complete
-        return ("received", self.received_bytes) if is_sending_body else None
-
-
-def _count_unacknowledged(transport: asyncio.Transport) -> int:
-    """Bytes that the kernel holds until the peer has acknowledged them (SIOCOUTQ): on a thin link they go on moving
-    for minutes while the buffer above stands still."""
-    try:
-        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    except (OSError, ValueError):
-        return 0
-    return int.from_bytes(answer, sys.byteorder)
 
 
 def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded | None) -> uvicorn.Config:
@@ -212,7 +148,7 @@ def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded
         server_header=False,
         timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=limits.stop_patience_s,
-        h11_max_incomplete_event_size=_HEADERS_MAX_BYTES,
+        h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
         limit_concurrency=limits.connections,
     )
 
@@ -223,12 +159,12 @@ async def _close_silent(server: uvicorn.Server, limits: ServerLimits) -> None:
 
     Between a request's answer and the first byte of the next one uvicorn's own keep-alive timer runs.
     """
-    silent_since: dict[tuple[_HttpGuest, object], float] = {}
+    silent_since: dict[tuple[HttpGuest, object], float] = {}
     while True:
         await asyncio.sleep(min(limits.silence_s, limits.stall_s) / 5)
         now = time.monotonic()
-        connections = [cast("_HttpGuest", connection) for connection in server.server_state.connections]
-        silent: set[tuple[_HttpGuest, object]] = {(one, one.cycle) for one in connections if _waits_for_header(one)}
+        connections = [cast("HttpGuest", connection) for connection in server.server_state.connections]
+        silent: set[tuple[HttpGuest, object]] = {(one, one.cycle) for one in connections if _waits_for_header(one)}
         stalled = {(one, progress) for one in connections if (progress := one.get_progress()) is not None}
         silent_since = {key: silent_since.get(key, now) for key in silent | stalled}
         for (connection, waits_for), since in silent_since.items():
@@ -239,6 +175,6 @@ async def _close_silent(server: uvicorn.Server, limits: ServerLimits) -> None:
                 connection.transport.close()
 
 
-def _waits_for_header(connection: H11Protocol) -> bool:
+def _waits_for_header(connection: HttpGuest) -> bool:
     cycle = connection.cycle
     return cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)

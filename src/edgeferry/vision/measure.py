@@ -91,7 +91,7 @@ def measure_disagreement(ones: Sequence[Answer], others: Sequence[Answer], *, sc
             apart, total = apart + (_get_best(one) != _get_best(other)), total + 1
         elif isinstance(one, DetectionAnswer) and isinstance(other, DetectionAnswer):
             mine, theirs = _keep(one, score), _keep(other, score)
-            pairs = sum(None not in pair for pair in _pair(mine, theirs))
+            pairs = sum(None not in pair for pair in pair_objects(mine, theirs))
             apart, total = apart + len(mine) + len(theirs) - 2 * pairs, total + len(mine) + len(theirs)
         elif isinstance(one, SegmentationAnswer) and isinstance(other, SegmentationAnswer):
             apart, total = apart + 1.0 - get_mask_iou(one, other), total + 1
@@ -110,7 +110,7 @@ def _differ(one: Answer, other: Answer) -> float:
         theirs = {each.class_index: each.score for each in other.classes}
         return float(sum((mine.get(at, 0.0) - theirs.get(at, 0.0)) ** 2 for at in mine.keys() | theirs.keys()))
     if isinstance(one, DetectionAnswer) and isinstance(other, DetectionAnswer):
-        return sum(_differ_objects(mine, theirs) for mine, theirs in _pair(one.objects, other.objects))
+        return sum(_differ_objects(mine, theirs) for mine, theirs in pair_objects(one.objects, other.objects))
     if isinstance(one, SegmentationAnswer) and isinstance(other, SegmentationAnswer):
         return 1.0 - get_mask_iou(one, other)
     return 1.0
@@ -154,7 +154,7 @@ def _keep(answer: DetectionAnswer, score: float) -> list[FoundObject]:
     return [one for one in answer.objects if one.score >= score]
 
 
-def _pair(
+def pair_objects(
     ones: Sequence[FoundObject], others: Sequence[FoundObject]
 ) -> Iterator[tuple[FoundObject | None, FoundObject | None]]:
     """Every object of both sides once, beside its partner where it has one."""
