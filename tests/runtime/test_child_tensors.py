@@ -1,4 +1,4 @@
-"""Tensors through a real worker process: answered in the model's dtypes, refused by name, forgotten with their callers."""
+"""Tensors through a real worker process: answered in the model's dtypes, refused by name, forgotten with callers."""
 
 from __future__ import annotations
 
