@@ -69,7 +69,7 @@ def open_ours(site: Site, picture: bytes) -> Iterator[Server]:
     port = _find_port()
     command = [sys.executable, "-m", "edgeferry.cli.main", "serve", site.model, "--port", str(port)]
     command += ["--log-level", "warning", *(["--labels", site.labels] if site.labels else [])]
-    variables = {"PYTHONPATH": str(ROOT / "src")}
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     with _run("edgeferry", command, variables, site.folder, port) as (process, began):
         url = f"http://127.0.0.1:{port}"
         yield Server(

@@ -78,9 +78,7 @@ def _make_chain(net: Any, links: int) -> Any:
         after = _add_tensor(net, graph, f"link{number}", shape)
         options = schema.Conv2DOptionsT()
         options.strideH = options.strideW = options.dilationHFactor = options.dilationWFactor = 1
-        graph.operators.append(
-            _make_operator(conv, [before, weight, bias], [after], (options, _OPTIONS.Conv2DOptions))
-        )
+        graph.operators.append(_make_operator(conv, [before, weight, bias], [after], (options, _OPTIONS.Conv2DOptions)))
         before = after
     # its result must go somewhere, or XNNPACK leaves the whole chain out: to an operator that XNNPACK does not have
     axis = _add_tensor(net, graph, "axis", (), np.array(3, np.int32))
