@@ -1,19 +1,14 @@
-"""Every error this system raises, split by who must act.
-
-Left to those who use them: the tables from leaves to machine events, HTTP status, exit codes and reported codes.
+"""Every error this system raises, split by who must act; the tables that say what a leaf means stand where it is used.
 
 Rules:
 - Branches are never raised, only leaves. Each leaf has a stable `code` and one sentence of `advice`.
-- The message names what was expected and what was found. `values` are plain (str, int, float) and safe to log.
-- Secrets (keys, SAS queries, tokens) never enter a message or a value.
+- The message names what was expected and what was found; `values` are plain. Neither ever holds a key, SAS or token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import ClassVar
-
-Plain = str | int | float | bool | None
 
 
 class EdgeferryError(Exception):
@@ -22,7 +17,7 @@ class EdgeferryError(Exception):
     code: ClassVar[str] = ""
     advice: ClassVar[str] = ""
 
-    def __init__(self, message: str, **values: Plain) -> None:
+    def __init__(self, message: str, **values: str | int | float | bool | None) -> None:
         super().__init__(message)
         self.message = message
         self.values = values
@@ -133,6 +128,11 @@ class WindowClosed(LinkError):
 class BudgetSpent(LinkError):
     code = "budget_spent"
     advice = "Nothing to do: the transfer goes on when the budget of edgeferry.link renews, or when it is raised."
+
+
+class BudgetTooSmall(LinkError):
+    code = "budget_too_small"
+    advice = "If no day holds what the message names, raise the budget of edgeferry.link; else it goes on by itself."
 
 
 class LinkForbidden(LinkError):

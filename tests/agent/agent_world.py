@@ -34,7 +34,7 @@ from edgeferry.agent.tools import AgentSettings
 from edgeferry.delta.apply import get_memory
 from edgeferry.delta.codecs import compress_zstd
 from edgeferry.delta.make import make_full, make_patch
-from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
+from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing, ServerBusy
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
@@ -278,6 +278,8 @@ class FakeHub:
         self.down = False
         self.connections = 0
         self.expires_at = 4e9
+        self.busy = 0
+        """How many reads of the twin are answered with 429 first."""
         self.bytes = 0
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -289,6 +291,9 @@ class FakeHub:
         yield self
 
     async def fetch_twin(self) -> dict[str, Any]:
+        self.busy, was_busy = max(0, self.busy - 1), self.busy
+        if was_busy:
+            raise ServerBusy("the hub asks to send less")
         return {"desired": dict(self.desired), "reported": dict(self.reported)}
 
     async def report(self, patch: dict[str, Any]) -> int:

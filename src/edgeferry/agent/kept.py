@@ -38,6 +38,8 @@ _LOG = logging.getLogger(__name__)
 _LAST = -(1 << 30)
 """Less urgent than any update."""
 _LOOK_AGAIN_S = 60.0
+_RETRY_MAX_S = 86_400.0
+"""What is kept has time: a repository that does not have it any more is not asked every quarter of an hour."""
 _FETCHING = frozenset({State.RESOLVING, State.DOWNLOADING, State.VERIFYING, State.PATCHING, State.STORING})
 _CLOSED_CODES = frozenset(kind.code for kind in CLOSED)
 
@@ -57,7 +59,8 @@ class Keeper:
     _rung: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        settings = replace(self.tools.settings, role="both")  # a loader announces what it stored; this is no news
+        settings = self.tools.settings  # a loader announces what it stored; this is no news
+        settings = replace(settings, role="both", retry_max_s=max(settings.retry_max_s, _RETRY_MAX_S))
         self.tools = replace(self.tools, settings=settings, progress=lambda key, length_bytes: None)
 
     def ring(self) -> None:
@@ -82,8 +85,8 @@ class Keeper:
 
     def _get_pause_s(self) -> float:
         """Until the next that waits is due; a minute at most, for a clock that is set right."""
-        rests_s = [one.retry_at - self.tools.now() for one in self._records.values() if one.state is State.WAITING]
-        return max(0.0, min([_LOOK_AGAIN_S, *rests_s]))
+        rests_s = [one.retry_at - self.tools.now() for one in self._records.values()]
+        return min([_LOOK_AGAIN_S, *(rest_s for rest_s in rests_s if rest_s > 0)])
 
     async def _heal_all(self) -> None:
         hurt = {one.identity: one for one in await in_thread(list_hurt, self.tools.repository)}
@@ -113,11 +116,14 @@ class Keeper:
 
     def _is_due(self, record: UpdateRecord) -> bool:
         """A clock that jumped back makes it due; so does a link that may be used again."""
-        if record.state is not State.WAITING:
+        if record.state is not State.WAITING or self._find_target(record) is None:
             return False
         if record.fault is not None and record.fault.code in _CLOSED_CODES and self.tools.gate.judge(_LAST).may_send:
             return True
         return not record.changed_at <= self.tools.now() < record.retry_at
+
+    def _find_target(self, record: UpdateRecord) -> Target | None:
+        return self.find_target(Named(record.model, record.version, record.identity))
 
     def _follow(self, outcome: Outcome) -> UpdateRecord:
         """As for a version that ref `active` names: it is healed, and never given up."""
@@ -130,7 +136,7 @@ class Keeper:
 
     async def _forget(self, record: UpdateRecord) -> None:
         self._records.pop(record.identity, None)
-        if self.find_target(Named(record.model, record.version, record.identity)) is not None:
+        if self._find_target(record) is not None:
             await in_thread(remove_traces, self.tools.repository, record, owns_zip=False)
         await save_kept(self.tools.journal, self._records.values())
         await collect(self.tools.repository, self.tools.journal)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from edgeferry.agent.claims import is_claimed
 from edgeferry.agent.gate import CLOSED
 from edgeferry.agent.machine import (
+    BEFORE_SWITCH,
     LOOP_LIMIT,
     TERMINAL,
     Event,
@@ -39,14 +40,16 @@ from edgeferry.agent.stepping import run_step
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Outcome, Tools
 from edgeferry.agent.turns import Turns
-from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkError, StorageError
+from edgeferry.errors import AccessError, BudgetTooSmall, EdgeferryError, InvariantBroken, LinkError, StorageError
 
 _LOG = logging.getLogger(__name__)
 _LONG_STATES = frozenset({State.RESOLVING, State.DOWNLOADING, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
+_RENEWED = (*CLOSED, BudgetTooSmall)
 _SPREAD_MAX_S, _SPREAD_SHARE = 60.0, 0.01
+_DAY_S = 86_400.0
 _SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED, Event.MANIFEST_LOST})
 
 
@@ -313,12 +316,13 @@ def make_next(
         after = find_next(record.state, Event.GIVE_UP, record.resume, is_active=is_active) or after
     given_up = find_next(record.state, event, record.resume) is State.REJECTED or stalled > LOOP_LIMIT
     waits, failed = after is State.WAITING, not isinstance(error, CLOSED)
+    heals = is_active and after in BEFORE_SWITCH  # each step of a walk that ends badly again succeeds but for the last
     return change(
         record,
         state=after,
         resume=_get_resume(record, anew=is_active and given_up) if waits else None,
         retry_at=now + get_retry_delay(record.retries, error, settings, random=random) if waits else 0.0,
-        retries=record.retries + failed if waits else record.retries if event in _SETBACKS else 0,
+        retries=record.retries + failed if waits else record.retries if event in _SETBACKS or heals else 0,
         stalled=0 if waits and given_up else stalled,
         mark=mark,
         changed_at=now,
@@ -348,12 +352,12 @@ def get_retry_delay(retries: int, error: EdgeferryError | None, settings: AgentS
 
     A window that opens or a budget that renews is waited for as long as it takes; a fleet comes a little apart.
     """
-    if isinstance(error, CLOSED):
-        opens_s = error.retry_after_s or 0.0
+    asked = error.retry_after_s if isinstance(error, LinkError) else None
+    if isinstance(error, _RENEWED):
+        opens_s = asked or 0.0
         return opens_s + random * min(_SPREAD_MAX_S, opens_s * _SPREAD_SHARE)
     if isinstance(error, AccessError) or (error is not None and get_error_event(type(error)) is not Event.TRY_LATER):
-        delay = settings.access_retry_s
+        delay = min(max(_DAY_S, settings.access_retry_s), settings.access_retry_s * 2.0 ** min(retries, 20))
     else:
         delay = min(settings.retry_max_s, settings.retry_base_s * 2.0 ** min(retries, 20))
-    asked = error.retry_after_s if isinstance(error, LinkError) else None
     return max(delay * (0.5 + random / 2), min(asked or 0.0, settings.access_retry_s))

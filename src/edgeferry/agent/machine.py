@@ -138,7 +138,7 @@ _ROWS: Final = (
     (S.ROLLING_BACK,  E.DELTA_FAILED,    S.FAILED),
 )
 
-_BEFORE_SWITCH: Final = (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.PATCHING, S.STORING, S.PROVING, S.SHADOWING)
+BEFORE_SWITCH: Final = (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.PATCHING, S.STORING, S.PROVING, S.SHADOWING)
 _ROWS_BEFORE_SWITCH: Final = (
     # event           next, where the state has no row of its own: the live version was never touched
     (E.TRY_LATER,     S.WAITING),
@@ -182,7 +182,7 @@ LOOP_LIMIT: Final = 40
 
 
 def _make_transitions() -> dict[tuple[State, Event], State]:
-    table = {(state, event): after for state in _BEFORE_SWITCH for event, after in _ROWS_BEFORE_SWITCH}
+    table = {(state, event): after for state in BEFORE_SWITCH for event, after in _ROWS_BEFORE_SWITCH}
     return {**table, **{(state, event): after for state, event, after in _ROWS}}
 
 
@@ -190,7 +190,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(_make
 WHILE_ACTIVE: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
     {
         (state, event): after
-        for state in _BEFORE_SWITCH
+        for state in BEFORE_SWITCH
         for event, after in _ROWS_WHILE_ACTIVE
         if TRANSITIONS[state, event] is S.REJECTED
     }

@@ -47,7 +47,8 @@ class AgentSettings:
     retry_base_s: float = 2.0
     retry_max_s: float = 900.0
     access_retry_s: float = 3600.0
-    """A right that was refused is asked for again this late; a new SAS in the twin wakes it at once."""
+    """A right that was refused is asked for again this late, then twice as late, up to a day; so is what is healed and
+    damaged again. A new SAS in the twin wakes it at once."""
     report_every_s: float = 60.0
     shadow: ShadowPolicy | None = None
     """What this device's own settings say of it; the twin goes before them."""

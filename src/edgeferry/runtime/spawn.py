@@ -22,6 +22,8 @@ from edgeferry.errors import WorkerStartFailed
 
 STDERR_MAX_BYTES = 4096
 _BLOCK_BYTES = 4096
+_SEND_BUFFER_BYTES = 4 << 20
+"""A large picture in one go, as far as the kernel allows it; else it goes in pieces, with a wake-up for each."""
 _LAST_WORDS_TIMEOUT_S = 1.0
 
 _PASSED_ON = (
@@ -64,6 +66,7 @@ class Spawned:
 async def spawn_worker() -> Spawned:
     """Starts `python -m edgeferry.runtime.worker_start`; raises WorkerStartFailed."""
     ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "edgeferry.runtime.worker_start", str(theirs.fileno())),

@@ -61,7 +61,7 @@ async def infer(slots: Slots, picture: bytes, *, wanted: str = "", timeout_s: fl
 
 def choose(slots: Slots, wanted: str) -> tuple[str, str]:
     """The model that answers `wanted`, and the version where it must be a certain one; raises as `pick_model`."""
-    picked = slots.find_resident(wanted) or pick_model(wanted, list(slots.get_models()), slots.default_model)
+    picked = slots.find_resident(wanted) or pick_model(wanted, slots.list_names(), slots.default_model)
     name, _, version = picked.partition("@")
     return name, version
 

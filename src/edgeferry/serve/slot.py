@@ -355,7 +355,7 @@ class Slot:
             except EdgeferryError as error:
                 _log.error("restart_failed", model=self.model, code=error.code, message=error.message)
                 self._note_failed_restart(error)
-            except Exception as error:  # noqa: BLE001 - a defect of ours must not leave the slot dead for ever
+            except Exception as error:  # noqa: BLE001 - the edge of a task: a defect must not leave the slot dead
                 _log.error("restart_failed", model=self.model, exc_info=error)
                 self._note_failed_restart(error)
             else:

@@ -129,6 +129,10 @@ class Slots:
         """What is served now, by name."""
         return {name: served for name, slot in sorted(self._slots.items()) if (served := _describe(slot)) is not None}
 
+    def list_names(self) -> list[str]:
+        """The names of the models that are served now, in no order."""
+        return [name for name, slot in self._slots.items() if slot.serving is not None]
+
     def list_served(self) -> list[ServedModel]:
         """The active version of each model, and those that serve beside them."""
         beside = [served for slot in self.residents.list_slots() if (served := _describe(slot)) is not None]
@@ -161,7 +165,7 @@ class Slots:
     def find_resident(self, wanted: str) -> str:
         """`name@version` of the resident that answers to `wanted`; empty where an active version or none does."""
         name, _, version = wanted.partition("@")
-        if not version and name not in self.get_models():
+        if not version and name not in self.list_names():
             version = self.residents.find_latest(name)
         return f"{name}@{version}" if self.residents.find(name, version) is not None else ""
 

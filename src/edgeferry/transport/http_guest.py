@@ -84,13 +84,32 @@ class HttpGuest(Guest):
         return ("received", self.received_bytes) if is_sending_body else None
 
 
-class H11Guest(HttpGuest, H11Protocol):  # type: ignore[misc]
+class H11Guest(HttpGuest, H11Protocol):
     """Parsed by h11; may be upgraded to WebSockets."""
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """From now on another protocol, with limits of its own, holds the socket."""
         self._gate.leave(self._address)
         super().handle_websocket_upgrade(event)
+
+
+class _Blocks:
+    """A body as uvicorn gathers it, but unjoined: a block that is taken before the next one comes is never copied."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._size_bytes = 0
+
+    def __iadd__(self, block: bytes) -> _Blocks:
+        self._blocks.append(block)
+        self._size_bytes += len(block)
+        return self
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._blocks)  # of one block it is that block
 
 
 def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
@@ -100,7 +119,7 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
     except ModuleNotFoundError:
         return H11Guest
 
-    class HttpToolsGuest(HttpGuest, HttpToolsProtocol):  # type: ignore[misc]
+    class HttpToolsGuest(HttpGuest, HttpToolsProtocol):
         """Parsed by httptools; never upgraded."""
 
         _header_bytes = 0
@@ -132,6 +151,8 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 
         def on_body(self, body: bytes) -> None:
             self._besides_body -= (1 + _BESIDES_BODY_SHARE) * len(body)
+            if not self.cycle.body:
+                self.cycle.body = _Blocks()
             super().on_body(body)
 
         def _count_header(self, size: int) -> None:

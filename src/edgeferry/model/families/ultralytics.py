@@ -42,8 +42,8 @@ def draft_yolov5(facts: ModelFacts, draft: Draft) -> bool:
         return False
     if not _fits(shape[1], facts, each=_ANCHORS, unknown=NAMES_KEY in facts.metadata):
         return False
-    _fill(facts, draft, classes)
     draft.answer |= {"family": "yolov5", "parameters": {"units": _UNITS[facts.format]}}
+    _fill(facts, draft, classes)
     return True
 
 
@@ -62,8 +62,8 @@ def draft_yolov8(facts: ModelFacts, draft: Draft) -> bool:
     layouts = [layout for layout, fit in fits.items() if fit]
     if len(layouts) != 1:
         return False
-    _fill(facts, draft, classes)
     draft.answer |= {"family": "yolov8", "parameters": {"units": _UNITS[facts.format], "layout": layouts[0]}}
+    _fill(facts, draft, classes)
     return True
 
 
@@ -123,4 +123,5 @@ def _fill(facts: ModelFacts, draft: Draft, classes: int) -> None:
             if draft.missing.pop(f"input.{side}", ""):
                 draft.input[side] = int(pixels)
                 draft.notes.append(f"input.{side}: {pixels}, by imgsz of the metadata; the graph leaves it open")
-    fit_labels(draft, classes)
+    if tuple(draft.labels) != find_names(facts.metadata):  # class i is name i, whatever it is called
+        fit_labels(draft, classes)
