@@ -84,7 +84,7 @@ class HttpGuest(Guest):
         return ("received", self.received_bytes) if is_sending_body else None
 
 
-class H11Guest(HttpGuest, H11Protocol):  # type: ignore[misc]
+class H11Guest(HttpGuest, H11Protocol):
     """Parsed by h11; may be upgraded to WebSockets."""
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
@@ -119,7 +119,7 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
     except ModuleNotFoundError:
         return H11Guest
 
-    class HttpToolsGuest(HttpGuest, HttpToolsProtocol):  # type: ignore[misc]
+    class HttpToolsGuest(HttpGuest, HttpToolsProtocol):
         """Parsed by httptools; never upgraded."""
 
         _header_bytes = 0
