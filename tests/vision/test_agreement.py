@@ -77,7 +77,7 @@ def test_boxes_and_scores_are_compared_over_what_both_name() -> None:
 
 
 SIDES = st.floats(0, 0.4), st.floats(0.6, 1)
-BOXES = st.tuples(st.floats(0, 0.4), st.floats(0, 0.4), st.floats(0.5, 1), st.floats(0.5, 1))
+BOXES = st.tuples(SIDES[0], SIDES[0], SIDES[1], SIDES[1])
 OBJECTS = st.lists(st.tuples(st.sampled_from(["cat", "dog"]), st.floats(0, 1), BOXES), max_size=6)
 
 
