@@ -234,7 +234,7 @@ def make_section(figures: Figures, checks: Sequence[Check], took_s: float) -> st
     return (
         "## Changing models under load\n\n"
         "Open loop at half of what each server answers in a closed one, a plain pooled keep-alive client without retry;"
-        " a swap lasts from the order until the old model is freed. FastestDet (ONNX) and an SSD (LiteRT), 640x480 JPEG;"
+        " a swap lasts from the order until the old model is freed. FastestDet (ONNX), an SSD (LiteRT), 640x480 JPEG;"
         " the slow ones are the same models with over a second of work for the engine before the first answer. Ours are"
         " the device's own slots behind its own HTTP server (`serving/swap_server.py`)."
         f" ({describe_machine()}; the whole run took {took_s:.0f} s.)\n\n"

@@ -66,7 +66,8 @@ OpenSide = Callable[[Scene, bytes], AbstractAsyncContextManager[Side]]
 async def open_ours(scene: Scene, picture: bytes) -> AsyncIterator[Side]:
     """Our own server in a process of its own, serving the first file of the scene."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(HERE / "swap_server.py"), *([str(scene.labels)] if scene.labels else [])),
+        *(sys.executable, str(HERE / "swap_server.py"), str(scene.files[0])),
+        *([str(scene.labels)] if scene.labels else []),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(HERE.parents[1] / "src")},

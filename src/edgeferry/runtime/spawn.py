@@ -33,6 +33,9 @@ _PASSED_ON = (
 
 _SET = {
     "MALLOC_ARENA_MAX": "2",  # each further arena takes 64 MB of address space, which RLIMIT_AS counts
+    # What one picture has freed the next one wants: given back and asked for again, its pages cost a tenth of all CPU.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
     "OMP_NUM_THREADS": "1",  # numpy's BLAS would start a thread per core when imported
     "OPENBLAS_NUM_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -64,12 +67,12 @@ class Spawned:
 
 
 async def spawn_worker() -> Spawned:
-    """Starts `python -m edgeferry.runtime.worker`; raises WorkerStartFailed."""
+    """Starts `python -m edgeferry.runtime.worker_start`; raises WorkerStartFailed."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker", str(theirs.fileno())),
+            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker_start", str(theirs.fileno())),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
