@@ -8,7 +8,7 @@ WORKERS ?= 2
 PEERS := azurite azure-sdk node-sdk moto schemathesis vision-clients postgres iproute2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test soak soak-full check format bench bench-hub bench-delta bench-link bench-serve docs models models-check clean azurite azure-sdk node-sdk moto schemathesis vision-clients atheris postgres delta-peers xdelta3 iproute2
+.PHONY: help setup demo up test soak soak-full check format bench bench-hub bench-delta bench-link bench-serve bench-swap docs models models-check clean azurite azure-sdk node-sdk moto schemathesis vision-clients atheris postgres delta-peers xdelta3 iproute2
 
 help: ## list every target, a line each
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
@@ -113,6 +113,9 @@ bench-link: setup iproute2 ## measure updates over thin links, as root; writes i
 
 bench-serve: setup ## measure serving beside every peer; writes its section of docs/benchmarks.md (ARGS="--json FILE")
 	$(BIN)/python scripts/bench_serve.py --write docs/benchmarks.md $(ARGS)
+
+bench-swap: setup ## change models under load, beside every peer that can; writes its section of docs/benchmarks.md (ARGS="--json FILE")
+	$(BIN)/python scripts/bench_swap.py --write docs/benchmarks.md $(ARGS)
 
 docs: setup ## write docs/cli.md and the state diagram from the code
 	$(BIN)/python scripts/make_cli_docs.py

@@ -60,9 +60,10 @@ class Shot:
 
 @dataclass(slots=True)
 class Run:
-    """All shots of one run, and how long it lasted."""
+    """All shots of one run, when it began (`time.perf_counter`), and how long it lasted."""
 
     shots: list[Shot] = field(default_factory=list)
+    began_s: float = 0.0
     lasted_s: float = 0.0
 
     @property
@@ -103,11 +104,16 @@ async def run_closed(target: Target, *, clients: int, requests: int) -> Run:
     return run
 
 
-async def run_open(target: Target, *, rate: float, seconds: float, run: Run | None = None) -> Run:
-    """`rate` requests a second for `seconds`, whatever the server does meanwhile. Fills `run` as it goes."""
+async def run_open(
+    target: Target, *, rate: float, seconds: float, run: Run | None = None, until: asyncio.Event | None = None
+) -> Run:
+    """`rate` requests a second for `seconds`, or `until` something, whatever the server does meanwhile.
+
+    Fills `run` as it goes.
+    """
     run, request = run or Run(), target.make_request()
     pool = [Connection(target.address) for _ in range(POOL)]
-    began = time.perf_counter()
+    began = run.began_s = time.perf_counter()
 
     async def ask(due: float) -> None:
         connection = pool.pop() if pool else Connection(target.address)
@@ -116,6 +122,8 @@ async def run_open(target: Target, *, rate: float, seconds: float, run: Run | No
 
     asking = []
     for number in range(int(rate * seconds)):
+        if until is not None and until.is_set():
+            break
         due = began + number / rate
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         asking.append(asyncio.create_task(ask(due)))

@@ -56,6 +56,8 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rate_bps: int = 0
     link: dict[str, Any] = {}
     """What the operator says about the link: the keys of `edgeferry.link` in the twin, which goes before it."""
+    shadow: dict[str, Any] | None = None
+    """Whether and how new versions are tried in the shadow first: the keys of `edgeferry.policy.shadow` in the twin."""
     bundle_max_bytes: int = 2 << 30
     quota_bytes: int = 0
     low_water_bytes: int | None = None

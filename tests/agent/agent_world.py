@@ -34,7 +34,7 @@ from edgeferry.agent.tools import AgentSettings
 from edgeferry.delta.apply import get_memory
 from edgeferry.delta.codecs import compress_zstd
 from edgeferry.delta.make import make_full, make_patch
-from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing
+from edgeferry.errors import EdgeferryError, HubUnreachable, ObjectMissing, ServerBusy
 from edgeferry.link.policy import LinkPolicy
 from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest
@@ -56,6 +56,8 @@ from edgeferry.storage.repository import Repository
 from edgeferry.transport.http import HttpSettings, open_http
 from edgeferry.transport.mqtt import InputMessage, MethodCall, TwinBell
 from edgeferry.twin.document import merge
+from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.vision.agreement import Agreement
 
 FAST = AgentSettings(
     probation_s=0.05,
@@ -111,6 +113,10 @@ class FakeActivator:
     before: Health | None = None
     proven_again: int = 0
     hold: asyncio.Event | None = None
+    agreements: deque[Agreement | None] = field(default_factory=deque)
+    """What the candidate and the live version agree on, each time that is asked; none: nothing can be compared."""
+    shadows: list[ShadowPolicy] = field(default_factory=list)
+    shadowing: bool = False
 
     async def prove(self, version: StoredVersion) -> None:
         if self.hold is not None:
@@ -132,6 +138,17 @@ class FakeActivator:
     async def prove_again(self, model: str) -> None:
         self._fail("prove_again")
         self.proven_again += 1
+
+    def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        self.shadows.append(policy)
+        self.shadowing = bool(self.agreements)
+        return self.shadowing
+
+    def find_agreement(self, model: str) -> Agreement | None:
+        return self.agreements.popleft() if len(self.agreements) > 1 else self.agreements[0]
+
+    def stop_shadow(self, model: str) -> None:
+        self.shadowing = False
 
     def is_alive(self, model: str) -> bool:
         return self.alive
@@ -261,6 +278,8 @@ class FakeHub:
         self.down = False
         self.connections = 0
         self.expires_at = 4e9
+        self.busy = 0
+        """How many reads of the twin are answered with 429 first."""
         self.bytes = 0
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -272,6 +291,9 @@ class FakeHub:
         yield self
 
     async def fetch_twin(self) -> dict[str, Any]:
+        self.busy, was_busy = max(0, self.busy - 1), self.busy
+        if was_busy:
+            raise ServerBusy("the hub asks to send less")
         return {"desired": dict(self.desired), "reported": dict(self.reported)}
 
     async def report(self, patch: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from agent.agent_world import FAST, Origin, World, make_model_file, open_origin
-from edgeferry.agent import lane
+from edgeferry.agent import stepping
 from edgeferry.agent.machine import State
 from edgeferry.agent.record import Target, UpdateRecord
 from edgeferry.agent.tools import Outcome, Tools
@@ -35,7 +35,7 @@ def fill(path: Path) -> None:
 @contextlib.contextmanager
 def filled_in(state: State, filler: Path) -> Iterator[None]:
     """The first time that 1.1.0 comes to `state`, no byte is left on the disk."""
-    plain: Mapping[State, Any] = lane.STEPS
+    plain: Mapping[State, Any] = stepping.STEPS
     times = [filler]
 
     async def step(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
@@ -43,11 +43,11 @@ def filled_in(state: State, filler: Path) -> Iterator[None]:
             await asyncio.to_thread(fill, times.pop())
         return await plain[state](tools, record, target)  # type: ignore[no-any-return]
 
-    lane.STEPS = MappingProxyType({**plain, state: step})  # type: ignore[misc]
+    stepping.STEPS = MappingProxyType({**plain, state: step})  # type: ignore[misc]
     try:
         yield
     finally:
-        lane.STEPS = plain  # type: ignore[misc]
+        stepping.STEPS = plain  # type: ignore[misc]
 
 
 async def play(folder: Path, origin: Origin, state: State) -> dict[str, Any]:

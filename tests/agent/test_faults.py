@@ -366,6 +366,18 @@ async def test_a_hub_that_is_back_wakes_what_waits_for_the_link_and_nothing_else
         await world.wait_state(State.ACTIVE)
 
 
+async def test_a_hub_that_is_busy_is_asked_again_over_the_same_connection_at_the_start_and_later(world: World) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        world.publish(version)
+    async with world.run():
+        for version in ("1.0.0", "1.1.0"):
+            world.hub.busy = 3
+            world.deploy(version)
+            await world.wait_state(State.ACTIVE, version=version)
+            assert world.hub.busy == 0
+    assert world.hub.connections == 1
+
+
 async def has_connected(world: World, times: int) -> bool:
     return world.hub.connections >= times
 

@@ -301,18 +301,27 @@ async def test_a_transfer_that_does_not_fit_spreads_over_days_and_sends_nothing_
         assert world.origin.sent_bytes < 400_000 + (days + 1) * BOOKING_BYTES
 
 
-async def test_a_server_without_parts_and_a_budget_that_holds_less_are_told(world: World) -> None:
+async def test_a_server_without_parts_and_a_budget_that_holds_less_are_told_and_no_day_is_spent(world: World) -> None:
+    """One look a day, which takes nothing of the file."""
     world.publish("1.0.0", size=400_000)
     world.policy = make_policy(day_bytes=200_000)
     world.origin.ranges = False
-    async with world.run():
+    async with world.run() as agent:
         world.deploy("1.0.0")
-        await world.wait_state(State.WAITING)
-        await asyncio.sleep(0.1)
-        record = await world.wait_state(State.WAITING)
-        assert record.fault is not None and record.fault.code == "budget_spent"
-        assert "begins anew" in record.fault.message
-        assert record.retry_at > time.time() + 60
+        for days in range(3):
+            record = await world.wait_state(State.WAITING)
+            assert record.fault is not None and record.fault.code == "budget_too_small"
+            assert "server sends no parts" in record.fault.message and "no other day more than" in record.fault.message
+            assert record.retry_at > world.now() + world.clock_error_s + 60
+            assert len(world.origin.requests) == days + 1
+            assert agent.get_status().ledger.day_bytes <= BOOKING_BYTES
+            world.clock_error_s += 24 * HOUR_S
+            await agent.run_command("reload", None)
+            await poll(partial(has_asked, world, days + 2))
+
+
+async def has_asked(world: World, times: int) -> bool:
+    return len(world.origin.requests) >= times
 
 
 @pytest.mark.parametrize("day_bytes", [100_000, 10_000_000], ids=["holds less", "holds more"])

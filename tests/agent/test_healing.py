@@ -15,6 +15,7 @@ from edgeferry.agent.machine import State
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.model.digest import Digest
 from edgeferry.storage.journal import Journal, open_journal
+from edgeferry.storage.mending import Named
 from edgeferry.storage.repository import Repository
 
 
@@ -38,7 +39,7 @@ async def test_it_is_done_once_in_its_time_after_a_restart_too_and_when_the_cloc
     repository.prepare()
     scrubs: list[float] = []
 
-    async def scrub(repository: Repository) -> list[tuple[str, str]]:
+    async def scrub(repository: Repository) -> list[Named]:
         scrubs.append(tools.clock)
         return []
 
@@ -49,7 +50,7 @@ async def test_it_is_done_once_in_its_time_after_a_restart_too_and_when_the_cloc
             tools = FakeTools(repository, journal, replace(FAST, scrub_every_s=3600.0), clock)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
-                    await healing.watch_content(tools, lambda model, identity: None)  # type: ignore[arg-type]
+                    await healing.watch_content(tools, lambda one: None)  # type: ignore[arg-type]
             assert len(scrubs) == count, clock
 
 

@@ -201,6 +201,30 @@ def test_a_server_that_asks_for_time_gets_it_and_a_refused_right_is_not_hammered
     assert get_retry_delay(0, errors.AccessDenied("no"), AgentSettings(), random=0.0) >= 1800
 
 
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_a_right_that_is_refused_again_and_again_is_asked_for_once_a_day_in_the_end(
+    retries: int, random: float
+) -> None:
+    delay = get_retry_delay(retries, errors.AccessDenied("no"), AgentSettings(access_retry_s=3600), random=random)
+    full = min(86_400, 3600 * 2 ** min(retries, 20))
+    assert full / 2 <= delay <= full
+
+
+def test_what_is_healed_and_damaged_again_waits_longer_each_time_and_is_never_given_up() -> None:
+    """All steps succeed but the one that tells: the file that is published is another one than was signed."""
+    record = make_record()
+    steps = (Event.RETRY_DUE, Event.PLANNED, Event.DOWNLOADED)
+    waits: list[float] = []
+    for _ in range(6):
+        for event in steps if waits else steps[1:]:
+            record = make_next(Outcome(event, record), AgentSettings(), now=0.0, random=1.0, is_active=True)
+        error = errors.DigestMismatch("again")
+        outcome = Outcome(Event.GIVE_UP, record, error)
+        record = make_next(outcome, AgentSettings(), now=0.0, random=1.0, is_active=True)
+        waits.append(record.retry_at)
+    assert waits == [3600.0, 7200.0, 14_400.0, 28_800.0, 57_600.0, 86_400.0]
+
+
 def test_the_diagram_shows_every_state() -> None:
     diagram = make_diagram()
     assert [state for state in State if state not in diagram] == []

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tests.e2e.tiny_models import make_quadrant_model, write_odd_model
 
 from edgeferry.app.local_models import make_model_name, open_local_versions
 from edgeferry.errors import BundleIncomplete, ConfigInvalid, ManifestInvalid, SpecIncomplete
@@ -120,3 +121,37 @@ def test_what_cannot_be_one_model_is_refused(detector: Path, tmp_path: Path) -> 
         ),
     ):
         pass
+
+
+def test_a_model_of_no_known_family_is_plain_tensors_where_somebody_is_told(tmp_path: Path) -> None:
+    path, said = write_odd_model(tmp_path), list[str]()
+    with open_local_versions([path], say=said.append) as (version,):
+        (stage,) = version.spec.stages
+    assert (stage.task, stage.answer.family, stage.input) == ("tensors", "tensors", None)
+    assert len(said) == 1
+    for words in ("odd.onnx", "only /v2", "doubled[5]", "--spec"):
+        assert words in said[0]
+    with pytest.raises(SpecIncomplete):
+        _open_one(path)
+
+
+def test_a_known_family_that_lacks_something_is_never_plain_tensors(tmp_path: Path) -> None:
+    lonely = tmp_path / "quadrants.onnx"
+    lonely.write_bytes(make_quadrant_model())
+    with pytest.raises(SpecIncomplete), open_local_versions([lonely], say=print):
+        pass
+
+
+def test_a_model_with_a_spec_or_labels_is_meant_for_a_family(tmp_path: Path) -> None:
+    path = write_odd_model(tmp_path)
+    for name, text in (("labels", "a\nb\n"), ("spec", "thresholds.score = 0.4\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(SpecIncomplete), open_local_versions([path], say=print, **{name: tmp_path / name}):
+            pass
+
+
+def test_the_family_tensors_may_be_declared(tmp_path: Path) -> None:
+    path, spec = write_odd_model(tmp_path), tmp_path / "spec.toml"
+    for text in ('answer.family = "tensors"', 'task = "tensors"'):
+        spec.write_text(text)
+        assert _open_one(path, spec=spec).spec.stages[0].task == "tensors"

@@ -108,12 +108,22 @@ def test_a_time_that_is_none_is_shown_as_unknown(at: float) -> None:
     assert show_time(at, NOW) == "at an unknown time"
 
 
+def count_waits(pid: int) -> int:
+    """How often the main thread of a process has gone to sleep so far."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
 def test_watching_says_what_is_new_until_it_is_stopped(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "edgeferry.cli.main", "device", "status", "--watch", "--storage", str(tmp_path)]
     watching = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     first = watching.stdout.readline()
-    time.sleep(1.5)
+    woken = count_waits(watching.pid)
+    deadline = time.monotonic() + 15
+    while count_waits(watching.pid) < woken + 2:  # it has looked again, and there is nothing new
+        assert watching.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
     watching.send_signal(signal.SIGINT)
     rest, _ = watching.communicate(timeout=10)
     assert "not running" in first

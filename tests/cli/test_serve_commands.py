@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.tiny_models import write_odd_model
 
 _EDGEFERRY = [sys.executable, "-m", "edgeferry.cli.main"]
 
@@ -228,8 +230,10 @@ def test_off_loopback_serve_starts_only_guarded(detector: Path) -> None:
     done = _run("serve", detector / "detector-fp32.tflite", "--host", "0.0.0.0", "--port", "0", EDGEFERRY_TOKEN="")
     assert done.returncode == 2
     assert "EDGEFERRY_TOKEN or --allow-networks" in done.stderr
-    done = _run("serve", detector / "detector-fp32.tflite", "--allow-networks", "everyone", "--port", "0")
-    assert done.returncode == 2
+    for option, value in (("--allow-networks", "everyone"), ("--picture-hosts", "http://camera/")):
+        done = _run("serve", detector / "detector-fp32.tflite", option, value, "--port", "0")
+        assert done.returncode == 2
+        assert option.strip("-").replace("-", "_") in done.stderr
 
 
 def test_the_token_comes_from_the_environment_and_is_never_printed(detector: Path, scene: Path) -> None:
@@ -259,3 +263,34 @@ def test_a_serving_main_process_has_no_engine_mapped(detector: Path, scene: Path
         mapped = Path(f"/proc/{process.pid}/maps").read_text()
     assert "libpython" in mapped or "python" in mapped
     assert not re.search(r"onnxruntime|litert|/numpy/", mapped)
+
+
+def test_a_model_of_no_known_family_is_served_as_tensors_and_says_so(tmp_path: Path, scene: Path) -> None:
+    path = write_odd_model(tmp_path)
+    with _serving(path) as (facts, process):
+        assert facts["models"][0]["task"] == "tensors"
+        tensor = {"name": "numbers", "shape": [5], "datatype": "FP32", "data": [1, 2, 3, 4, 5]}
+        request = urllib.request.Request(
+            f"{facts['url']}/v2/models/odd/infer", json.dumps({"inputs": [tensor]}).encode()
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert json.load(response)["outputs"][0]["data"] == [2, 4, 6, 8, 10]
+        with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+            _post(f"{facts['url']}/score", scene)
+        assert "/v2/models/odd/infer" in json.load(refused.value)["error"]["message"]
+        process.terminate()
+        said = process.communicate(timeout=20)[1]
+    assert "no answer family is recognised, so only /v2 serves it" in said
+    assert "doubled[5]" in said
+
+
+def test_predict_refuses_a_model_of_no_known_family_and_one_of_tensors(tmp_path: Path, scene: Path) -> None:
+    path, spec = write_odd_model(tmp_path), tmp_path / "spec.toml"
+    done = _run("predict", path, scene)
+    assert done.returncode == 2
+    assert "no answer family is recognised" in done.stderr
+    spec.write_text('answer.family = "tensors"')
+    done = _run("predict", path, scene, "--spec", spec, "--draw", tmp_path / "out.png")
+    assert done.returncode != 0
+    assert "takes tensors" in done.stderr
+    assert not (tmp_path / "out.png").exists()

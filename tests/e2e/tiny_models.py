@@ -7,6 +7,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -166,3 +167,13 @@ def make_model(nodes: Sequence[onnx.NodeProto]) -> bytes:
     domains = sorted({"", *(node.domain for node in nodes)})
     opsets = [helper.make_opsetid(domain, 13 if not domain else 1) for domain in domains]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+def write_odd_model(folder: Path) -> Path:
+    """A model that no family fits: five numbers in, their double out."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5]) for name in ("numbers", "doubled")]
+    graph = helper.make_graph([helper.make_node("Add", ["numbers", "numbers"], ["doubled"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    (folder / "odd.onnx").write_bytes(model.SerializeToString())
+    return folder / "odd.onnx"

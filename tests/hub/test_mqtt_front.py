@@ -8,6 +8,7 @@ import json
 import random
 import socket
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -223,7 +224,7 @@ async def test_messages_that_are_over_before_they_were_acknowledged_hold_no_plac
         await client.connect(text)
         await client.subscribe(INPUTS_OF_B)
         assert len([await client.receive() for _ in range(INFLIGHT_MAX)]) == INFLIGHT_MAX
-        await asyncio.sleep(1.1)
+        await poll(lambda: is_past(soon))
         await hub.rooms.db.write(push_one)
         packet = await client.receive()
         assert isinstance(packet, mqtt.Publish) and packet.payload == b"new"
@@ -231,6 +232,15 @@ async def test_messages_that_are_over_before_they_were_acknowledged_hold_no_plac
         await client.connect(text)
         packet = await client.receive()
         assert isinstance(packet, mqtt.Publish) and (packet.payload, packet.dup) == (b"new", True)
+
+
+async def is_past(at: float) -> bool:
+    return time.time() > at
+
+
+async def holds_back(client: RawClient) -> bool:
+    """Whether the client takes no more from its socket: what it does not read piles up at the hub's side."""
+    return client.reader._paused  # type: ignore[attr-defined,no-any-return] # nothing public tells
 
 
 async def test_large_inputs_reach_a_client_that_reads_slowly(hub: RunningHub) -> None:
@@ -242,7 +252,7 @@ async def test_large_inputs_reach_a_client_that_reads_slowly(hub: RunningHub) ->
     async with open_raw(hub) as client:
         await client.connect(text)
         await client.send(mqtt.Subscribe(99, ((INPUTS_OF_B, 1),)))
-        await asyncio.sleep(1.0)  # a page and more could have been written by now
+        await poll(lambda: holds_back(client))
         seen = 0
         while seen < 24:
             packet = await client.receive()
@@ -261,20 +271,26 @@ async def test_inputs_arrive_once_the_store_is_back_on_the_same_connection(
         tables.queues.push(B, QueuedMessage(0, "in", {}, b"kept", far))
         tables.tell(InputQueued(B))
 
-    async def fail(_: object) -> None:
-        raise NoSpace("the hub's disk is full")
+    failed = Counter[str]()
+
+    async def has_failed(name: str) -> bool:
+        return failed[name] > 0
 
     async with open_raw(hub) as client:
         await client.connect(text)
         await client.subscribe(INPUTS_OF_B)
-        await asyncio.sleep(0.2)
         pushed = asyncio.create_task(hub.rooms.db.write(push_one))
         await asyncio.sleep(0)  # it has been handed over: what is written from now on fails
         for name in ("write", "read"):
+
+            async def fail(_: object, name: str = name) -> None:
+                failed[name] += 1
+                raise NoSpace("the hub's disk is full")
+
             with monkeypatch.context() as patched:
                 patched.setattr(hub.rooms.db, name, fail)
                 await pushed
-                await asyncio.sleep(1.3)
+                await poll(lambda name=name: has_failed(name))  # type: ignore[misc] # bound now
         packet = await client.receive()
         assert isinstance(packet, mqtt.Publish) and packet.payload == b"kept"
 

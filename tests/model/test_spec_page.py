@@ -95,10 +95,19 @@ def test_the_example_for_background_removal_is_all_that_selfie_segmentation_need
     assert (stage.task, stage.answer.family, stage.labels.names) == ("image", "probability_mask", ("person",))
 
 
+def test_the_example_for_yolov8_in_litert_makes_a_spec(make_litert: Maker) -> None:
+    kind = schema.TensorType.FLOAT32
+    data = make_litert([("images", kind, (1, 640, 640, 3))], [("Identity", kind, (1, 6, 8400))])
+    (stage,) = _make(7, "m.tflite", data).stages
+    assert (stage.answer.parameters["units"], stage.input.fit, stage.labels.names[0]) == (
+        "fractions", "letterbox", "helmet",
+    )  # fmt: skip
+
+
 @pytest.mark.needs_shared
 def test_the_example_for_a_pipeline_is_all_that_the_hand_models_need(shared_models: Path) -> None:
     files = {path.name: path.read_bytes() for path in (shared_models / "hand").iterdir()}
-    spec = make_bundle_spec(files, files.__getitem__, read_spec_toml(EXAMPLES[7]))
+    spec = make_bundle_spec(files, files.__getitem__, read_spec_toml(EXAMPLES[8]))
     assert [(stage.task, stage.answer.family) for stage in spec.stages] == [
         ("detection", "palm"), ("landmarks", "hand_landmarks"), ("classification", "gesture"),
     ]  # fmt: skip
@@ -112,4 +121,4 @@ def test_the_page_names_every_pipeline() -> None:
 
 
 def test_every_example_is_tested() -> None:
-    assert len(EXAMPLES) == 8
+    assert len(EXAMPLES) == 9

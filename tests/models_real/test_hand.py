@@ -51,7 +51,8 @@ def load(folder: Path, stages: slice) -> tuple[ServedModel, ModelSpec]:
     names = [path.name for path in folder.iterdir()]
     whole = make_bundle_spec(names, lambda name: (folder / name).read_bytes(), read_spec_toml(TOML))
     spec = ModelSpec(stages=whole.stages[stages])
-    return load_served(folder, spec, EngineSettings(), PictureSettings(PictureLimits())), spec
+    pictures = PictureSettings(PictureLimits(), scale_jpeg=False)  # alone, the palm detector would be shown less
+    return load_served(folder, spec, EngineSettings(), pictures), spec
 
 
 def ask(shared_models: Path, photo: str, stages: slice = slice(None)) -> ServedAnswer:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.e2e.tiny_models import write_odd_model
 from tests.publish.desk import LABELS, NOW, SPEC, make_desk, make_model, make_picture, make_request, say_nothing
 
 from edgeferry.delta.apply import decode_full
@@ -224,6 +225,17 @@ def test_what_cannot_be_published_leaves_no_trace(
 def test_what_is_missing_from_the_spec_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecIncomplete, match=r"--spec"):
         publish(make_request(spec_text=""), make_desk(tmp_path), say=say_nothing)
+
+
+def test_a_model_of_no_known_family_is_published_where_tensors_are_declared(tmp_path: Path) -> None:
+    desk, data = make_desk(tmp_path), write_odd_model(tmp_path).read_bytes()
+    terms = {"model": "odd", "model_file": "odd.onnx", "model_data": data, "labels_file": "", "labels_data": b""}
+    with pytest.raises(SpecIncomplete, match="no answer family"):
+        publish(make_request(**terms, spec_text=""), desk, say=say_nothing)
+    terms["spec_text"] = 'answer.family = "tensors"'
+    assert publish(make_request(**terms), desk, say=say_nothing).version == "1.0.0"
+    with pytest.raises(ConfigInvalid, match="cannot answer"):
+        publish(make_request("1.1.0", **terms, golden_files=GOLDEN), desk, say=say_nothing)
 
 
 def test_a_publisher_that_loses_its_store_half_way_changes_nothing_for_readers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.publish.desk import LABELS, SPEC, make_desk, make_model, make_request
 
 from edgeferry.delta.make import make_full, make_patch
 from edgeferry.delta.tensors import find_tensors
-from edgeferry.errors import ConfigInvalid, Conflict
+from edgeferry.errors import ConfigInvalid, Conflict, ModelUnsupported
 from edgeferry.model.digest import Digest
 from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.labels import read_labels
@@ -242,6 +242,25 @@ def test_labelled_objects_give_mean_average_precision(tmp_path: Path, file: str)
     assert examiner.measure_loss(data) == 0.0
     assert examiner.measure_loss(bad) > 20
     assert examiner.measure_difference(bad) > examiner.measure_difference(data) == 0.0
+
+
+def open_real_examiner(model: Path, photo: Path, folder: Path) -> Examiner:
+    """About one photo, which shows class 3."""
+    eval_set = read_eval_set({"photo.png": photo.read_bytes(), "photo.json": b'{"label": "3"}'})
+    data = model.read_bytes()
+    spec = make_spec(inspect_model(model.name, data), overrides={"labels": {"names": list("0123")}})
+    return Examiner(spec, {model.name: data}, eval_set, folder=folder)
+
+
+@pytest.mark.needs_shared
+def test_masks_are_measured_by_disagreement_and_poses_not_at_all(shared_models: Path, tmp_path: Path) -> None:
+    photo = shared_models / "images" / "bird_segmentation.png"
+    deeplab = shared_models / "segmentation" / "deeplabv3_mnv2_dm05_pascal_quant.tflite"
+    examiner = open_real_examiner(deeplab, photo, tmp_path)
+    assert (examiner.metric, examiner.score, examiner.outcomes) == ("disagreement", None, 1)
+    assert examiner.measure_loss(deeplab.read_bytes()) == 0.0
+    with pytest.raises(ModelUnsupported, match="pose"):
+        open_real_examiner(shared_models / "pose" / "movenet_single_pose_lightning_ptq.tflite", photo, tmp_path)
 
 
 def test_pictures_and_truths_are_as_they_must_be(tmp_path: Path) -> None:

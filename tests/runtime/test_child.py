@@ -468,7 +468,7 @@ asyncio.run(main())
 
 def test_the_main_process_loads_neither_numpy_nor_an_engine() -> None:
     program = (
-        "import sys, edgeferry.runtime.child, edgeferry.vision.answers, edgeferry.vision.golden;"
+        "import sys, edgeferry.runtime.child, edgeferry.vision.answers, edgeferry.vision.golden, edgeferry.serve.slots;"
         "heavy = ('numpy', 'PIL', 'simplejpeg', 'onnxruntime', 'ai_edge_litert');"
         "print([name for name in heavy if name in sys.modules])"
     )

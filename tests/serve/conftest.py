@@ -144,7 +144,8 @@ def open_client() -> OpenClient:
 
     @asynccontextmanager
     async def open_(slots: Slots, settings: ApiSettings | None = None, **options: Any) -> AsyncIterator[ApiClient]:
-        app = make_app(slots, options.pop("device", None), settings)
+        ports = {name: options.pop(name, None) for name in ("fetch", "store")}
+        app = make_app(slots, options.pop("device", None), settings, **ports)
         async with open_api(app, "127.0.0.1", 0, **options) as address, aiohttp.ClientSession() as session:
             yield ApiClient(address.url, address.port, session)
 

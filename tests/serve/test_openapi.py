@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -80,6 +81,11 @@ async def test_good_answers_fit_their_schemas(
     for accept in ("application/json", "image/png", "image/jpeg"):
         answered = await client.post("/v1/models/detector/predict", headers={"Accept": accept})
         _check(document, "/v1/models/{name}/predict", answered)
+    for path in ("/image", "/{project}/detect/iterations/{name}/image/nostore"):
+        _check(document, path, await client.post(path.format(project="p", name="detector")))
+    for path in ("/v1/vision/detection", "/v1/vision/custom/{model}", "/v1/vision/custom/list", "/v1/vision/face"):
+        form = {"image": io.BytesIO(b"cat"), "min_confidence": "0.1"}
+        _check(document, path, await client.post(path.format(model="detector"), form))
     for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
         _check(document, path, await client.get(path))
 
@@ -99,3 +105,9 @@ async def test_errors_are_described_too(slots: Slots, open_client: OpenClient, m
             assert answered.status >= 400
             _check(document, predict, answered)
         _check(document, predict, await client.post("/v1/models/other/predict"))
+        _check(document, "/url", await client.post("/url"))
+        for field, content in (("", b""), ("", b"x"), ("image", b"bad"), ("other", b"x"), ("image", bytes(99))):
+            for path, place in (("/v1/vision/custom/{model}", "/v1/vision/custom/gauge"), ("/image", "/image")):
+                answered = await client.post(place, {field: io.BytesIO(content)} if field else content)
+                assert answered.status >= 400 or (field, content, path) == ("", b"x", "/image")
+                _check(document, path, answered)

@@ -8,6 +8,7 @@ import socket
 import time
 
 from edgeferry.transport.relay import Link, open_relay
+from polling import poll
 
 
 async def fetch_through(link: Link, body: bytes) -> bytes:
@@ -67,6 +68,10 @@ async def test_a_cut_lets_nothing_pass_and_loses_nothing() -> None:
     assert time.monotonic() - begun >= 1.4
 
 
+async def has_passed(link: Link, size_bytes: int) -> bool:
+    return link.down.passed_bytes > size_bytes
+
+
 async def test_what_a_sender_is_ahead_of_a_thin_link_is_bounded_and_connections_end_with_the_relay() -> None:
     link, sent, ended = Link(), [0], asyncio.Event()
     link.limit(24_000, rtt_s=0.1)
@@ -86,9 +91,9 @@ async def test_what_a_sender_is_ahead_of_a_thin_link_is_bounded_and_connections_
     async with server:
         async with open_relay(link, server.sockets[0].getsockname()[1]) as port:
             _, client = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.sleep(1)
+            await poll(lambda: has_passed(link, 2_000))
+            assert link.down.passed_bytes < 5_000
         async with asyncio.timeout(5):
             await ended.wait()
         client.close()
-    assert 0 < link.down.passed_bytes < 5_000
     assert 0 < sent[0] < 600_000

@@ -1,12 +1,26 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeferry.model.manifest import Golden, Tolerance, TruthObject
-from edgeferry.vision.answer import Answer, Box, ClassificationAnswer, ClassScore, DetectionAnswer, FoundObject
+from edgeferry.vision.answer import (
+    Answer,
+    Box,
+    ClassificationAnswer,
+    ClassScore,
+    DetectionAnswer,
+    FoundObject,
+    MaskClass,
+    PictureAnswer,
+    Point,
+    PoseAnswer,
+    SegmentationAnswer,
+)
 from edgeferry.vision.golden import get_iou, judge
+from edgeferry.vision.image import encode_png
 
 HERE: Box = (0.1, 0.1, 0.5, 0.5)
 NEAR: Box = (0.12, 0.1, 0.52, 0.5)
@@ -135,3 +149,66 @@ def test_iou_is_symmetric_and_within_bounds(one: Box, other: Box) -> None:
     iou = get_iou(one, other)
     assert 0.0 <= iou <= 1.0 + 1e-9
     assert iou == pytest.approx(get_iou(other, one))
+
+
+# --- poses, masks, pictures -------------------------------------------------------------------------------------------
+def test_a_pose_is_found_by_its_label_and_box() -> None:
+    nose = Point(name="nose", x=0.3, y=0.2)
+    answer = PoseAnswer(objects=(FoundObject(class_index=0, label="person", score=0.7, box=HERE, points=(nose,)),))
+    assert judge([(make_golden(("person", NEAR)), answer)]).passed
+    assert not judge([(make_golden(("person", THERE)), answer)]).passed
+
+
+def segment(*classes: tuple[str, float, Box]) -> SegmentationAnswer:
+    held = tuple(MaskClass(class_index=0, label=label, share=share, box=box) for label, share, box in classes)
+    return SegmentationAnswer(width=1, height=1, classes=held, runs=((0, 1),), png=b"")
+
+
+MASK = segment(("background", 0.7, (0.0, 0.0, 1.0, 1.0)), ("cat", 0.29, HERE), ("speck", 0.009, THERE))
+
+
+@pytest.mark.parametrize(
+    ("truth", "found"),
+    [(("cat", None), 1), (("cat", NEAR), 1), (("cat", THERE), 0), (("dog", None), 0), (("speck", None), 0)],
+)
+def test_a_truth_of_a_mask_is_its_label_on_one_percent_and_the_box_of_its_pixels(
+    truth: tuple[str, Box | None], found: int
+) -> None:
+    report = judge([(make_golden(truth), MASK)])
+    assert (report.found, report.total, report.passed) == (found, 1, bool(found))
+    assert ("missed" in "".join(report.details)) == (not found)
+
+
+def test_truths_of_one_label_are_one_in_a_mask_and_lie_where_all_of_them_do() -> None:
+    both = segment(("cat", 0.4, (0.1, 0.1, 0.9, 0.9)))
+    report = judge([(make_golden(("cat", HERE), ("cat", THERE)), both)])
+    assert (report.found, report.total) == (1, 1)
+    assert not judge([(make_golden(("cat", HERE), ("cat", THERE)), MASK)]).passed
+    assert judge([(make_golden(("cat", HERE), ("cat", None)), MASK)]).passed
+
+
+def test_where_nothing_is_to_be_seen_a_mask_may_hold_background_and_specks() -> None:
+    assert judge([(make_golden(), segment(("background", 0.995, HERE), ("cat", 0.005, HERE)))]).passed
+    assert not judge([(make_golden(), MASK)]).passed
+
+
+def make_picture(*colours: int) -> PictureAnswer:
+    pixels = np.array([colours], np.uint8)
+    return PictureAnswer(width=len(colours), height=1, png=encode_png(pixels))
+
+
+def test_a_made_picture_must_show_something_and_is_not_judged_without_a_truth() -> None:
+    golden = make_golden(("person", HERE), ("person", THERE), share=1.0)
+    report = judge([(golden, make_picture(7, 7, 9))])
+    assert (report.found, report.total, report.passed) == (1, 1, True)
+    blank = judge([(golden, make_picture(7, 7, 7))])
+    assert not blank.passed
+    assert "one colour" in blank.details[0]
+    assert judge([(make_golden(), make_picture(7, 7)), (make_golden(), make_picture(1, 2))]).passed
+
+
+def test_a_cut_out_with_nothing_left_shows_nothing() -> None:
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[0, 0, :3] = 90
+    answer = PictureAnswer(width=2, height=2, png=encode_png(pixels))
+    assert not judge([(make_golden(("person", None)), answer)]).passed

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,30 @@ def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_size_and_turn(orientation
     assert enough[0] <= width < full.width
     assert enough[1] <= height < full.height
     assert get_corners(picture.pixels) == get_corners(full.pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
+def test_large_bytes_are_read_where_they_lie_as_small_ones_are(kind: str) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (90, 100, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, kind)
+    data = stream.getvalue() + bytes(1 << 20)
+    assert np.array_equal(read_picture(bytearray(data)).pixels, read_picture(data).pixels)
+
+
+def test_a_large_jpeg_is_not_copied_on_its_way_to_the_decoder() -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (1500, 2000, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "JPEG", quality=95)
+    data = bytearray(stream.getvalue())
+    tracemalloc.start()
+    try:
+        pixels = read_picture(data, enough=(250, 190)).pixels
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(data) > 2 << 20
+    assert peak_bytes - pixels.nbytes < len(data) / 4
 
 
 def test_a_jpeg_less_than_twice_too_large_is_decoded_in_full() -> None:

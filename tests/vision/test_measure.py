@@ -11,9 +11,22 @@ from hypothesis import strategies as st
 from models.evaluate import Detections, mean_average_precision
 
 from edgeferry.model.manifest import TruthObject
-from edgeferry.vision.answer import Box, ClassificationAnswer, ClassScore, DetectionAnswer, FoundObject
+from edgeferry.vision.answer import (
+    Box,
+    ClassificationAnswer,
+    ClassScore,
+    DetectionAnswer,
+    FoundObject,
+    SegmentationAnswer,
+)
 from edgeferry.vision.golden import get_iou
-from edgeferry.vision.measure import measure_difference, measure_disagreement, measure_precision, measure_top1
+from edgeferry.vision.measure import (
+    get_mask_iou,
+    measure_difference,
+    measure_disagreement,
+    measure_precision,
+    measure_top1,
+)
 
 HERE: Box = (0.1, 0.1, 0.5, 0.5)
 NEAR: Box = (0.12, 0.1, 0.52, 0.5)
@@ -127,3 +140,33 @@ def test_the_difference_is_smooth() -> None:
     assert sizes[2] / sizes[1] == pytest.approx(4.0)
     assert measure_difference([see(("a", HERE, 0.9))], [see(("a", NEAR, 0.9))]) > 0
     assert measure_difference([see(("a", HERE, 0.9))], [see(("b", HERE, 0.9))]) == pytest.approx(2 * 0.81)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+def paint(*pixels: int, width: int = 0) -> SegmentationAnswer:
+    runs = tuple((index, len(list(same))) for index, same in itertools.groupby(pixels))
+    return SegmentationAnswer(width=width or len(pixels), height=1, classes=(), runs=runs, png=b"")
+
+
+def test_masks_overlap_by_class() -> None:
+    assert get_mask_iou(paint(0, 0, 1, 1), paint(0, 0, 1, 1)) == 1.0
+    assert get_mask_iou(paint(0, 0, 0, 0), paint(1, 1, 1, 1)) == 0.0
+    assert get_mask_iou(paint(0, 0, 1, 1), paint(0, 1, 1, 1)) == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert get_mask_iou(paint(0, 0, 1, 1), paint(0, 1, width=2)) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_the_overlap_of_masks_is_that_of_their_pixels(pairs: list[tuple[int, int]]) -> None:
+    one, other = (np.array(row) for row in zip(*pairs, strict=True))
+    classes = sorted({*one.tolist(), *other.tolist()})
+    wanted = np.mean([((one == c) & (other == c)).sum() / ((one == c) | (other == c)).sum() for c in classes])
+    found = get_mask_iou(paint(*one.tolist()), paint(*other.tolist()))
+    assert found == pytest.approx(wanted)
+    assert found == pytest.approx(get_mask_iou(paint(*other.tolist()), paint(*one.tolist())))
+
+
+def test_masks_disagree_by_what_their_overlap_lacks() -> None:
+    same, apart = paint(0, 0, 1, 1), paint(1, 1, 0, 0)
+    assert measure_disagreement([same, same], [same, apart], score=0.5) == 50.0
+    assert measure_difference([same, same], [same, apart]) == 0.5
+    assert measure_disagreement([same], [see()], score=0.5) == 0.0

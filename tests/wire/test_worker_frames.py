@@ -10,18 +10,29 @@ from hypothesis import strategies as st
 from edgeferry.errors import LimitExceeded, ProtocolViolated
 from edgeferry.model.manifest import Golden, TruthObject
 from edgeferry.model.spec import AnswerSpec, InputSpec, ModelSpec, Stage, Thresholds
-from edgeferry.vision.answer import ClassificationAnswer, ClassScore, DetectionAnswer, FoundObject
+from edgeferry.vision.answer import (
+    Answer,
+    ClassificationAnswer,
+    ClassScore,
+    DetectionAnswer,
+    FoundObject,
+    PictureAnswer,
+)
+from edgeferry.wire.v2_tensors import TensorEntry
 from edgeferry.wire.worker_frames import (
     BODY_MAX_BYTES,
     HEADER_MAX_BYTES,
     PREFIX_BYTES,
     Answered,
+    AnsweredTensors,
     Ask,
+    AskTensors,
     Begin,
     Cancel,
     Failed,
     FrameSize,
     GoldenInput,
+    ModelTensors,
     ProofReport,
     Prove,
     Proved,
@@ -29,8 +40,11 @@ from edgeferry.wire.worker_frames import (
     Request,
     Started,
     Stop,
+    TensorDescription,
     Terms,
+    join_picture,
     make_frame,
+    part_picture,
     read_prefix,
     read_reply,
     read_request,
@@ -68,6 +82,7 @@ REQUESTS: list[Request] = [
     Prove(id=7, folder="/f", spec=SPEC, golden=(GOLDEN,)),
     Ask(id=1),
     Ask(id=2**40, terms=TERMS, draw="png"),
+    AskTensors(id=3, inputs=(TensorEntry("x", "FP32", (1, 2), 8),), outputs=("y",)),
     Cancel(9),
     Stop(),
 ]
@@ -83,6 +98,13 @@ REPLIES: list[Reply] = [
         height=3,
         timings_ms={},
     ),
+    Proved(
+        id=5,
+        report=ProofReport(),
+        terms=TERMS,
+        tensors=ModelTensors("p", (TensorDescription("x", "FP32", (-1, 2)),), (TensorDescription("y", "BOOL", ()),)),
+    ),
+    AnsweredTensors(id=4, outputs=(TensorEntry("y", "BYTES", (0,), 0),), timings_ms={"infer": 1.0}),
     Failed(id=3, code="picture_unreadable", message="no", values={"width": 3, "why": None, "ok": True, "x": 1.5}),
 ]
 
@@ -152,3 +174,32 @@ def test_damaged_headers_are_read_or_refused(data: st.DataObject) -> None:
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(ProtocolViolated):
         read_reply(b"\x91" * 100_000)
+
+
+# --- made pictures ----------------------------------------------------------------------------------------------------
+def make_answered(answer: Answer) -> Answered:
+    return Answered(id=1, answer=answer, width=1, height=1, timings_ms={})
+
+
+def test_a_made_picture_larger_than_any_header_goes_as_the_body() -> None:
+    made = PictureAnswer(width=1, height=1, png=b"\x89PNG" + bytes(HEADER_MAX_BYTES))
+    with pytest.raises(LimitExceeded):
+        make_frame(make_answered(made))
+    answer, body = part_picture(made, b"")
+    make_frame(make_answered(answer), len(body))
+    assert join_picture(answer, body) == made
+
+
+def test_a_picture_that_is_drawn_is_sent_once() -> None:
+    made = PictureAnswer(width=1, height=1, png=b"\x89PNG made")
+    answer, body = part_picture(made, made.png)
+    assert (join_picture(answer, body), body) == (made, made.png)
+    answer, body = part_picture(made, b"\xff\xd8\xff drawn as JPEG")
+    assert body == b"\xff\xd8\xff drawn as JPEG"
+    assert join_picture(answer, body) == PictureAnswer(width=1, height=1, png=b"")
+
+
+def test_other_answers_and_their_drawings_stay_as_they_are() -> None:
+    seen = DetectionAnswer(objects=())
+    assert part_picture(seen, b"\x89PNG drawn") == (seen, b"\x89PNG drawn")
+    assert join_picture(seen, b"\x89PNG drawn") == seen

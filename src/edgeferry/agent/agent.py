@@ -26,6 +26,7 @@ from edgeferry.agent.fetch import Fetcher
 from edgeferry.agent.gate import HUB, Gate
 from edgeferry.agent.healing import watch_content
 from edgeferry.agent.hub_link import MENDED_CODES, HubLink, OpenHub, read_message
+from edgeferry.agent.kept import Keeper, find_source
 from edgeferry.agent.lane import Lane, Surroundings
 from edgeferry.agent.loose import make_local_target
 from edgeferry.agent.machine import Event, State
@@ -43,6 +44,7 @@ from edgeferry.agent.turns import Turns
 from edgeferry.errors import EdgeferryError, RequestInvalid, StorageError
 from edgeferry.storage.files import get_free_bytes
 from edgeferry.storage.journal import Journal
+from edgeferry.storage.mending import Named
 from edgeferry.storage.repository import Repository
 from edgeferry.storage.tidying import list_status
 from edgeferry.twin.contract import CLASSIC_MODEL, read_desired
@@ -50,8 +52,7 @@ from edgeferry.twin.status import DeviceStatus
 
 _LOG = logging.getLogger(__name__)
 _DESIRED_KEY, _LOCAL_KEY = "desired", "local"
-_DEFECT_PAUSE_S = 5.0
-_TALK_EVERY_S = 5.0
+_DEFECT_PAUSE_S, _TALK_EVERY_S = 5.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Agent:
             posted=self._note_posted,
         )
         self._around = Surroundings(self._tools, Turns(), parts.random, self._note_moved, self._note_settled)
+        self._keeper = Keeper(self._tools, self._around.turns, parts.random, self._find_source)
         self._lanes: dict[str, Lane] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._targets: dict[str, Target] = {}
@@ -134,6 +136,7 @@ class Agent:
                 self._aim()
                 self.started.set()
                 tasks.create_task(self._guard("scrub", lambda: watch_content(self._tools, self._note_hurt)))
+                tasks.create_task(self._guard("kept", self._keeper.run))
                 tasks.create_task(self._guard("serving", lambda: watch_serving(self._tools, self._around.turns)))
                 if self._link is not None:
                     tasks.create_task(self._guard("hub", self._link.run))
@@ -189,6 +192,7 @@ class Agent:
             fault = lane.record.fault if lane.record is not None else None
             if not is_known or (fault is not None and fault.code in MENDED_CODES):
                 lane.order(Event.RETRY_DUE)
+        self._keeper.ring()
         self.reporter.note_change()
         await self._keep(_DESIRED_KEY, msgspec.json.encode(desired))
 
@@ -207,7 +211,8 @@ class Agent:
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
-        wanted = make_wanted(desired, self._link_policy, accept_classic=self.settings.accept_classic)
+        settings = self.settings
+        wanted = make_wanted(desired, self._link_policy, accept_classic=settings.accept_classic, shadow=settings.shadow)
         self._targets = {} if self.settings.role == "inferencer" else dict(wanted.targets)
         first = next(iter(wanted.problems), None)
         self._view = msgspec.structs.replace(
@@ -217,6 +222,7 @@ class Agent:
         )
         for problem in wanted.problems:
             _LOG.warning("cannot follow the twin: %s", problem.error.message)
+        self._tools.wishes.shadow = wanted.shadow
         self._parts.gate.policy = wanted.link
         self._parts.fetcher.set_rate(wanted.link.rate_bps)
         self.reporter.every_s = get_report_every_s(wanted.link, self.settings.report_every_s)
@@ -272,6 +278,7 @@ class Agent:
     def _reload(self) -> dict[str, Any]:
         for lane in self._lanes.values():
             lane.order(Event.RETRY_DUE)
+        self._keeper.ring()
         if self._link is not None:
             self._link.ring()
         return {"ok": True}
@@ -334,13 +341,14 @@ class Agent:
             _LOG.warning("the account of this device is not whole: %s", error.message)
         self.reporter.note_change()
 
-    def _note_hurt(self, model: str, identity: str) -> None:
-        """A version that a ref names is damaged: what is active is fetched again, if the twin still names its model."""
-        lane = self._lanes.get(model)
-        record = lane.walked if lane is not None else None
-        is_settled = record is not None and record.state in (State.PROBATION, State.ACTIVE)
-        if lane is not None and record is not None and is_settled and record.identity == identity:
-            lane.order(Event.DAMAGED)
+    def _note_hurt(self, named: Named) -> None:
+        """A version is damaged: what is active its lane fetches again; what is kept beside it, the keeper."""
+        for lane in self._lanes.values():
+            lane.heal(named.identity)
+        self._keeper.ring()
+
+    def _find_source(self, named: Named) -> Target | None:
+        return find_source(named, self._lanes.get(named.model), self._targets.values())
 
     def _note_posted(self) -> None:
         if self._link is not None:

@@ -7,6 +7,7 @@ Rules:
 - A download goes on from the partial file's own length, whatever URL it comes from today.
 - Bytes are kept as they arrive, even when the transfer then breaks; a server that starts over makes us start over.
 - An object that changed under us starts over; with a known size a server that speaks of another is refused.
+- A server without ranges begins anew every time: what no budget holds whole is refused before its first byte.
 - The rate cap holds for payload bytes; waiting is left to TCP's own flow control.
 """
 
@@ -70,6 +71,7 @@ class Fetcher:
 
         Raises:
             BudgetSpent: `most_bytes` came, and the object is not whole.
+            BudgetTooSmall: the server sends no parts, and the whole has no room in `most_bytes`.
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
             ObjectChanged: the object is another one now; `partial` is empty again.
             BundleTooLarge: nobody announced a size, and it is more than `partial` takes.
@@ -84,6 +86,7 @@ class Fetcher:
             async with self._http.open_range(
                 url, start=start, stop=stop, if_match=etag, total_bytes=size_bytes
             ) as reply:
+                self._require_room(reply, size_bytes or start, most_bytes)
                 if reply.start == 0:
                     partial.truncate(0)
                 if size_bytes is None:
@@ -111,14 +114,12 @@ class Fetcher:
             False when the server has no ranges: then the whole object has come instead.
 
         Raises:
-            BudgetSpent: `most_bytes` came, and these are not all.
+            BudgetTooSmall: the server has no ranges, and the whole has no room in `most_bytes`.
             LinkError, AccessError: the transfer ended early; what came is in `partial`.
         """
-        size_bytes, first = partial.length_bytes, start
-        end = stop if most_bytes is None else min(stop, start + most_bytes)
-        if end == start:
-            raise self._gate.make_spent("the budget holds no further piece of this object")
-        async with self._http.open_range(url, start=start, stop=end, total_bytes=size_bytes) as reply:
+        size_bytes = partial.length_bytes
+        async with self._http.open_range(url, start=start, stop=stop, total_bytes=size_bytes) as reply:
+            self._require_room(reply, size_bytes, most_bytes)
             if reply.status == 200:
                 partial.truncate(0)
                 await self._take(reply, partial, progress, size_bytes=size_bytes, most_bytes=most_bytes)
@@ -129,17 +130,23 @@ class Fetcher:
                 progress(size_bytes)
                 await self._pace(len(block))
             await in_thread(partial.sync)
-        if start != end:
-            raise LinkBroken(f"expected bytes up to {end}, the answer ended at {start}")
-        if end != stop:
-            raise self._gate.make_spent(f"the budget held {end - first} bytes of a piece of this object")
+        if start != stop:
+            raise LinkBroken(f"expected bytes up to {stop}, the answer ended at {start}")
         return True
 
-    async def fetch_small(self, url: str, *, max_bytes: int, most_bytes: int | None = None) -> bytes:
+    def _require_room(self, reply: RangeReply, known_bytes: int, most_bytes: int | None) -> None:
+        """Refuses a whole object in place of a part where it is longer than `most_bytes`, before a byte of it is read.
+
+        `known_bytes` of it there are at least, where the server does not say.
+        """
+        size_bytes = reply.total_bytes or known_bytes
+        if reply.status == 200 and most_bytes is not None and size_bytes > most_bytes:
+            raise self._gate.make_too_small("a file whose server sends no parts of it", size_bytes, most_bytes)
+
+    async def fetch_small(self, url: str, *, max_bytes: int) -> bytes:
         """A small object whole, or its first bytes, more than `max_bytes` of them, where it is longer.
 
         Raises:
-            BudgetSpent: it is longer than `most_bytes`.
             LinkError, AccessError: the transfer ended early.
         """
         data = bytearray()
@@ -147,10 +154,8 @@ class Fetcher:
             async for block in reply.blocks:
                 data += block
                 await self._pace(len(block))
-                if len(data) > (max_bytes if most_bytes is None else min(max_bytes, most_bytes)):
+                if len(data) > max_bytes:
                     break
-        if most_bytes is not None and most_bytes < len(data) <= max_bytes:
-            raise self._gate.make_spent(f"the budget held {most_bytes} bytes of a small object")
         return bytes(data)
 
     async def _take(
@@ -177,8 +182,7 @@ class Fetcher:
                 break
         await in_thread(partial.sync)
         if partial.length_bytes - began >= (most_bytes or _NO_END) and partial.length_bytes != total_bytes:
-            anew = "; its server sends no parts, so it begins anew" if reply.status == 200 else ""
-            raise self._gate.make_spent(f"the budget held {partial.length_bytes - began} bytes of this object{anew}")
+            raise self._gate.make_spent(f"the budget held {partial.length_bytes - began} bytes of this object")
         if total_bytes is not None and partial.length_bytes != total_bytes:
             raise LinkBroken(f"expected {total_bytes} bytes, the answer ended after {partial.length_bytes}")
 

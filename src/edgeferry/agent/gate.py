@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Final
 
 from edgeferry.agent.ledger import BOOKING_BYTES, Ledger
-from edgeferry.errors import BudgetSpent, LinkError, LinkForbidden, StorageError, WindowClosed
+from edgeferry.errors import BudgetSpent, BudgetTooSmall, LinkError, LinkForbidden, StorageError, WindowClosed
 from edgeferry.link.budget import (
     FREE_KIND,
     HUB_KIND,
@@ -29,6 +29,7 @@ from edgeferry.link.budget import (
     Spent,
     Verdict,
     find_renewal,
+    get_allowance,
     get_day,
     judge,
     judge_hub,
@@ -60,7 +61,11 @@ def get_payload_limit(verdict: Verdict) -> int | None:
     """Payload bytes that fit the verdict's allowance with all that travels around them; None: any number."""
     if verdict.allowance_bytes is None:
         return None
-    return max(1, int((verdict.allowance_bytes - _AROUND_BYTES) / WIRE_FACTOR))
+    return _get_payload(verdict.allowance_bytes)
+
+
+def _get_payload(allowance_bytes: int) -> int:
+    return max(1, int((allowance_bytes - _AROUND_BYTES) / WIRE_FACTOR))
 
 
 class Gate:
@@ -167,6 +172,19 @@ class Gate:
         """The error of a transfer that took what it was allowed and is not whole: when to ask again is in it."""
         error, now = BudgetSpent(message), self.now()
         error.retry_after_s = max(0.0, find_renewal(self.policy, self.get_spent(), now) - now)
+        return error
+
+    def make_too_small(self, part: str, needed_bytes: int, left_bytes: int) -> BudgetTooSmall:
+        """The error of a part of a transfer that comes at once or is of no use, and that `left_bytes` do not hold."""
+        allowance = get_allowance(self.policy, Spent())
+        day_bytes = left_bytes if allowance is None else _get_payload(allowance)
+        words = "and no other day more than" if needed_bytes > day_bytes else "and another day"
+        error = BudgetTooSmall(
+            f"expected a budget for {part}, {needed_bytes} bytes; today's holds {left_bytes}, {words} {day_bytes}",
+            needed_bytes=needed_bytes,
+            day_bytes=day_bytes,
+        )
+        error.retry_after_s = self.make_spent(error.message).retry_after_s
         return error
 
     async def wait_hub_open(self) -> None:

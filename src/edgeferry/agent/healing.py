@@ -1,7 +1,7 @@
 """Reading everything that is stored again, now and then, and telling whose version was damaged.
 
 What this file leaves to others: removing and mending (`storage/mending.py`), fetching what is here no more (the update
-machine, from RESOLVING on).
+machine for what serves, from RESOLVING on; `kept.py` for what is kept beside it).
 
 Rules:
 - Slowly: one slice at a time, a rest after each, so that serving and updates have disk and processor.
@@ -21,7 +21,7 @@ from edgeferry.agent.tools import Tools
 from edgeferry.errors import StorageError
 from edgeferry.model.digest import Hasher
 from edgeferry.storage.files import translate_disk_errors
-from edgeferry.storage.mending import Piece, find_hurt, list_pieces
+from edgeferry.storage.mending import Named, Piece, find_hurt, list_pieces
 from edgeferry.storage.repository import Repository
 
 SCRUB_BYTES_PER_S = 4 << 20
@@ -30,8 +30,8 @@ _LOOK_AGAIN_S = 600.0
 _KEY = "scrubbed_at"
 _LOG = logging.getLogger(__name__)
 
-Hurt = Callable[[str, str], None]
-"""Is told the model and the identity of a version that a ref names and that is not whole any more."""
+Hurt = Callable[[Named], None]
+"""Is told of a version that a ref or a pin names and that is not whole any more."""
 
 
 async def watch_content(tools: Tools, hurt: Hurt) -> None:
@@ -41,8 +41,8 @@ async def watch_content(tools: Tools, hurt: Hurt) -> None:
         await asyncio.sleep(min(every_s, _LOOK_AGAIN_S))
         try:
             if await _is_due(tools, every_s):
-                for model, identity in await scrub(tools.repository):
-                    hurt(model, identity)
+                for one in await scrub(tools.repository):
+                    hurt(one)
                 await tools.journal.set_value(_KEY, repr(tools.now()).encode())
         except StorageError as error:
             _LOG.warning("cannot read all that is stored: %s: %s", error.code, error.message)
@@ -56,11 +56,11 @@ async def _is_due(tools: Tools, every_s: float) -> bool:
     return not last <= tools.now() < last + every_s
 
 
-async def scrub(repository: Repository, *, bytes_per_s: float = SCRUB_BYTES_PER_S) -> list[tuple[str, str]]:
+async def scrub(repository: Repository, *, bytes_per_s: float = SCRUB_BYTES_PER_S) -> list[Named]:
     """Reads all content once; removes what is damaged, mends what can be.
 
     Returns:
-        (model, identity) of each version that a ref names and that needs something fetched.
+        Each version that a ref or a pin names and that needs something fetched.
 
     Raises:
         StorageError leaves: the disk does not let what is damaged be removed.

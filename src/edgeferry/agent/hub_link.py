@@ -4,7 +4,7 @@ What this file leaves to others: MQTT (`transport/mqtt.py`), what a twin means (
 (`agent.py`).
 
 Rules:
-- A twin patch is a bell: the whole twin is read, then reconciled.
+- A twin patch is a bell: the whole twin is read, then reconciled. A hub that is busy keeps its connection, and time.
 - A connection that ends is normal. The next one comes after a pause that doubles, with half of it left to chance;
   a token that is about to expire is renewed by connecting again at once.
 - A connection that may not be open any longer (`gate.py`) is ended, also one that is not made yet.
@@ -34,6 +34,7 @@ from edgeferry.errors import (
     LinkError,
     LinkTimeout,
     ProtocolError,
+    ServerBusy,
     StorageError,
 )
 from edgeferry.storage.journal import Journal
@@ -119,7 +120,7 @@ class HubLink:
 
     async def _connect(self) -> None:
         async with self._open_hub() as hub:
-            twin = await hub.fetch_twin()
+            twin = await self._fetch_twin(hub)
             self._listener.note_connected(True)
             await self._listener.take_twin(_get_mapping(twin, "desired"))
             lasts_s = max(1.0, hub.expires_at - time.time() - _RENEW_BEFORE_S)
@@ -148,7 +149,18 @@ class HubLink:
         while True:
             await self._bell.wait()
             self._bell.clear()
-            await self._listener.take_twin(_get_mapping(await hub.fetch_twin(), "desired"))
+            await self._listener.take_twin(_get_mapping(await self._fetch_twin(hub), "desired"))
+
+    async def _fetch_twin(self, hub: HubConnection) -> Mapping[str, Any]:
+        """The whole twin; a hub that is busy is asked again later over the same connection: a new one costs it more."""
+        pause_s, longest_s = self._pauses_s
+        while True:
+            try:
+                return await hub.fetch_twin()
+            except ServerBusy as error:
+                _LOG.info("the hub is busy, its twin is read later")
+                await asyncio.sleep(max(pause_s * (0.5 + self._random() / 2), error.retry_after_s or 0.0))
+                pause_s = min(longest_s, pause_s * 2)
 
     async def _empty_outbox(self, hub: HubConnection) -> None:
         while True:

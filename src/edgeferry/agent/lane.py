@@ -18,12 +18,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from edgeferry.agent.claims import is_claimed
 from edgeferry.agent.gate import CLOSED
 from edgeferry.agent.machine import (
+    BEFORE_SWITCH,
     LOOP_LIMIT,
     TERMINAL,
     Event,
@@ -36,20 +36,20 @@ from edgeferry.agent.machine import (
 from edgeferry.agent.places import remove_traces
 from edgeferry.agent.record import CANCELLED, Fault, Target, UpdateRecord, change, make_record, write_record_bytes
 from edgeferry.agent.settled import watch_deaths
-from edgeferry.agent.steps import STEPS
+from edgeferry.agent.stepping import run_step
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import AgentSettings, Outcome, Tools
-from edgeferry.agent.turns import Hold, Turns
-from edgeferry.errors import AccessError, EdgeferryError, InvariantBroken, LinkError, StorageError
+from edgeferry.agent.turns import Turns
+from edgeferry.errors import AccessError, BudgetTooSmall, EdgeferryError, InvariantBroken, LinkError, StorageError
 
 _LOG = logging.getLogger(__name__)
-_LINK_STATES = frozenset({State.RESOLVING, State.DOWNLOADING})
-_LONG_STATES = _LINK_STATES | {State.WAITING}
-_FREE_STATES = frozenset({State.PROBATION, State.ACTIVE, State.WAITING})
+_LONG_STATES = frozenset({State.RESOLVING, State.DOWNLOADING, State.WAITING})
 _KEEPS_FAULT = frozenset({Event.RETRY_DUE, Event.ROLLED, Event.DAMAGED})
 _ROWS_MAX = 50
 """Ended updates that a device remembers for each model."""
+_RENEWED = (*CLOSED, BudgetTooSmall)
 _SPREAD_MAX_S, _SPREAD_SHARE = 60.0, 0.01
+_DAY_S = 86_400.0
 _SETBACKS = frozenset({Event.TRY_LATER, Event.RETRY_DUE, Event.DAMAGED, Event.MANIFEST_LOST})
 
 
@@ -103,6 +103,13 @@ class Lane:
         self._orders.append(event)
         self._wake.set()
         return True
+
+    def heal(self, identity: str) -> None:
+        """Something stored of the version was found damaged: what is active is fetched again, if it is this one."""
+        record = self.walked
+        is_settled = record is not None and record.state in (State.PROBATION, State.ACTIVE)
+        if record is not None and is_settled and record.identity == identity:
+            self.order(Event.DAMAGED)
 
     async def fail(self) -> None:
         """A defect of ours ended the walk: the update gives up where the table lets it."""
@@ -181,7 +188,7 @@ class Lane:
 
     async def _act(self, record: UpdateRecord) -> Outcome | None:
         """Runs the state's step; None when an order cut it off."""
-        steps = [asyncio.ensure_future(self._run_step(record))]
+        steps = [asyncio.ensure_future(run_step(self.around.tools, self.around.turns, record, self._get_target))]
         active = self._find_active()
         if active is not None and record.state in _LONG_STATES and active.key != record.key:
             steps.append(asyncio.ensure_future(watch_deaths(self.around.tools, active)))
@@ -202,25 +209,6 @@ class Lane:
             for step in steps:
                 step.cancel()
             await asyncio.wait(steps)
-
-    async def _run_step(self, record: UpdateRecord) -> Outcome:
-        """Runs the step in its turn; on the link it gives way to a more urgent update, and begins again after it."""
-        try:
-            while True:
-                async with self._take_turn(record) as hold:
-                    step = STEPS[record.state](self.around.tools, record, self._get_target(record))
-                    outcome = await _run_unless(step, hold.overtaken)
-                if outcome is not None:
-                    return outcome
-        except EdgeferryError as error:
-            return Outcome(get_error_event(type(error)), record, error)
-
-    def _take_turn(self, record: UpdateRecord) -> AbstractAsyncContextManager[Hold]:
-        if record.state in _LINK_STATES:
-            return self.around.turns.link.take(record.priority)
-        if record.state in _FREE_STATES:
-            return nullcontext(Hold(record.priority))
-        return self.around.turns.work.take(record.priority, gives_way=False)
 
     def _get_target(self, record: UpdateRecord) -> Target:
         if self.target is not None and self.target.key == record.key:
@@ -305,19 +293,6 @@ class Lane:
         await self.around.moved(record)
 
 
-async def _run_unless(step: Awaitable[Outcome], overtaken: asyncio.Event) -> Outcome | None:
-    """What the step says; None when it was cut off because somebody more urgent waits."""
-    running, waiting = asyncio.ensure_future(step), asyncio.ensure_future(overtaken.wait())
-    try:
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        return running.result() if running.done() else None
-    finally:
-        waiting.cancel()
-        if not running.done():
-            running.cancel()
-            await asyncio.wait({running})
-
-
 def make_next(
     outcome: Outcome, settings: AgentSettings, *, now: float, random: float, is_active: bool = False
 ) -> UpdateRecord:
@@ -341,12 +316,13 @@ def make_next(
         after = find_next(record.state, Event.GIVE_UP, record.resume, is_active=is_active) or after
     given_up = find_next(record.state, event, record.resume) is State.REJECTED or stalled > LOOP_LIMIT
     waits, failed = after is State.WAITING, not isinstance(error, CLOSED)
+    heals = is_active and after in BEFORE_SWITCH  # each step of a walk that ends badly again succeeds but for the last
     return change(
         record,
         state=after,
         resume=_get_resume(record, anew=is_active and given_up) if waits else None,
         retry_at=now + get_retry_delay(record.retries, error, settings, random=random) if waits else 0.0,
-        retries=record.retries + failed if waits else record.retries if event in _SETBACKS else 0,
+        retries=record.retries + failed if waits else record.retries if event in _SETBACKS or heals else 0,
         stalled=0 if waits and given_up else stalled,
         mark=mark,
         changed_at=now,
@@ -376,12 +352,12 @@ def get_retry_delay(retries: int, error: EdgeferryError | None, settings: AgentS
 
     A window that opens or a budget that renews is waited for as long as it takes; a fleet comes a little apart.
     """
-    if isinstance(error, CLOSED):
-        opens_s = error.retry_after_s or 0.0
+    asked = error.retry_after_s if isinstance(error, LinkError) else None
+    if isinstance(error, _RENEWED):
+        opens_s = asked or 0.0
         return opens_s + random * min(_SPREAD_MAX_S, opens_s * _SPREAD_SHARE)
     if isinstance(error, AccessError) or (error is not None and get_error_event(type(error)) is not Event.TRY_LATER):
-        delay = settings.access_retry_s
+        delay = min(max(_DAY_S, settings.access_retry_s), settings.access_retry_s * 2.0 ** min(retries, 20))
     else:
         delay = min(settings.retry_max_s, settings.retry_base_s * 2.0 ** min(retries, 20))
-    asked = error.retry_after_s if isinstance(error, LinkError) else None
     return max(delay * (0.5 + random / 2), min(asked or 0.0, settings.access_retry_s))

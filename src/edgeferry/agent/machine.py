@@ -33,6 +33,7 @@ class State(StrEnum):
     PATCHING = "PATCHING"
     STORING = "STORING"
     PROVING = "PROVING"
+    SHADOWING = "SHADOWING"
     SWITCHING = "SWITCHING"
     PROBATION = "PROBATION"
     ROLLING_BACK = "ROLLING_BACK"
@@ -60,6 +61,8 @@ class Event(StrEnum):
     STORED = "stored"
     HANDED_OVER = "handed_over"
     PROVEN = "proven"
+    SHADOW_FIRST = "shadow_first"
+    AGREED = "agreed"
     SWITCHED = "switched"
     HEALTHY = "healthy"
     ROLLED = "rolled_back"
@@ -103,8 +106,10 @@ _ROWS: Final = (
     (S.STORING,       E.STORED,          S.PROVING),
     (S.STORING,       E.HANDED_OVER,     S.ACTIVE),        # loader role
     (S.PROVING,       E.PROVEN,          S.SWITCHING),
+    (S.PROVING,       E.SHADOW_FIRST,    S.SHADOWING),     # policy.shadow: live pictures are shown to it too
     (S.PROVING,       E.ALREADY_ACTIVE,  S.ACTIVE),        # healed, and its worker lives
     (S.PROVING,       E.DAMAGED,         S.RESOLVING),     # the stored version is not whole any more
+    (S.SHADOWING,     E.AGREED,          S.SWITCHING),
     (S.SWITCHING,     E.SWITCHED,        S.PROBATION),
     (S.PROBATION,     E.HEALTHY,         S.ACTIVE),
     (S.PROBATION,     E.UNHEALTHY,       S.ROLLING_BACK),
@@ -133,7 +138,7 @@ _ROWS: Final = (
     (S.ROLLING_BACK,  E.DELTA_FAILED,    S.FAILED),
 )
 
-_BEFORE_SWITCH: Final = (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.PATCHING, S.STORING, S.PROVING)
+BEFORE_SWITCH: Final = (S.RESOLVING, S.DOWNLOADING, S.VERIFYING, S.PATCHING, S.STORING, S.PROVING, S.SHADOWING)
 _ROWS_BEFORE_SWITCH: Final = (
     # event           next, where the state has no row of its own: the live version was never touched
     (E.TRY_LATER,     S.WAITING),
@@ -159,6 +164,7 @@ _RESTART_ROWS: Final = (
     (S.PATCHING,                   S.PATCHING),
     (S.STORING,                    S.STORING),
     (S.PROVING,                    S.PROVING),
+    (S.SHADOWING,                  S.PROVING),             # the candidate is gone with the process
     (S.SWITCHING,                  S.PROVING),             # ref is the target already: PROBATION, see get_restart
     (S.PROBATION,                  S.PROBATION),
     (S.ROLLING_BACK,               S.ROLLING_BACK),
@@ -176,7 +182,7 @@ LOOP_LIMIT: Final = 40
 
 
 def _make_transitions() -> dict[tuple[State, Event], State]:
-    table = {(state, event): after for state in _BEFORE_SWITCH for event, after in _ROWS_BEFORE_SWITCH}
+    table = {(state, event): after for state in BEFORE_SWITCH for event, after in _ROWS_BEFORE_SWITCH}
     return {**table, **{(state, event): after for state, event, after in _ROWS}}
 
 
@@ -184,7 +190,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(_make
 WHILE_ACTIVE: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
     {
         (state, event): after
-        for state in _BEFORE_SWITCH
+        for state in BEFORE_SWITCH
         for event, after in _ROWS_WHILE_ACTIVE
         if TRANSITIONS[state, event] is S.REJECTED
     }

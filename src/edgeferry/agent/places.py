@@ -25,8 +25,8 @@ from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import MANIFEST_MAX_BYTES, Manifest, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.classic import get_zip_path, place_zip, remove_zip, unpack_classic
-from edgeferry.storage.files import hash_file, read_bounded, remove_tree, write_atomically
-from edgeferry.storage.mending import find_sound, mend
+from edgeferry.storage.files import hash_file, read_bounded, remove_tree, rename_durably, write_atomically
+from edgeferry.storage.mending import find_sound, get_aside_path, mend
 from edgeferry.storage.partial import PartialFile, get_partial_path, open_partial
 from edgeferry.storage.repository import Repository
 
@@ -74,6 +74,20 @@ def keep_chunk_list(repository: Repository, artifact: Artifact, data: bytes) -> 
 
 def _get_chunks_path(repository: Repository, artifact: Artifact) -> Path:
     return get_partial_path(repository.partial_folder, f"{Digest.from_str(artifact.blob).hex}-chunks")
+
+
+def take_aside(repository: Repository, artifacts: Iterable[Artifact], manifest: Manifest) -> None:
+    """Damaged content that was set aside becomes the download of the very file, whose damaged pieces alone will come.
+
+    Where another way is taken to a file of `manifest`, it goes.
+    """
+    for one in artifacts:
+        path = get_partial_path(repository.partial_folder, Digest.from_str(one.blob).hex)
+        aside = get_aside_path(repository, Digest.from_str(one.target))
+        if one.blob == one.target and one.chunks and aside.is_file() and not path.exists():
+            rename_durably(aside, path)
+    for digest in list_digests(manifest):
+        remove_tree(get_aside_path(repository, digest))
 
 
 def has_target(repository: Repository, artifact: Artifact) -> bool:

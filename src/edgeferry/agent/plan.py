@@ -27,6 +27,7 @@ from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest
 from edgeferry.names import get_stem, require_file_name
 from edgeferry.twin.contract import CLASSIC_MODEL, SECTION, ClassicDesired, Desired, Problem
+from edgeferry.twin.shadow import ShadowPolicy, read_shadow_policy
 
 _OURS = re.compile(r"\.?edgeferry", re.IGNORECASE)
 
@@ -39,12 +40,15 @@ class Wanted:
     problems: tuple[Problem, ...] = ()
     link: LinkPolicy = field(default_factory=LinkPolicy)
     default_model: str | None = None
+    shadow: ShadowPolicy | None = None
 
 
-def make_wanted(desired: Desired, link: LinkPolicy, *, accept_classic: bool) -> Wanted:
+def make_wanted(
+    desired: Desired, link: LinkPolicy, *, accept_classic: bool, shadow: ShadowPolicy | None = None
+) -> Wanted:
     """Turns a full desired document into what this device shall do; never raises on what a cloud may send.
 
-    `link` is what this device's own settings say; the twin goes before them.
+    `link` and `shadow` are what this device's own settings say; the twin goes before them.
     """
     targets, problems = _make_targets(desired, accept_classic=accept_classic)
     link, wrong = read_link_policy(desired.link, link)
@@ -52,7 +56,10 @@ def make_wanted(desired: Desired, link: LinkPolicy, *, accept_classic: bool) -> 
     problems += tuple(_make_problem(f"{SECTION}.link.{one.key}", one.message) for one in wrong)
     if model is not None and not isinstance(model, str):
         problems += (_make_problem(f"{SECTION}.policy.default_model", "expected the name of a model"),)
-    return Wanted(targets, problems, link, model if isinstance(model, str) else None)
+    if "shadow" in desired.policy:
+        shadow, wrong_shadow = read_shadow_policy(desired.policy["shadow"], shadow)
+        problems += (_make_problem(f"{SECTION}.policy.shadow", wrong_shadow),) if wrong_shadow else ()
+    return Wanted(targets, problems, link, model if isinstance(model, str) else None, shadow)
 
 
 def _make_problem(place: str, message: str) -> Problem:
@@ -113,10 +120,15 @@ def _make_classic(classic: ClassicDesired) -> Target:
 
 
 def plan_artifacts(
-    manifest: Manifest, have: Set[Digest], *, others: Iterable[Manifest] = (), whole: bool = False
+    manifest: Manifest,
+    have: Set[Digest],
+    *,
+    others: Iterable[Manifest] = (),
+    whole: bool = False,
+    damaged: Set[Digest] = frozenset(),
 ) -> tuple[Artifact, ...]:
     """What `plan_steps` finds, as the journal holds it; raises what it does."""
-    return tuple(map(_make_artifact, plan_steps(manifest, have, others=others, whole=whole)))
+    return tuple(map(_make_artifact, plan_steps(manifest, have, others=others, whole=whole, damaged=damaged)))
 
 
 def _make_artifact(step: Step) -> Artifact:

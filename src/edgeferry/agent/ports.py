@@ -14,6 +14,8 @@ from edgeferry.model.digest import Digest
 from edgeferry.model.health import Health
 from edgeferry.model.manifest import Delivery
 from edgeferry.model.stored import StoredVersion
+from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.vision.agreement import Agreement
 
 
 class Activator(Protocol):
@@ -38,6 +40,15 @@ class Activator(Protocol):
 
     async def prove_again(self, model: str) -> None:
         """Runs the golden truth once more on the worker that serves `model`; raises as `prove`, WorkerLost too."""
+
+    def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        """Shows the proven worker a share of the live pictures; False where none serves beside it."""
+
+    def find_agreement(self, model: str) -> Agreement | None:
+        """How far the proven worker and the live one agree so far; None once the proven one is gone."""
+
+    def stop_shadow(self, model: str) -> None:
+        """Shows it nothing more; it stays ready."""
 
     def is_alive(self, model: str) -> bool:
         """Whether a living worker serves `model`."""

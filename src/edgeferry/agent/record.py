@@ -21,6 +21,7 @@ from edgeferry.agent.machine import State
 from edgeferry.errors import StorageFailed
 from edgeferry.model.digest import Digest
 from edgeferry.names import get_stem
+from edgeferry.vision.agreement import AgreementReport
 
 Kind = Literal["signed", "classic", "local"]
 """From our section and a signed repository; from the guide's three fields; from another module's message."""
@@ -103,6 +104,8 @@ class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     began_at: float = 0.0
     changed_at: float = 0.0
     fault: Fault | None = None
+    shadow: AgreementReport | None = None
+    """How far this version agreed with the one before it, where it was tried in its shadow."""
 
     @property
     def artifact(self) -> Artifact:

@@ -5,7 +5,8 @@ What this file leaves to others: noticing damage, and whether the whole is right
 Rules:
 - Nothing is written down: what is damaged is found anew from the bytes and the list, so that a kill costs one piece.
 - The list is checked against its digest in the signed manifest before it is believed, and kept until the update ends.
-- Within the budget: what it does not hold is found to be damaged another day.
+- Within the budget, and nothing for nothing: a list, and a piece, come whole or are not asked for. What one day does
+  not hold is found to be damaged another day.
 - A list that is not there or does not fit its blob is no help: the whole is fetched again.
 """
 
@@ -37,7 +38,7 @@ async def repair(
         What is left of `most_bytes`, which the budget allows.
 
     Raises:
-        BudgetSpent: nothing is left, and pieces are missing.
+        BudgetTooSmall: a piece is missing, or the list, and what is left of the budget does not hold it.
         LinkError, AccessError: the transfer ended early; what came is in `partial`.
         NoSpace, StorageFailed: the disk does not do as asked.
     """
@@ -47,13 +48,23 @@ async def repair(
         return most_bytes
     url = make_url(target.repo, Digest.from_str(artifact.blob).blob_path, target.sas)
     for start, stop in await in_thread(find_damaged, partial.read_pieces(CHUNK_BYTES), chunk_list):
-        filled = await tools.fetcher.fill(
-            url, partial, start=start, stop=stop, progress=progress, most_bytes=most_bytes
-        )
-        if not filled:
+        end = _get_end(start, stop, most_bytes)
+        if end > start and not await tools.fetcher.fill(
+            url, partial, start=start, stop=end, progress=progress, most_bytes=most_bytes
+        ):
             break
-        most_bytes = _lessen(most_bytes, stop - start)
+        most_bytes = _lessen(most_bytes, end - start)
+        if end < stop:
+            piece_bytes = min(CHUNK_BYTES, stop - end)
+            raise tools.gate.make_too_small("a damaged piece of a download", piece_bytes, most_bytes or 0)
     return most_bytes
+
+
+def _get_end(start: int, stop: int, most_bytes: int | None) -> int:
+    """Where the last whole piece ends that the budget holds of a damaged stretch."""
+    if most_bytes is None or stop - start <= most_bytes:
+        return stop
+    return start + most_bytes // CHUNK_BYTES * CHUNK_BYTES
 
 
 async def _get_list(
@@ -64,9 +75,11 @@ async def _get_list(
     kept = await in_thread(read_chunk_list, tools.repository, artifact, size_bytes)
     if kept is not None:
         return kept, most_bytes
+    if most_bytes is not None and size_bytes > most_bytes:
+        raise tools.gate.make_too_small("the list of a download's pieces", size_bytes, most_bytes)
     try:
         url = make_url(target.repo, digest.blob_path, target.sas)
-        data = await tools.fetcher.fetch_small(url, max_bytes=size_bytes, most_bytes=most_bytes)
+        data = await tools.fetcher.fetch_small(url, max_bytes=size_bytes)
     except ObjectMissing:
         return None, most_bytes
     left = _lessen(most_bytes, len(data))

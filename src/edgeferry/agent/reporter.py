@@ -34,7 +34,12 @@ _ADVICE_MAX_CHARS = 90
 _REPORT_BYTES = 1500
 """A report of 512 bytes, its topic, its answers and their headers, on the wire, rounded up."""
 _MOVING = frozenset({"RESOLVING", "DOWNLOADING", "WAITING"})
-_SHORTER: tuple[tuple[str, ...], ...] = ((), ("advice",), ("advice", "message"), ("advice", "message", "progress"))
+_SHORTER: tuple[tuple[str, ...], ...] = (
+    (),
+    ("advice",),
+    ("advice", "message"),
+    ("advice", "message", "progress", "shadow"),
+)
 
 
 def make_model_status(
@@ -55,6 +60,7 @@ def make_model_status(
         total_bytes=total,
         retry_at=record.retry_at,
         error=msgspec.to_builtins(record.fault) if record.fault else None,
+        shadow=msgspec.to_builtins(record.shadow) if record.shadow else None,
     )
 
 
@@ -99,6 +105,8 @@ def _make_model(view: ModelStatus, left_out: tuple[str, ...]) -> dict[str, Any]:
     entry: dict[str, Any] = {"active": view.active, "target": view.target, "state": view.state}
     if view.state in _MOVING and "progress" not in left_out:
         entry["progress"] = view.progress
+    if view.shadow is not None and "shadow" not in left_out:
+        entry["shadow"] = view.shadow
     if view.error is not None:
         entry["error"] = _shorten(view.error, left_out)
     return {key: value for key, value in entry.items() if value != ""}

@@ -20,7 +20,7 @@ from edgeferry.agent.claims import release
 from edgeferry.agent.machine import TERMINAL, State, get_restart
 from edgeferry.agent.places import list_download_keys
 from edgeferry.agent.record import UpdateRecord, change, read_record_bytes, write_record_bytes
-from edgeferry.agent.room import collect
+from edgeferry.agent.room import collect, load_kept
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Tools
 from edgeferry.agent.turns import Turns
@@ -53,7 +53,8 @@ async def _tidy(tools: Tools, records: list[UpdateRecord]) -> None:
     Without the journal of before nobody knows what content was fetched for: it stays until the next update has ended.
     """
     try:
-        await in_thread(sweep, tools.repository, list_download_keys(records))
+        kept = await load_kept(tools.journal)
+        await in_thread(sweep, tools.repository, list_download_keys([*records, *kept]))
         if tools.journal.damage is None:
             await collect(tools.repository, tools.journal)
             await release(tools.repository, tools.journal, records)

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from edgeferry.agent.machine import TERMINAL
 from edgeferry.agent.places import find_stored, list_needed
-from edgeferry.agent.record import Target, UpdateRecord, read_record_bytes
+from edgeferry.agent.record import Target, UpdateRecord, read_record_bytes, write_record_bytes
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Step, Tools
 from edgeferry.errors import ModelNotFound, NameInvalid, NoSpace, RequestInvalid, StorageError
@@ -24,12 +26,14 @@ from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
 from edgeferry.storage.tidying import Collected, gc, pin_version
 
+_KEPT_KEY = "kept"
+
 
 async def collect(
     repository: Repository, journal: Journal, *, wanted_bytes: int = 0, everything: bool = False
 ) -> Collected:
     """Tidies up: with `wanted_bytes` kept versions go where that makes enough room, with `everything` all that may."""
-    records = []
+    records = await load_kept(journal)
     for _, body in await journal.load_records():
         with suppress(StorageError):  # a row that cannot be read is nobody's update
             records.append(read_record_bytes(body))
@@ -46,6 +50,21 @@ def _collect(
         keep = [stored for stored in found if stored is not None]
         blobs = frozenset().union(*needed)
         return gc(repository, keep, keep_blobs=blobs, wanted_bytes=wanted_bytes, everything=everything)
+
+
+async def load_kept(journal: Journal) -> list[UpdateRecord]:
+    """The records with which kept versions are made whole (`kept.py`); none where they cannot be read."""
+    try:
+        bodies = msgspec.json.decode(await journal.get_value(_KEPT_KEY) or b"[]", type=list[msgspec.Raw])
+        return [read_record_bytes(bytes(body)) for body in bodies]
+    except (msgspec.MsgspecError, UnicodeDecodeError, StorageError):
+        return []
+
+
+async def save_kept(journal: Journal, records: Iterable[UpdateRecord]) -> None:
+    """Writes them in the place of those before."""
+    bodies = [msgspec.Raw(write_record_bytes(record)) for record in records]
+    await journal.set_value(_KEPT_KEY, msgspec.json.encode(bodies))
 
 
 def making_room(step: Step) -> Step:

@@ -38,6 +38,7 @@ from edgeferry.agent.places import (
     require_base,
     require_stored,
     store_local,
+    take_aside,
     take_zip,
     unpack_and_store,
 )
@@ -45,6 +46,7 @@ from edgeferry.agent.plan import plan_artifacts
 from edgeferry.agent.record import Artifact, Target, UpdateRecord, change, read_record_bytes
 from edgeferry.agent.room import making_room
 from edgeferry.agent.settled import roll_back, watch_active, watch_probation
+from edgeferry.agent.shadowing import shadow
 from edgeferry.agent.threads import in_thread
 from edgeferry.agent.tools import Outcome, Step, Tools
 from edgeferry.agent.transfer import is_page, transfer
@@ -62,6 +64,7 @@ from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import remove_tree
+from edgeferry.storage.mending import list_aside
 from edgeferry.storage.partial import PartialFile
 from edgeferry.storage.patching import decode_in_child
 
@@ -91,7 +94,9 @@ async def resolve(tools: Tools, record: UpdateRecord, target: Target) -> Outcome
     async with tools.gate.open(record.priority):
         manifest, *others = await _fetch_manifests(tools, record, target)
     have = await in_thread(tools.repository.list_blobs)
-    artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole)
+    damaged = await in_thread(list_aside, tools.repository)
+    artifacts = plan_artifacts(manifest, have, others=others, whole=record.whole, damaged=damaged)
+    await in_thread(take_aside, tools.repository, artifacts, manifest)
     event = Event.PLANNED if artifacts else Event.NOTHING_MISSING
     return Outcome(event, change(record, artifacts=artifacts, index=0, damages=0))
 
@@ -279,7 +284,8 @@ async def prove(tools: Tools, record: UpdateRecord, target: Target) -> Outcome:
     if is_active and tools.is_served(record) and tools.activator.is_alive(record.model):
         return Outcome(Event.ALREADY_ACTIVE, record)
     await tools.activator.prove(stored)
-    return Outcome(Event.PROVEN, record)
+    may_shadow = tools.wishes.shadow is not None and record.model in tools.served and not is_active
+    return Outcome(Event.SHADOW_FIRST if may_shadow else Event.PROVEN, record)
 
 
 # --- SWITCHING --------------------------------------------------------------------------------------------------------
@@ -322,6 +328,7 @@ STEPS: Mapping[State, Step] = MappingProxyType(
         State.PATCHING: making_room(patch),
         State.STORING: making_room(store),
         State.PROVING: making_room(prove),
+        State.SHADOWING: shadow,
         State.SWITCHING: making_room(switch),
         State.PROBATION: watch_probation,
         State.ACTIVE: watch_active,

@@ -20,6 +20,7 @@ from edgeferry.errors import EdgeferryError
 from edgeferry.model.bundle import BundleLimits
 from edgeferry.storage.journal import Journal
 from edgeferry.storage.repository import Repository
+from edgeferry.twin.shadow import ShadowPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,22 @@ class AgentSettings:
     retry_base_s: float = 2.0
     retry_max_s: float = 900.0
     access_retry_s: float = 3600.0
-    """A right that was refused is asked for again this late; a new SAS in the twin wakes it at once."""
+    """A right that was refused is asked for again this late, then twice as late, up to a day; so is what is healed and
+    damaged again. A new SAS in the twin wakes it at once."""
     report_every_s: float = 60.0
+    shadow: ShadowPolicy | None = None
+    """What this device's own settings say of it; the twin goes before them."""
     scrub_every_s: float = 86_400.0
     """How often all stored content is read again; 0: never."""
     connect_base_s: float = 1.0
     connect_max_s: float = 300.0
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What the twin says, at this moment, of how an update goes."""
+
+    shadow: ShadowPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,7 @@ class Tools:
     posted: Callable[[], None]
     """A message lies in the outbox."""
     served: dict[str, str] = field(default_factory=dict)
+    wishes: Wishes = field(default_factory=Wishes)
     announced: set[str] = field(default_factory=set)
     """Ids of the messages that this process has put into the outbox."""
 

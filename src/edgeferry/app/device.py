@@ -52,6 +52,7 @@ from edgeferry.transport.interface import find_interface
 from edgeferry.transport.mqtt import HubConnection, HubIdentity, HubSettings, make_key_sign, open_hub_connection
 from edgeferry.transport.wire_bytes import WireMeter
 from edgeferry.transport.workload import Workload
+from edgeferry.twin.shadow import ShadowPolicy, read_shadow_policy
 from edgeferry.twin.status import DeviceStatus
 from edgeferry.wire.iothub_auth import parse_connection_string
 
@@ -214,11 +215,19 @@ def _make_agent_settings(config: DeviceConfig, *, is_pinned: bool) -> AgentSetti
         bundle_max_bytes=config.bundle_max_bytes,
         bundle_limits=BundleLimits(max_member_bytes=config.bundle_max_bytes, max_total_bytes=config.bundle_max_bytes),
         rate_bps=config.rate_bps,
+        shadow=_read_shadow(config),
         probation_requests=config.probation_requests,
         probation_s=config.probation_s,
         report_every_s=config.report_every_s,
         scrub_every_s=config.scrub_every_s,
     )
+
+
+def _read_shadow(config: DeviceConfig) -> ShadowPolicy | None:
+    policy, problem = read_shadow_policy(config.shadow)
+    if problem:
+        raise ConfigInvalid(f"shadow: {problem}")
+    return policy
 
 
 def _get_name(config: DeviceConfig) -> str:

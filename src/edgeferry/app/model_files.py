@@ -1,10 +1,10 @@
-"""What `publish` reads: a model file with labels and spec beside it, or a bundle that holds them.
+"""What `publish` reads: a model file with labels and spec beside it, or a bundle (ZIP, folder) that holds them.
 
 Which file of a bundle is which is `model/bundle.py`'s rule. What is published are the files, not the bundle: a device
 that has the version before fetches patches of them.
 
 Rules:
-- A bundle is told by its first bytes: a model with an archive behind it is a model.
+- A ZIP is told by its first bytes: a model with an archive behind it is a model.
 - What the operator names beside a bundle wins over what lies in it; it is said which files are left out.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeferry.errors import ConfigInvalid
+from edgeferry.errors import BundleTooLarge, ConfigInvalid
 from edgeferry.model.bundle import SPEC_FILE, BundleLimits, find_label_file, find_model_file
 from edgeferry.model.bundle_spec import has_stages, list_stage_files
 from edgeferry.model.spec import read_spec_toml
@@ -47,8 +47,10 @@ def read_model_files(model: Path, labels: Path | None, spec: Path | None, *, say
         BundleError: of a bundle that is unsafe, too large, damaged, or holds no model or several.
         ConfigInvalid, StorageFailed: a file is no text, too long, or cannot be read.
     """
-    is_bundle = _is_bundle(model)
-    if is_bundle:
+    is_bundle = model.is_dir() or _is_bundle(model)
+    if model.is_dir():
+        found = _read_folder(model)
+    elif is_bundle:
         found = read_bundle(model, limits=BundleLimits(max_total_bytes=MODEL_MAX_BYTES))
     else:
         found = {model.name: read_bounded(model, MODEL_MAX_BYTES)}
@@ -93,6 +95,15 @@ def _pick_stages(
         spec_text=text,
         others={name: found[name] for name in others},
     )
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    with translate_disk_errors(folder):
+        paths = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    most = BundleLimits().max_members
+    if len(paths) > most:
+        raise BundleTooLarge(f"expected at most {most} files in {folder.name!r:.80}, found {len(paths)}")
+    return {path.name: read_bounded(path, MODEL_MAX_BYTES) for path in paths}
 
 
 def _is_bundle(path: Path) -> bool:

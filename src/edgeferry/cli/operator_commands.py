@@ -30,6 +30,7 @@ from edgeferry.trust.draft import Draft
 DEFAULT_KEYS = Path("~/.config/edgeferry/keys")
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE_OR_FOLDER = click.Path(exists=True, path_type=Path)
 
 
 def _to_option(command: Command) -> Command:
@@ -137,7 +138,7 @@ def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 
 # --- publish ----------------------------------------------------------------------------------------------------------
 @click.command("publish")
-@click.argument("model_file", metavar="MODEL", type=_FILE)
+@click.argument("model_file", metavar="MODEL", type=_FILE_OR_FOLDER)
 @click.option("--name", required=True, help="Name of the model.")
 @click.option("--version", required=True, help="Its new version.")
 @click.option("--labels", type=_FILE, help="Label file, one a line.")
@@ -175,7 +176,8 @@ def _print_roles(rows: list[dict[str, Any]], *, as_json: bool) -> None:
 def publish(url: str, keys: Path, as_json: bool, **given: Any) -> None:
     """Publishes a model version: packs, codes, makes patches, signs and uploads it.
 
-    MODEL is an .onnx or .tflite file, or a bundle (ZIP) that holds it and its labels: the files in it are published.
+    MODEL is an .onnx or .tflite file, or a bundle (ZIP or folder) that holds it and its labels: the files in it are
+    published. Several models of a pipeline are named in the bundle's spec.toml.
     """
     place = operator.Place(url, keys, os.environ)
     given["hub"] = operator.read_hub_text(given["hub"]) if given["hub"] else ""

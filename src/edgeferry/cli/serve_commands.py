@@ -1,6 +1,7 @@
 """`edgeferry serve` and `edgeferry predict`: models from this disk, without any hub.
 
-What this file leaves to others: opening the models (`app/local_models.py`), the API (`app/serving.py`), exit codes.
+What this file leaves to others: opening the models (`app/local_models.py`), the API (`app/serving.py`), exit codes,
+rows of answers (`answer_view.py`).
 
 Rules:
 - Results go to standard output, everything else to standard error; `--json` makes results one JSON document.
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import msgspec
 from edgeferry.app.local_models import open_local_versions
 from edgeferry.app.logging import configure_logging
 from edgeferry.app.serving import ApiAddress, open_slots, serve_models
+from edgeferry.cli.answer_view import tabulate_answer
 from edgeferry.cli.exit_codes import ends_with_exit_code, get_exit_code, print_error
 from edgeferry.errors import ConfigInvalid, EdgeferryError, RequestError
 from edgeferry.model.stored import StoredVersion
@@ -35,7 +38,6 @@ from edgeferry.serve.infer import infer
 from edgeferry.serve.ports import Drawn
 from edgeferry.serve.slots import Slots
 from edgeferry.storage.files import make_folder, read_bounded, write_atomically
-from edgeferry.vision.answer import Box, ClassificationAnswer, list_objects
 
 _PICTURE_MAX_BYTES = 256 << 20
 _PREDICT_TIMEOUT_S = 120.0
@@ -76,7 +78,7 @@ def serve(
     access = make_access(os.environ.get("EDGEFERRY_TOKEN", ""), allow_networks.split(","))
     options = ServeOptions(access=access, **rest)
     configure_logging(as_json=options.as_json, level=log_level)
-    with open_local_versions(models, labels=labels, spec=spec) as versions:
+    with open_local_versions(models, labels=labels, spec=spec, say=partial(click.echo, err=True)) as versions:
         try:
             asyncio.run(_serve(versions, options))
         except asyncio.CancelledError:
@@ -129,6 +131,8 @@ def _describe(address: ApiAddress, versions: Sequence[StoredVersion], options: S
     alone = len(versions) == 1 or options.default_model
     route = "/score" if alone else f"/v1/models/{versions[0].model}/predict"
     token = '-H "Authorization: Bearer $EDGEFERRY_TOKEN" ' if options.access.token else ""
+    if all(version.spec.stages[-1].task == "tensors" for version in versions):
+        return "\n".join([*lines, f"try: curl {token}{address.url}/v2/models/{versions[0].model}"])
     return "\n".join([*lines, f"try: curl {token}--data-binary @picture.jpg {address.url}{route}"])
 
 
@@ -137,7 +141,12 @@ def _describe(address: ApiAddress, versions: Sequence[StoredVersion], options: S
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=_EXISTING)
 @click.option("--labels", type=_EXISTING, help="Label file, one label a line.")
 @click.option("--spec", type=_EXISTING, help="TOML file with what MODEL does not tell of itself.")
-@click.option("--draw", type=_EXISTING, metavar="OUT", help="Write the annotated picture here; a folder for several.")
+@click.option(
+    "--draw",
+    type=_EXISTING,
+    metavar="OUT",
+    help="Write the picture with the answer drawn on it here; a folder for several.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array, an element per picture.")
 @ends_with_exit_code
 def predict(
@@ -218,15 +227,4 @@ def _print_answers(answers: Sequence[tuple[Path, PredictAnswer]], as_json: bool)
 def _tabulate(image: Path, answer: PredictAnswer) -> list[str]:
     size = f"{answer.picture.width}x{answer.picture.height}"
     head = f"{image}  {size}  {answer.model}@{answer.version}  {answer.timings_ms['total']:.1f} ms"
-    if isinstance(answer.answer, ClassificationAnswer):
-        rows = [f"  {found.score:.3f}  {found.label}" for found in answer.answer.classes]
-    else:
-        rows = [
-            f"  {found.score:.3f}  {found.label:<16}  " + "  ".join(_name_sides(found.box))
-            for found in list_objects(answer.answer)
-        ]
-    return [head, *(rows or ["  nothing found"])]
-
-
-def _name_sides(box: Box) -> list[str]:
-    return [f"{side} {value:.3f}" for side, value in zip(("top", "left", "bottom", "right"), box, strict=True)]
+    return [head, *(tabulate_answer(answer.answer) or ["  nothing found"])]

@@ -19,6 +19,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 
 from edgeferry.errors import ManifestInvalid
+from edgeferry.model.chunks import CHUNK_BYTES, get_list_size
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import FULL_CODECS, PATCH_CODECS, FileEntry, Golden, Manifest, Source
 
@@ -52,7 +53,12 @@ class Route:
 
 
 def plan_steps(
-    manifest: Manifest, have: AbstractSet[Digest], *, others: Iterable[Manifest] = (), whole: bool = False
+    manifest: Manifest,
+    have: AbstractSet[Digest],
+    *,
+    others: Iterable[Manifest] = (),
+    whole: bool = False,
+    damaged: AbstractSet[Digest] = frozenset(),
 ) -> tuple[Step, ...]:
     """The downloads that make `manifest` complete, each once: its files, then golden inputs that are new.
 
@@ -61,6 +67,7 @@ def plan_steps(
         have: digests of what the device has.
         others: manifests of other versions of the model, over whose files a chain of patches may lead.
         whole: full downloads only.
+        damaged: digests of files that are here with some bytes wrong: what is listed of these need not come whole.
 
     Raises:
         ManifestInvalid: a file has no source that this release can decode.
@@ -69,13 +76,27 @@ def plan_steps(
     codecs: AbstractSet[str] = frozenset() if whole else PATCH_CODECS
     found: dict[Digest, Step] = {}
     for entry in manifest.files:
-        for step in pick_route(entry, have, also=also, patch_codecs=codecs).steps:
+        route = pick_route(entry, have, also=also, patch_codecs=codecs)
+        for step in (_find_repair(entry, damaged, route) or route).steps:
             found.setdefault(step.target, step)
     for golden in manifest.golden:
         step = _make_golden_step(golden)
         if step.target not in have:
             found.setdefault(step.target, step)
     return tuple(found.values())
+
+
+def find_listed(entry: FileEntry) -> Source | None:
+    """The source that is the very file, with a list of its pieces; None where there is none."""
+    return next((one for one in entry.sources if one.blob == entry.sha256 and one.chunks), None)
+
+
+def _find_repair(entry: FileEntry, damaged: AbstractSet[Digest], route: Route) -> Route | None:
+    """The file's damaged pieces in place of a `route` that takes more than one piece and the list of all."""
+    source, target = find_listed(entry), Digest.from_str(entry.sha256)
+    if source is None or target not in damaged or route.download_bytes <= CHUNK_BYTES + get_list_size(entry.size):
+        return None
+    return Route((Step(source, target, entry.size),))
 
 
 def _make_golden_step(golden: Golden) -> Step:

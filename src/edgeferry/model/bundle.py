@@ -170,7 +170,7 @@ def find_model_file(names: Iterable[str]) -> str:
         raise BundleIncomplete(
             f"expected one model file, found several: {found!r:.200}; name them in order as [[stages]] in {SPEC_FILE}"
         )
-    raise BundleIncomplete(f"expected a model file ({', '.join(MODEL_SUFFIXES)}), found none: {names!r:.200}")
+    raise BundleIncomplete(f"expected one model file ({', '.join(MODEL_SUFFIXES)}), found none: {names!r:.200}")
 
 
 def find_label_file(names: Iterable[str]) -> str | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -23,13 +24,17 @@ from edgeferry.model.bundle import SPEC_FILE, find_label_file
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.declared import LABELS_KEY
 from edgeferry.model.families.table import draft_stage
+from edgeferry.model.families.ultralytics import NAMES_KEY, find_names
 from edgeferry.model.inspect_litert import inspect_litert, read_packed
 from edgeferry.model.inspect_onnx import inspect_onnx
 from edgeferry.model.labels import read_labels
-from edgeferry.model.spec import ModelSpec, Stage, check_spec
+from edgeferry.model.packed_notes import add_packed_notes
+from edgeferry.model.spec import AnswerSpec, ModelSpec, Stage, check_spec
 
 _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx, ".tflite": inspect_litert}
 
+TENSORS: Literal["tensors"] = "tensors"
+"""Task and family of a model that is served as raw tensors."""
 _TASKS_WITH_LABELS = ("classification", "detection")
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
@@ -64,16 +69,20 @@ def inspect_model(file_name: str, data: ModelBytes) -> Inspection:
     Raises:
         ModelUnreadable: another extension, or bytes that are no such model.
     """
-    parse = next((parse for suffix, parse in _PARSERS.items() if file_name.lower().endswith(suffix)), None)
-    if parse is None:
-        raise ModelUnreadable(f"expected a model file {' or '.join(_PARSERS)}, found {file_name!r:.80}")
     with memoryview(data) as view:
-        facts = parse(view)
+        facts = _read_facts(file_name, view)
         source = _find_packed_labels(facts)
         labels = _read_packed_labels(facts, view, source) if source else ()
     draft = draft_stage(facts, labels)
     found = {"file": file_name, **draft.to_stage()}
     return Inspection(file_name, facts, labels, source, found, tuple(draft.notes), draft.missing)
+
+
+def _read_facts(file_name: str, view: memoryview) -> ModelFacts:
+    parse = next((parse for suffix, parse in _PARSERS.items() if file_name.lower().endswith(suffix)), None)
+    if parse is None:
+        raise ModelUnreadable(f"expected a model file {' or '.join(_PARSERS)}, found {file_name!r:.80}")
+    return add_packed_notes(parse(view), view)
 
 
 def make_spec(
@@ -124,7 +133,7 @@ def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str,
     if not stage.labels.packed:
         return ()
     with memoryview(folder_read(stage.file)) as view:
-        facts = inspect_onnx(view) if stage.labels.packed == LABELS_KEY else None
+        facts = _read_facts(stage.file, view) if stage.labels.packed in (LABELS_KEY, NAMES_KEY) else None
         return _read_packed_labels(facts, view, stage.labels.packed)
 
 
@@ -133,6 +142,8 @@ def _find_packed_labels(facts: ModelFacts) -> str:
     """Where labels are packed: a metadata key, or the one packed file that holds labels; "" without any."""
     if LABELS_KEY in facts.metadata:
         return LABELS_KEY
+    if find_names(facts.metadata):
+        return NAMES_KEY
     declared = [each.name for each in facts.packed if each.holds_labels]
     if len(declared) == 1:
         return declared[0]
@@ -143,9 +154,13 @@ def _find_packed_labels(facts: ModelFacts) -> str:
 
 
 def _read_packed_labels(facts: ModelFacts | None, view: memoryview, source: str) -> tuple[str, ...]:
+    metadata = facts.metadata if facts is not None else {}
+    names = find_names(metadata) if source == NAMES_KEY else None
+    if names:
+        return names
     try:
-        if facts is not None and LABELS_KEY in facts.metadata:
-            return read_labels(facts.metadata[LABELS_KEY].encode())
+        if source == LABELS_KEY and LABELS_KEY in metadata:
+            return read_labels(metadata[LABELS_KEY].encode())
         return read_labels(read_packed(view, source))
     except BundleError as error:
         raise ModelUnreadable(f"expected labels packed in the model: {error.message}") from error
@@ -181,12 +196,25 @@ def _make_stage(
     where = where if lines or not draft.names else {"names": list(draft.names)}
     found = {"file": inspection.file_name, **draft.to_stage(), "labels": {**where, "offset": draft.offset}}
     merged = _merge(found, override)
+    if _says_tensors(merged, override):
+        return make_tensors_stage(inspection.file_name)
     missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}
     if merged.get("task") not in _TASKS_WITH_LABELS and "task" not in missing:
         missing.pop("labels", None)
     if missing:
         raise _make_refusal(inspection.file_name, missing)
     return _convert_stage(merged)
+
+
+def make_tensors_stage(file_name: str) -> Stage:
+    """A stage whose tensors nobody reads: served as they are through v2, and nowhere else."""
+    return Stage(file=file_name, task=TENSORS, answer=AnswerSpec(family=TENSORS))
+
+
+def _says_tensors(merged: Mapping[str, object], override: Mapping[str, object]) -> bool:
+    answer = merged.get("answer")
+    family = answer.get("family") if isinstance(answer, Mapping) else None
+    return family == TENSORS or (merged.get("task") == TENSORS and not _is_said(override, "answer.family"))
 
 
 def _merge(found: Mapping[str, object], override: Mapping[str, object]) -> dict[str, object]:

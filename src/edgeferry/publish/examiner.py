@@ -4,7 +4,9 @@ What this file leaves to others: arithmetic on answers (`vision/measure.py`), wh
 
 Rules:
 - The loss is the task's metric on labelled pictures: mean average precision at IoU 0.5 (detection) or top-1
-  (classification). Where no picture has a truth it is disagreement with the operator's own version.
+  (classification). Where no picture has a truth it is disagreement with the operator's own version; of masks always,
+  since truths are boxes.
+- Other tasks are refused: nothing here measures what they lose.
 - Either all pictures have a truth beside them or none has.
 - The smooth difference that steers the search looks at answers of any score and at DIFFERENCE_PICTURES at most.
 """
@@ -19,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from edgeferry.errors import ConfigInvalid, ModelUnsupported, RequestError
-from edgeferry.model.spec import ModelSpec, Stage
+from edgeferry.model.spec import ModelSpec, Stage, Task
 from edgeferry.names import get_stem
 from edgeferry.publish.golden import PICTURE_SUFFIXES, read_truth
 from edgeferry.runtime.served import PictureSettings, ServedModel, load_served, make_terms
@@ -38,6 +40,8 @@ from edgeferry.wire.worker_frames import Terms
 
 MAX_PICTURES = 5_000
 DIFFERENCE_PICTURES = 32
+_TASKS = ("classification", "detection", "segmentation")
+_DISAGREEMENT = "disagreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Examiner:
     Attributes:
         metric: what the loss is measured by, in words.
         score: the own version's, in points; None where it is itself the measure.
-        outcomes: how many objects, or pictures of a classifier, can turn out one way or the other.
+        outcomes: how many objects, or pictures where no objects are found, can turn out one way or the other.
         by_label: outcomes of each label, where the metric is a mean over labels; else empty.
     """
 
@@ -95,11 +99,11 @@ class Examiner:
         for name, data in files.items():
             write_atomically(folder / name, data)
         self._spec = spec
-        self._terms = _open_thresholds(make_terms(folder, spec))
+        self._terms = _open_thresholds(make_terms(folder, spec), self._stage.task)
         _check_labels(eval_set, self._terms.labels[0])
         self._own = self._ask(files[self._stage.file], len(eval_set.pictures))
         self.metric = self._name_metric()
-        self.score = None if eval_set.truths is None else self._measure_score(self._own)
+        self.score = None if self.metric == _DISAGREEMENT else self._measure_score(self._own)
         self.outcomes = self._count_outcomes()
         self.by_label = self._count_by_label()
 
@@ -128,17 +132,17 @@ class Examiner:
         return measure_precision(truths, [each for each in answers if isinstance(each, DetectionAnswer)])
 
     def _name_metric(self) -> str:
-        if self._eval_set.truths is None:
-            return "disagreement"
+        if self._eval_set.truths is None or self._stage.task == "segmentation":
+            return _DISAGREEMENT
         return "top-1" if self._stage.task == "classification" else "mAP@0.5"
 
     def _count_by_label(self) -> dict[str, int]:
-        if self._stage.task == "classification":
+        if self._stage.task != "detection":
             return {}
         return dict(Counter(truth.label for picture in self._eval_set.truths or () for truth in picture))
 
     def _count_outcomes(self) -> int:
-        if self._stage.task == "classification":
+        if self._stage.task != "detection":
             return len(self._own)
         if self._eval_set.truths is not None:
             return sum(map(len, self._eval_set.truths))
@@ -151,11 +155,15 @@ class Examiner:
 def _require_stage(spec: ModelSpec) -> Stage:
     if len(spec.stages) != 1:
         raise ModelUnsupported(f"expected one stage to slim, found {len(spec.stages)}: pipelines are not slimmed")
+    if spec.stages[0].task not in _TASKS:
+        raise ModelUnsupported(f"expected a task among {', '.join(_TASKS)} to slim, found {spec.stages[0].task!r:.40}")
     return spec.stages[0]
 
 
-def _open_thresholds(terms: Terms) -> Terms:
-    """Answers of any score count: precision is an area, and a score that sinks is a difference."""
+def _open_thresholds(terms: Terms, task: Task) -> Terms:
+    """Answers of any score count: precision is an area, and a score that sinks is a difference. Masks keep theirs."""
+    if task == "segmentation":
+        return terms
     opened = tuple(msgspec.structs.replace(each, score=0.0) for each in terms.thresholds)
     return msgspec.structs.replace(terms, thresholds=opened)
 

@@ -51,6 +51,7 @@ from edgeferry.wire.worker_frames import (
     Reply,
     Stop,
     Terms,
+    join_picture,
 )
 
 __all__ = [
@@ -181,10 +182,11 @@ class Worker:
         id_ = self._line.make_id()
         future = self._line.ask(Ask(id=id_, terms=told, draw=draw), picture)
         self._last_terms = wanted  # only now: had it not been sent, the worker would not know them
-        reply, drawn = await self._wait_answer(future, id_, timeout_s)
+        reply, body = await self._wait_answer(future, id_, timeout_s)
         if not isinstance(reply, Answered):
             raise ProtocolViolated(f"expected an answer of the worker, found {type(reply).__name__}")
-        return InferReply(reply.answer, reply.width, reply.height, reply.timings_ms, drawn)
+        answer = join_picture(reply.answer, body)
+        return InferReply(answer, reply.width, reply.height, reply.timings_ms, body if draw else b"")
 
     async def infer_tensors(
         self, inputs: tuple[TensorEntry, ...], body: Body, *, outputs: tuple[str, ...] = (), timeout_s: float

@@ -6,6 +6,7 @@ Rules:
 - Interpreters map the same file, but XNNPACK packs the weights anew in each: of a large model there are at most
   LARGE_MAX, however many cores there are, or memory would go by cores x model.
 - One thread per inference, XNNPACK on (the default resolver).
+- Sides that the model leaves open take those of what comes in, and keep them until others come.
 - Tensors go by their tensor names; a name that is empty or doubled becomes `name#index`.
 """
 
@@ -45,7 +46,10 @@ class LitertSession:
         self._dequantisers = {name: _make_dequantiser(detail) for name, detail in self._output_details.items()}
         self.inputs = tuple(_describe(name, detail) for name, detail in self._input_details.items())
         self.outputs = tuple(_describe(name, detail) for name, detail in self._output_details.items())
+        self._open_inputs = frozenset(info.name for info in self.inputs if None in info.shape)
         self._interpreters = tuple(interpreters)
+        self._open = frozenset(info.name for info in self.inputs if None in info.shape)
+        self._shapes: dict[Interpreter, dict[str, tuple[int, ...]]] = {each: {} for each in interpreters}
         for interpreter in interpreters:
             self._pool.put(interpreter)
 
@@ -72,10 +76,27 @@ class LitertSession:
             raise ModelUnsupported(f"LiteRT failed to run the model: {error!s:.400}") from error
 
     def _run_on(self, interpreter: Interpreter, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._open:
+            self._resize(interpreter, inputs)
+        for name, value in inputs.items():
+            if name in self._open_inputs:
+                interpreter.resize_tensor_input(self._input_details[name]["index"], value.shape)
+        if self._open_inputs:
+            interpreter.allocate_tensors()  # does nothing when no size has changed
         for name, value in inputs.items():
             interpreter.set_tensor(self._input_details[name]["index"], value)
         interpreter.invoke()
         return {name: interpreter.get_tensor(detail["index"]) for name, detail in self._output_details.items()}
+
+    def _resize(self, interpreter: Interpreter, inputs: Mapping[str, Tensor]) -> None:
+        shapes = {name: value.shape for name, value in inputs.items() if name in self._open}
+        if shapes == self._shapes[interpreter]:
+            return
+        self._shapes[interpreter] = {}  # were it to fail half-way, the next call does all of it
+        for name, shape in shapes.items():
+            interpreter.resize_tensor_input(self._input_details[name]["index"], shape, strict=True)
+        interpreter.allocate_tensors()
+        self._shapes[interpreter] = shapes
 
 
 def open_litert(path: Path, settings: EngineSettings) -> Session:

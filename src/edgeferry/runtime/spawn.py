@@ -67,12 +67,12 @@ class Spawned:
 
 
 async def spawn_worker() -> Spawned:
-    """Starts `python -m edgeferry.runtime.worker`; raises WorkerStartFailed."""
+    """Starts `python -m edgeferry.runtime.worker_start`; raises WorkerStartFailed."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker", str(theirs.fileno())),
+            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker_start", str(theirs.fileno())),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

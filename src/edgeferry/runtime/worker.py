@@ -56,6 +56,7 @@ from edgeferry.wire.worker_frames import (
     Stop,
     Terms,
     make_frame,
+    part_picture,
     read_prefix,
     read_request,
 )
@@ -183,14 +184,15 @@ class WorkerProcess:
             found = self._model.answer_tensors(picture, job.ask)
             return AnsweredTensors(id=job.ask.id, outputs=found.outputs, timings_ms=found.timings_ms), found.body
         served = self._model.answer(picture, job.terms, job.ask.draw)
+        answer, body = part_picture(served.answer, served.drawn)
         reply = Answered(
             id=job.ask.id,
-            answer=served.answer,
+            answer=answer,
             width=served.width,
             height=served.height,
             timings_ms=served.timings_ms,
         )
-        return reply, served.drawn
+        return reply, body
 
     def _load_and_prove(self) -> None:
         if self._begin.nice and self._begin.threads == 1:  # with more, engine threads would start here and stay niced

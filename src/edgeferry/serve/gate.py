@@ -34,6 +34,11 @@ class Gate:
         """Requests that run or wait now."""
         return self._taken + self._taken_aside
 
+    @property
+    def busy(self) -> bool:
+        """Whether every core is taken: who comes now has to wait."""
+        return self._cores.locked()
+
     def require_place(self) -> None:
         """Raises QueueFull when no place is free: asked before a body is read that could not be answered."""
         if self._taken >= self._places:

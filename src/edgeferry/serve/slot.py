@@ -17,7 +17,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,9 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import InferReply, TensorsReply, Terms
 from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
 from edgeferry.serve.serving import HeldWorker, Serving
+from edgeferry.serve.shadow import Shadow
 from edgeferry.serve.tally import Tally
+from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.wire.v2_tensors import TensorRequest
 
 _log = structlog.get_logger(__name__)
@@ -49,6 +51,7 @@ class Lease:
     terms: Terms
     _worker: WorkerPort
     _tally: Tally
+    _shadow: Shadow | None = None
 
     async def infer(self, picture: bytes, *, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers `picture` with worker, labels and thresholds of this very version; raises as WorkerPort.infer."""
@@ -58,6 +61,8 @@ class Lease:
             self._tally.failed += 1
             raise
         self._tally.note_answer(reply)
+        if self._shadow is not None:
+            self._shadow.offer(picture, reply)
         return reply
 
     async def infer_tensors(self, request: TensorRequest, *, timeout_s: float) -> TensorsReply:
@@ -75,7 +80,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class SlotSettings:
-    """Waiting times of a slot, seconds. `pause_max_s`: so long after its proof may a candidate keep what serves away."""
+    """Waiting times, seconds. `pause_max_s`: so long after its proof may a candidate keep what serves away."""
 
     drain_timeout_s: float = 30.0
     restart_wait_s: float = 10.0
@@ -100,6 +105,8 @@ class Slot:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._paused: Serving | None = None
+        self.shadow: Shadow | None = None
+        self._shadowing: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
@@ -126,6 +133,7 @@ class Slot:
                 await self._drop_candidate()
                 return
             new = await self._hold_candidate(version)
+            self.stop_shadow()
             self._candidate, had_one = None, self.serving is not None
             self._point_at(new)
             self.before = self.tally.get_health() if had_one else None
@@ -137,6 +145,22 @@ class Slot:
         """Runs the golden truth on the worker that serves; raises as Activator.prove_again."""
         serving = self._require_serving()
         await serving.worker.port.reprove(serving.version)
+
+    def start_shadow(self, policy: ShadowPolicy, is_busy: Callable[[], bool]) -> bool:
+        """Shows live pictures to the candidate from now on; False where nothing serves beside it, or it is gone."""
+        self.stop_shadow()
+        candidate = self._candidate
+        if candidate is None or not candidate.worker.port.alive or not self.ready:
+            return False
+        self.shadow = Shadow(candidate, policy, is_busy)
+        self._shadowing = self._spawn(self.shadow.run())
+        return True
+
+    def stop_shadow(self) -> None:
+        """Shows the candidate nothing more."""
+        self.shadow = None
+        if self._shadowing is not None:
+            self._shadowing.cancel()
 
     async def discard(self) -> None:
         """Lets go of the candidate, if there is one."""
@@ -166,7 +190,7 @@ class Slot:
         """
         serving = self._require_serving()
         with serving.leases:
-            yield Lease(serving.version, serving.terms, serving.worker.port, self.tally)
+            yield Lease(serving.version, serving.terms, serving.worker.port, self.tally, self.shadow)
 
     async def wait_ready(self) -> None:
         """Waits for a restart or a switch under way.
@@ -208,6 +232,7 @@ class Slot:
 
     async def _drop_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
+        self.stop_shadow()
         if candidate is not None:
             await candidate.worker.release(0.0)
 
@@ -330,7 +355,7 @@ class Slot:
             except EdgeferryError as error:
                 _log.error("restart_failed", model=self.model, code=error.code, message=error.message)
                 self._note_failed_restart(error)
-            except Exception as error:  # noqa: BLE001 - a defect of ours must not leave the slot dead for ever
+            except Exception as error:  # noqa: BLE001 - the edge of a task: a defect must not leave the slot dead
                 _log.error("restart_failed", model=self.model, exc_info=error)
                 self._note_failed_restart(error)
             else:

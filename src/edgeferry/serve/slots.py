@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from edgeferry.errors import ModelNotReady
+from edgeferry.errors import Conflict, ModelNotReady
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import ModelTensors
@@ -26,6 +26,8 @@ from edgeferry.serve.gate import Gate
 from edgeferry.serve.ports import EnginePort
 from edgeferry.serve.residents import Residents
 from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
+from edgeferry.twin.shadow import ShadowPolicy
+from edgeferry.vision.agreement import Agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,15 @@ class Slots:
         await self._make_slot(version.model).switch(version)
         self.residents.let_go(version.model, version.version)
 
+    async def load_resident(self, version: StoredVersion) -> None:
+        """Serves `version` beside what is active; raises as `Residents.load`, and Conflict without memory for it."""
+        live = next((slot.serving for slot in self._slots.values() if slot.ready and slot.serving), None)
+        if live is not None and self.residents.find(version.model, version.version) is None:
+            pid = live.worker.port.pid
+            if not await self._engine.has_room(version, beside=live.version, pid=pid):
+                raise Conflict(f"expected memory for {version} beside {live.version}, found too little")
+        await self.residents.load(version)
+
     async def discard(self, model: str) -> None:
         """Lets go of a proven worker that was never switched to."""
         if model in self._slots:
@@ -82,6 +93,20 @@ class Slots:
     async def prove_again(self, model: str) -> None:
         """Runs the golden truth once more on the worker that serves; see Activator.prove_again."""
         await self._make_slot(model).prove_again()
+
+    def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        """Shows the candidate a share of the live pictures; see Activator.start_shadow."""
+        return model in self._slots and self._slots[model].start_shadow(policy, lambda: self.gate.busy)
+
+    def find_agreement(self, model: str) -> Agreement | None:
+        """How far candidate and live version agree so far; None once the candidate is gone."""
+        shadow = self._slots[model].shadow if model in self._slots else None
+        return shadow.agreement if shadow is not None and shadow.alive else None
+
+    def stop_shadow(self, model: str) -> None:
+        """Shows the candidate nothing more."""
+        if model in self._slots:
+            self._slots[model].stop_shadow()
 
     def is_alive(self, model: str) -> bool:
         """Whether a living worker serves `model`."""

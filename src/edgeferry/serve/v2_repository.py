@@ -89,13 +89,13 @@ class Repository:
         Raises:
             ModelNotFound: no such version is stored here.
             RequestInvalid: the request brings files, or names several versions.
-            Conflict, WorkerStartFailed: as Residents.load.
+            Conflict, WorkerStartFailed: as Slots.load_resident.
         """
         name, version = _read_name(wanted, request)
         found = _pick(name, version, await self._list_stored(name))
         active = self._slots.get_models().get(name)
         if active is None or active.version.version != found.version:
-            await self._slots.residents.load(found)
+            await self._slots.load_resident(found)
 
     async def unload(self, wanted: str, request: RepositoryRequest) -> None:
         """Lets go of a resident version, of all of a model where none is named; not resident is fine.

@@ -18,6 +18,7 @@ from pathlib import Path
 from edgeferry.errors import StorageError
 from edgeferry.model.digest import Digest
 from edgeferry.storage.files import (
+    copy_file,
     fsync_folder,
     hash_file,
     make_folder,
@@ -91,12 +92,13 @@ class Blobs:
         remove_tree(path)
         return status.st_size
 
-    def check(self, digest: Digest, link: Path | None = None) -> bool:
+    def check(self, digest: Digest, link: Path | None = None, *, aside: Path | None = None) -> bool:
         """Reads content again; what is damaged of blob and `link` goes, and what is sound makes the blob whole again.
 
         Args:
             digest: what the bytes must have.
             link: the name that a version has for it, which may be the same file or, by another hand, not any more.
+            aside: where a copy is to be put of what is damaged, when nothing of it is sound.
 
         Returns:
             Whether blob and link are sound now.
@@ -106,6 +108,8 @@ class Blobs:
         blob_is_sound = link_is_sound if link is None or _is_same(link, blob) else is_sound(blob, digest)
         for path, sound in ((link, link_is_sound), (blob, blob_is_sound)):
             if path is not None and not sound:
+                if aside is not None and not (link_is_sound or blob_is_sound):
+                    _set_aside(path, aside)
                 remove_tree(path)
         if link is not None and link_is_sound and not blob_is_sound:
             make_folder(blob.parent)
@@ -121,6 +125,16 @@ class Blobs:
     def _iterate(self) -> Iterator[Path]:
         for folder in iterate_folder(self.folder):
             yield from (path for path in iterate_folder(folder) if _is_blob_name(path))
+
+
+def _set_aside(path: Path, aside: Path) -> None:
+    """A copy: whoever has the damaged file open sees no other bytes. What cannot be read or has no room just goes."""
+    if aside.exists() or path.is_symlink() or not path.is_file():
+        return
+    try:
+        copy_file(path, aside, mode=0o600)
+    except StorageError:
+        remove_tree(aside)
 
 
 def is_sound(path: Path, digest: Digest) -> bool:

@@ -10,18 +10,30 @@ Rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeferry.errors import ManifestInvalid, StorageError, StorageFailed
+from edgeferry.link.route import find_listed
 from edgeferry.model.digest import Digest
-from edgeferry.model.manifest import MANIFEST_MAX_BYTES, read_manifest_bytes
+from edgeferry.model.manifest import MANIFEST_MAX_BYTES, FileEntry, read_manifest_bytes
 from edgeferry.model.stored import StoredVersion
 from edgeferry.storage.files import read_bounded
+from edgeferry.storage.partial import get_partial_path
 from edgeferry.storage.refs import RefName
 from edgeferry.storage.repository import Repository
-from edgeferry.storage.versions import OTHER_SIGN, find_manifest, find_manifest_bytes, list_content
+from edgeferry.storage.versions import (
+    OTHER_SIGN,
+    find_manifest,
+    find_manifest_bytes,
+    iterate_folder,
+    list_content,
+    list_identities,
+)
+
+_ASIDE = re.compile(r"([0-9a-f]{64})-damaged")
 
 
 def find_sound_ref(repository: Repository, model: str, name: RefName) -> StoredVersion | None:
@@ -65,7 +77,7 @@ def _store_again(repository: Repository, model: str, version: str, identity: str
     for entry in manifest.files:
         for folder in repository.get_folders(model, version, identity):
             link = folder / entry.path
-            repository.blobs.check(Digest.from_str(entry.sha256), link if link.is_file() else None)
+            _check_file(repository, entry, link if link.is_file() else None)
     for golden in manifest.golden:
         repository.blobs.check(Digest.from_str(golden.input))
     if not all(map(repository.has_blob, list_content(manifest))):
@@ -77,10 +89,28 @@ def _check(repository: Repository, stored: StoredVersion) -> bool:
     manifest = find_manifest(stored.folder, stored.identity)
     if manifest is None:
         return False
-    links: list[tuple[str, Path | None]] = [(one.sha256, stored.folder / one.path) for one in manifest.files]
-    pictures: list[tuple[str, Path | None]] = [(one.input, None) for one in manifest.golden]
-    verdicts = [repository.blobs.check(Digest.from_str(text), link) for text, link in (*links, *pictures)]
+    verdicts = [_check_file(repository, one, stored.folder / one.path) for one in manifest.files]
+    verdicts += [repository.blobs.check(Digest.from_str(one.input)) for one in manifest.golden]
     return all(verdicts)
+
+
+def _check_file(repository: Repository, entry: FileEntry, link: Path | None) -> bool:
+    """Of a file whose pieces are listed the sound ones are kept: only the others need be fetched."""
+    digest = Digest.from_str(entry.sha256)
+    aside = get_aside_path(repository, digest) if find_listed(entry) is not None else None
+    return repository.blobs.check(digest, link, aside=aside)
+
+
+# --- what is set aside ------------------------------------------------------------------------------------------------
+def get_aside_path(repository: Repository, digest: Digest) -> Path:
+    """Where damaged content waits for its repair, out of everybody's reach."""
+    return get_partial_path(repository.partial_folder, f"{digest.hex}-damaged")
+
+
+def list_aside(repository: Repository) -> frozenset[Digest]:
+    """The digests that what is set aside should have."""
+    found = [_ASIDE.fullmatch(path.name) for path in iterate_folder(repository.partial_folder)]
+    return frozenset(Digest(match[1]) for match in found if match is not None)
 
 
 def _find_manifest_bytes(repository: Repository, model: str, version: str, *, identity: str) -> bytes | None:
@@ -135,8 +165,8 @@ def _is_blob(repository: Repository, piece: Piece) -> bool:
         return False
 
 
-def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[tuple[str, str]]:
-    """Removes damaged content and mends what can be; returns (model, identity) of what refs name and is not whole.
+def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[Named]:
+    """Removes damaged content and mends what can be; returns what refs and pins name and is not whole.
 
     Args:
         repository: where to look.
@@ -150,9 +180,39 @@ def find_hurt(repository: Repository, damaged: frozenset[Digest]) -> list[tuple[
     for digest in damaged:
         if repository.has_blob(digest):
             repository.blobs.check(digest)
+    return list_hurt(repository)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A version that a ref or a pin names."""
+
+    model: str
+    version: str
+    identity: str
+
+
+def list_hurt(repository: Repository) -> list[Named]:
+    """Mends what can be of what is here, without reading content; returns what refs and pins name and is not whole."""
+    named = [one for model in repository.list_models() for one in _iterate_named(repository, model)]
     return [
-        (model, ref.identity)
-        for model in repository.list_models()
-        for ref in repository.refs.list_refs(model)
-        if mend(repository, model, ref.version, identity=ref.identity) is None
+        one for one in dict.fromkeys(named) if mend(repository, one.model, one.version, identity=one.identity) is None
     ]
+
+
+def _iterate_named(repository: Repository, model: str) -> Iterator[Named]:
+    for ref in repository.refs.list_refs(model):
+        yield Named(model, ref.version, ref.identity)
+    pins = repository.refs.list_pins(model)
+    for folder in repository.list_folders(model):
+        identity = find_pinned(repository, model, folder) if folder.name in pins else ""
+        if identity:
+            yield Named(model, folder.name.partition(OTHER_SIGN)[0], identity)
+
+
+def find_pinned(repository: Repository, model: str, folder: Path) -> str:
+    """The identity of what lies in a pinned `folder`, or lay there before it was damaged; '' where nobody can say."""
+    refs = {ref.identity for ref in repository.refs.list_refs(model) if ref.version == folder.name}
+    known = {*refs, *repository.refs.read_history(model)}
+    found = list_identities(folder)
+    return next((one for one in found if one in known), next(iter(found), ""))

@@ -18,7 +18,7 @@ from edgeferry.model.stored import StoredVersion
 from edgeferry.names import require_version
 from edgeferry.storage.files import TEMP_PREFIX, remove_tree
 from edgeferry.storage.keeping import Held, plan_gc
-from edgeferry.storage.mending import find_content
+from edgeferry.storage.mending import find_content, find_pinned, get_aside_path, list_aside
 from edgeferry.storage.partial import get_partial_path
 from edgeferry.storage.refs import REF_NAMES, Ref
 from edgeferry.storage.repository import Repository
@@ -65,6 +65,10 @@ def gc(
         )
         for name in leaving.versions:
             remove_tree(held[name][1])
+        wanted = frozenset(keep_blobs).union(*(one.digests for one, _ in held.values() if one.needed))
+        for digest in list_aside(repository):
+            if digest not in wanted or repository.has_blob(digest):
+                remove_tree(get_aside_path(repository, digest))
         sizes = [size for digest in sorted(leaving.blobs) if (size := repository.blobs.remove_loose(digest))]
     return Collected(leaving.versions, len(sizes), sum(sizes))
 
@@ -76,7 +80,8 @@ def _iterate_held(repository: Repository, kept: Collection[Path]) -> Iterator[tu
         for folder in repository.list_folders(model):
             stored = repository.read_folder(model, folder)
             named = _find_named(repository, model, folder, stored)
-            identity = stored.identity if stored is not None else named
+            pinned = find_pinned(repository, model, folder) if folder.name in pins else ""
+            identity = stored.identity if stored is not None else named or pinned
             needed = bool(named) or folder in kept or folder.name in pins
             digests = find_content(repository, model, folder, identity=identity)
             yield Held(f"{model}@{folder.name}", digests, ranks.get(identity), needed), folder
@@ -154,6 +159,7 @@ def sweep(repository: Repository, keep_partials: Collection[str] | None = None) 
     leftovers |= {path for path in iterate_folder(repository.trust_folder, "tmp") if not path.suffix}  # python-tuf's
     if keep_partials is not None:
         kept = {get_partial_path(repository.partial_folder, key).name for key in keep_partials}
+        kept |= {get_aside_path(repository, digest).name for digest in list_aside(repository)}
         leftovers |= {path for path in iterate_folder(repository.partial_folder) if path.name not in kept}
     for path in leftovers:
         remove_tree(path)

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ IDENTITY_FILE = "identity:"
 OTHER_SIGN = "~"
 """Joins version and identity in the folder name of a second content; no version may hold this sign."""
 _IDENTITY_MAX_BYTES = 4096
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def read_version(model: str, folder: Path, blob_path: Callable[[Digest], Path]) -> StoredVersion | None:
@@ -71,6 +73,20 @@ def make_identity_bytes(identity: str, manifest_bytes: bytes) -> bytes:
     """What the identity file of a version holds."""
     is_signed = str(Digest.of(manifest_bytes)) == identity
     return "\n".join([identity] if is_signed else [identity, _make_seal(identity, manifest_bytes)]).encode()
+
+
+def list_identities(folder: Path) -> list[str]:
+    """What the version in `folder` can be, damaged or not: what its identity file says, and what its manifest is."""
+    written, *_ = _read_lines(folder)
+    if _DIGEST.fullmatch(written) and find_manifest_bytes(folder, written) is not None:
+        return [written]
+    try:
+        data = read_bounded(folder / MANIFEST_FILE, MANIFEST_MAX_BYTES)
+        read_manifest_bytes(data)
+    except (StorageError, ManifestInvalid):
+        return [written] if _DIGEST.fullmatch(written) else []
+    own = str(Digest.of(data))
+    return [written, own] if _DIGEST.fullmatch(written) else [own]
 
 
 def _make_seal(identity: str, manifest_bytes: bytes) -> str:

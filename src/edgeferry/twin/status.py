@@ -17,7 +17,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model.
 
     `progress` is 0..1 within the downloads of an update, `done_bytes` of `total_bytes`; `retry_at` and `finishes_at`
-    are Unix seconds, 0 where there is none or it cannot be told; `error` is `{code, message, advice}` or None.
+    are Unix seconds, 0 where there is none or it cannot be told; `error` is `{code, message, advice}` or None; `shadow`
+    is how far the target agreed with the version before it: `{n, agree, iou, shift}` (docs/shadow.md).
     """
 
     model: str
@@ -32,6 +33,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     retry_at: float = 0.0
     finishes_at: float = 0.0
     error: dict[str, str] | None = None
+    shadow: dict[str, float] | None = None
 
 
 class LedgerStatus(msgspec.Struct, frozen=True, kw_only=True):

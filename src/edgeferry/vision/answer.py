@@ -6,7 +6,8 @@ Rules:
 - No numpy here: the device's main process reads answers and never loads numpy.
 - Scores are 0..1. Boxes are (top, left, bottom, right) in 0..1 of the upright picture, points (x, y) in the same unit.
 - Results stand best first.
-- A pose and a set of landmarks are objects too: whoever knows boxes alone can read them (`list_objects`).
+- A pose, a set of landmarks and a class of a mask are objects too: whoever knows boxes alone can read them
+  (`list_objects`).
 """
 
 from __future__ import annotations
@@ -128,5 +129,14 @@ def list_regions(answer: Answer) -> tuple[MaskClass, ...]:
 
 
 def list_objects(answer: Answer) -> tuple[FoundObject, ...]:
-    """The objects of an answer; none where its task finds no objects."""
-    return answer.objects if isinstance(answer, ObjectsAnswer) else ()
+    """The objects of an answer, for whoever knows boxes alone; none where its task locates nothing.
+
+    A class that a mask shows is an object in the box of its pixels, largest first. Its score is 1: a mask says of each
+    pixel what it is, not how sure that is.
+    """
+    if isinstance(answer, ObjectsAnswer):
+        return answer.objects
+    return tuple(
+        FoundObject(class_index=one.class_index, label=one.label, score=1.0, box=one.box)
+        for one in list_regions(answer)
+    )

@@ -5,6 +5,12 @@ What this file leaves to others: where golden truth comes from (`publish/`), ask
 Rules:
 - Detection: a truth is found when an answer of its label overlaps it with IoU >= tolerance.iou (lies anywhere, where
   the truth has no box). Answers choose by score, best first; one answer finds one truth, one truth is found once.
+- Poses and landmarks are judged as detections: by the label and the box of what they belong to.
+- Segmentation: a truth is found when the mask holds its label on at least 1 % of the picture (`LEAST_SHARE`) and, where
+  the truth has a box, the box that those pixels span overlaps it with IoU >= tolerance.iou. Truths of one label count
+  as one, in the box that spans theirs. The background is nothing that is seen where nothing is to be seen.
+- Image: no truth speaks of a made picture. A picture with truths counts as one, found when the made picture shows
+  something: laid on white, it is not of one colour throughout. One without truths is not judged.
 - Classification: a picture counts as one truth, found when the best class is one of its labels.
 - Pooled: the found truths of all pictures must reach the sum of share x truths. One hard picture fails nothing.
 - A picture without truths says that nothing is to be seen: any answer at or above the threshold fails the version.
@@ -17,7 +23,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgeferry.model.manifest import Golden, TruthObject
-from edgeferry.vision.answer import Answer, Box, ClassificationAnswer, FoundObject, list_objects
+from edgeferry.vision.answer import (
+    LEAST_SHARE,
+    Answer,
+    Box,
+    ClassificationAnswer,
+    FoundObject,
+    PictureAnswer,
+    SegmentationAnswer,
+    list_objects,
+)
 
 _DETAILS_MAX = 8
 _ROUNDING = 1e-9
@@ -72,10 +87,14 @@ def _get_area(box: Box) -> float:
 
 
 def _judge_one(golden: Golden, answer: Answer) -> _Verdict:
+    if isinstance(answer, PictureAnswer):
+        return _judge_picture(golden, answer)
     if not golden.truth:
         return _judge_empty(answer)
     if isinstance(answer, ClassificationAnswer):
         return _judge_classes(golden, answer)
+    if isinstance(answer, SegmentationAnswer):
+        return _judge_mask(golden, answer)
     return _judge_objects(golden, list_objects(answer))
 
 
@@ -84,6 +103,48 @@ def _judge_empty(answer: Answer) -> _Verdict:
     if not seen:
         return _Verdict(0, 0, 0, "")
     return _Verdict(0, 0, len(seen), f"expected nothing, found {seen[0].label!r:.60} with {seen[0].score:.2f}")
+
+
+def _judge_picture(golden: Golden, answer: PictureAnswer) -> _Verdict:
+    if not golden.truth:
+        return _Verdict(0, 0, 0, "")
+    # only here: the device's main process compares answers too, and never loads numpy
+    from edgeferry.vision.image import PictureLimits, read_picture
+
+    pixels = read_picture(answer.png, PictureLimits(len(answer.png), answer.width * answer.height)).pixels
+    if (pixels != pixels[0, 0]).any():
+        return _Verdict(1, 1, 0, "")
+    return _Verdict(0, 1, 0, "the made picture is of one colour throughout")
+
+
+def _judge_mask(golden: Golden, answer: SegmentationAnswer) -> _Verdict:
+    boxes = {one.label: one.box for one in answer.classes if one.share >= LEAST_SHARE}
+    wanted = _join_truths(golden.truth)
+    missed = sorted(
+        label
+        for label, box in wanted.items()
+        if label not in boxes or (box is not None and get_iou(boxes[label], box) < golden.tolerance.iou)
+    )
+    if not missed:
+        return _Verdict(len(wanted), len(wanted), 0, "")
+    seen = ", ".join(f"{one.label} {one.share:.0%}" for one in answer.classes[:5])
+    detail = f"missed {', '.join(missed):.120}; the mask holds {seen:.160}"
+    return _Verdict(len(wanted) - len(missed), len(wanted), 0, detail)
+
+
+def _join_truths(truths: Iterable[TruthObject]) -> dict[str, Box | None]:
+    """For each label the box that spans its truths; None where one of them lies anywhere."""
+    joined: dict[str, Box | None] = {}
+    for truth in truths:
+        other = joined.get(truth.label, truth.box)
+        both = None if truth.box is None or other is None else (truth.box, other)
+        joined[truth.label] = both and (
+            min(box[0] for box in both),
+            min(box[1] for box in both),
+            max(box[2] for box in both),
+            max(box[3] for box in both),
+        )
+    return joined
 
 
 def _judge_classes(golden: Golden, answer: ClassificationAnswer) -> _Verdict:

@@ -16,6 +16,7 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -52,8 +53,9 @@ _JPEG_SCANS_MAX = 200
 """A progressive JPEG can ask for a pass over all pixels with each few bytes; encoders write about ten of them."""
 
 _PNG_LEVEL = 3
-"""Of zlib, 0..9: a mask of one megapixel takes 5 ms, a photo is a tenth larger than at 6 and done in a third."""
+"""Of zlib, 0..9: a photo is 7 % larger than at 6 and done in 0.4 of the time (measured)."""
 
+_LARGE_BYTES = 1 << 20
 _ORIENTATION_TAG = 0x0112
 _TURNED = (5, 6, 7, 8)
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF 2.32, section 4.6.4, tag 274
@@ -128,7 +130,7 @@ def read_picture(
         raise PictureUnreadable("expected a picture, found 0 bytes")
     reader = _find_reader(data)
     try:
-        image = reader(io.BytesIO(data))  # not Image.open: that would apply Pillow's process-wide pixel limit first
+        image = reader(_open(data))  # not Image.open: that would apply Pillow's process-wide pixel limit first
         _check_size(image, limits)
         return _decode(image, data, enough)
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -160,6 +162,38 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", compress_level=_PNG_LEVEL)
     return stream.getvalue()
+
+
+def _open(data: bytes | bytearray) -> io.BytesIO | io.BufferedReader:
+    """A file of the bytes. BytesIO copies a bytearray, which of a large picture is worth a view in Python."""
+    large = isinstance(data, bytearray) and len(data) > _LARGE_BYTES
+    return io.BufferedReader(_View(data)) if large else io.BytesIO(data)
+
+
+class _View(io.RawIOBase):
+    """Reads bytes where they lie."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._view, self._at = memoryview(data), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
+        if start + offset < 0:
+            raise ValueError(f"expected a place of 0 or more, found {start + offset}")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, into: Any) -> int:
+        part = self._view[self._at : self._at + len(into)]
+        into[: len(part)] = part
+        self._at += len(part)
+        return len(part)
 
 
 def _find_reader(data: bytes | bytearray) -> type[ImageFile.ImageFile]:

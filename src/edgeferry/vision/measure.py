@@ -8,17 +8,20 @@ Rules:
   over the labels that some truth has. The answers choose best first, each the truth that it overlaps most.
 - A truth without a box is overlapped by every answer of its label.
 - Answers are compared best first too: each takes the other's object of its label that it overlaps most, if by IoU 0.5.
+- Masks are compared by the IoU of each class that either holds, pixel by pixel; its mean is over those classes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from edgeferry.model.manifest import TruthObject
-from edgeferry.vision.answer import Answer, ClassificationAnswer, DetectionAnswer, FoundObject
+from edgeferry.vision.answer import Answer, ClassificationAnswer, DetectionAnswer, FoundObject, SegmentationAnswer
 from edgeferry.vision.golden import get_iou
 
 Truths = tuple[TruthObject, ...]
+Runs = tuple[tuple[int, int], ...]
 LEAST_IOU = 0.5
 
 
@@ -80,16 +83,18 @@ def _get_area_under_curve(hits: Sequence[bool], total: int) -> float:
 # --- against another version ------------------------------------------------------------------------------------------
 def measure_disagreement(ones: Sequence[Answer], others: Sequence[Answer], *, score: float) -> float:
     """In points, what part of the objects (from `score` on) have no partner in the other answers; of classifications,
-    how many pictures have another best class.
+    how many pictures have another best class; of masks, what their mean IoU lacks.
     """
-    apart, total = 0, 0
+    apart, total = 0.0, 0
     for one, other in zip(ones, others, strict=True):
         if isinstance(one, ClassificationAnswer) and isinstance(other, ClassificationAnswer):
             apart, total = apart + (_get_best(one) != _get_best(other)), total + 1
         elif isinstance(one, DetectionAnswer) and isinstance(other, DetectionAnswer):
             mine, theirs = _keep(one, score), _keep(other, score)
-            pairs = sum(None not in pair for pair in _pair(mine, theirs))
+            pairs = sum(None not in pair for pair in pair_objects(mine, theirs))
             apart, total = apart + len(mine) + len(theirs) - 2 * pairs, total + len(mine) + len(theirs)
+        elif isinstance(one, SegmentationAnswer) and isinstance(other, SegmentationAnswer):
+            apart, total = apart + 1.0 - get_mask_iou(one, other), total + 1
     return 100.0 * apart / max(1, total)
 
 
@@ -105,8 +110,37 @@ def _differ(one: Answer, other: Answer) -> float:
         theirs = {each.class_index: each.score for each in other.classes}
         return float(sum((mine.get(at, 0.0) - theirs.get(at, 0.0)) ** 2 for at in mine.keys() | theirs.keys()))
     if isinstance(one, DetectionAnswer) and isinstance(other, DetectionAnswer):
-        return sum(_differ_objects(mine, theirs) for mine, theirs in _pair(one.objects, other.objects))
+        return sum(_differ_objects(mine, theirs) for mine, theirs in pair_objects(one.objects, other.objects))
+    if isinstance(one, SegmentationAnswer) and isinstance(other, SegmentationAnswer):
+        return 1.0 - get_mask_iou(one, other)
     return 1.0
+
+
+def get_mask_iou(one: SegmentationAnswer, other: SegmentationAnswer) -> float:
+    """Mean over classes of the pixels that both give to it, of those that either gives; 0 for masks of other sizes."""
+    if (one.width, one.height) != (other.width, other.height):
+        return 0.0
+    shared: Counter[int] = Counter()
+    held: Counter[int] = Counter()
+    for mine, theirs, pixels in _overlay(one.runs, other.runs):
+        shared[mine] += pixels if mine == theirs else 0
+        for index in {mine, theirs}:
+            held[index] += pixels
+    return sum(shared[index] / held[index] for index in held) / max(1, len(held))
+
+
+def _overlay(ones: Runs, others: Runs) -> Iterator[tuple[int, int, int]]:
+    """Two maps laid over each other: (class of one, class of the other, pixels), as long as neither changes."""
+    left, right = iter(ones), iter(others)
+    (mine, first), (theirs, second) = next(left, (0, 0)), next(right, (0, 0))
+    while first and second:
+        pixels = min(first, second)
+        yield mine, theirs, pixels
+        first, second = first - pixels, second - pixels
+        if not first:
+            mine, first = next(left, (0, 0))
+        if not second:
+            theirs, second = next(right, (0, 0))
 
 
 def _differ_objects(mine: FoundObject | None, theirs: FoundObject | None) -> float:
@@ -120,7 +154,7 @@ def _keep(answer: DetectionAnswer, score: float) -> list[FoundObject]:
     return [one for one in answer.objects if one.score >= score]
 
 
-def _pair(
+def pair_objects(
     ones: Sequence[FoundObject], others: Sequence[FoundObject]
 ) -> Iterator[tuple[FoundObject | None, FoundObject | None]]:
     """Every object of both sides once, beside its partner where it has one."""

@@ -69,7 +69,7 @@ class InputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: tuple[int, ...]
     datatype: str
     parameters: InputParameters = InputParameters()
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class OutputParameters(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -249,7 +249,7 @@ def _pack_json(one: InputTensor, count: int) -> bytes:
     raw = bytes(one.data)
     if one.datatype == BYTES:
         return _pack_texts(one, raw)
-    found = raw.count(b",") + 1
+    found = raw.count(b",") + 1 if raw.startswith(b"[") else 0
     if found != count or count > JSON_ELEMENTS_MAX:
         most = f" and at most {JSON_ELEMENTS_MAX} as JSON" if count > JSON_ELEMENTS_MAX else ""
         raise RequestInvalid(

@@ -22,10 +22,11 @@ import msgspec
 from edgeferry.errors import LimitExceeded, ProtocolViolated
 from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import ModelSpec, Thresholds
-from edgeferry.vision.answer import Answer
+from edgeferry.vision.answer import Answer, PictureAnswer
 from edgeferry.wire.v2_tensors import TensorEntry
 
 PREFIX_BYTES = 8
+PNG_MAGIC = b"\x89PNG"
 HEADER_MAX_BYTES = 16 << 20
 BODY_MAX_BYTES = 256 << 20
 
@@ -141,7 +142,7 @@ class Proved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Answered(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The answer to request `id`; the body is the drawn picture, if one was asked for."""
+    """The answer to request `id`; the body is the drawn picture, if one was asked for, or the one that was made."""
 
     id: int
     answer: Answer
@@ -187,6 +188,20 @@ def make_frame(message: Request | Reply, body_bytes: int = 0) -> bytes:
     header = msgspec.msgpack.encode(message)
     _check_size(len(header), body_bytes)
     return _PREFIX.pack(len(header), body_bytes) + header
+
+
+def part_picture(answer: Answer, drawn: bytes) -> tuple[Answer, bytes]:
+    """Answer and body to send: a made picture may be larger than any header, so it goes as the body."""
+    if not isinstance(answer, PictureAnswer):
+        return answer, drawn
+    return msgspec.structs.replace(answer, png=b""), drawn or answer.png
+
+
+def join_picture(answer: Answer, body: bytes) -> Answer:
+    """The answer as it was before `part_picture`; of a picture drawn as JPEG only the drawing is left."""
+    if not isinstance(answer, PictureAnswer) or not body.startswith(PNG_MAGIC):
+        return answer
+    return msgspec.structs.replace(answer, png=body)
 
 
 def read_prefix(prefix: bytes | bytearray) -> FrameSize:

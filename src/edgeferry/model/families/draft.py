@@ -26,7 +26,7 @@ NO_LABELS = "the model carries no labels: add them with --labels FILE, or as lab
 class Draft:
     """A stage in the making. `missing`: field -> why it is not known; `notes`: conventions that were applied.
 
-    `names`: the labels of a published model, for where neither the file nor the operator has any.
+    `names`: the only label of a family that has one, for where neither the file nor the operator says any.
     """
 
     labels: Sequence[str]
@@ -48,6 +48,12 @@ class Draft:
         if taken:
             self.notes.append(f"{', '.join(f'input.{name}' for name in taken)}: {why}")
 
+    def fill_names(self, only: str) -> None:
+        """What the only class is called, where there are no labels."""
+        if not self.labels:
+            self.names = (only,)
+            self.notes.append(f"labels.names: {only}, the only class")
+
     def to_stage(self) -> dict[str, object]:
         """The fields found, as in a spec TOML; labels are added by who knows where they lie."""
         tables = {"input": self.input, "answer": self.answer, "thresholds": self.thresholds}
@@ -59,6 +65,14 @@ def find_picture(facts: ModelFacts) -> TensorFacts | None:
     """The only input that can be a picture: four axes, batch 1 or open, 1 or 3 channels, a type we can fill."""
     found = [each for each in facts.inputs if find_layout(each, facts) and each.dtype in DTYPES]
     return found[0] if len(found) == 1 else None
+
+
+def find_planes(facts: ModelFacts) -> TensorFacts | None:
+    """The only input of an ONNX model where it is a picture in colour, floats [1, 3, height, width]."""
+    picture = find_picture(facts)
+    if facts.format != "onnx" or picture is None or len(facts.inputs) != 1:
+        return None
+    return picture if picture.shape[1] == 3 and picture.dtype.startswith("float") else None
 
 
 def find_layout(tensor: TensorFacts, facts: ModelFacts) -> str:
@@ -140,8 +154,11 @@ def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
     """Fills the input of a detector that is recognised by its outputs, and says in a note how it is fed."""
     draft.stage["task"] = "detection"
     fill_tensor(find_picture(facts), facts, draft)
-    draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit, "pad": fed.pad}
-    around = f" on grey {fed.pad}" if fed.fit.startswith("letterbox") else ""
+    draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit}
+    around = ""
+    if fed.fit.startswith("letterbox"):
+        draft.input["pad"] = fed.pad
+        around = f" on grey {fed.pad}"
     draft.notes.append(
         f"recognised by its outputs, and fed as {fed.model} is published: {fed.fit}{around}, {fed.colour}, "
         f"(pixel - {fed.mean:g}) / {fed.std:g}; say what differs"

@@ -24,6 +24,7 @@ def draft_face_landmarks(facts: ModelFacts, draft: Draft) -> bool:
         "outputs": {"points": points[0].name, "presence": presence[0].name},
         "parameters": {"activation": activation},
     }
+    draft.fill_names("face")
     fill_picture(facts, draft)
     draft.fill_published(
         {"mean": [0.0], "std": [255.0], "fit": "stretch"}, "RGB 0..1, stretched, as MediaPipe feeds it"

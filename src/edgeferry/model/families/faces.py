@@ -6,7 +6,15 @@ Each numbers its anchors by the size of its input; another count is another mode
 from __future__ import annotations
 
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels, name_classes
+from edgeferry.model.families.draft import (
+    Draft,
+    Published,
+    feed_as_published,
+    find_picture,
+    find_planes,
+    fit_labels,
+    name_classes,
+)
 
 _BLAZEFACE = Published("MediaPipe's short-range face detection", fit="letterbox", mean=127.5, std=127.5, pad=0)
 _BLAZEFACE_SIDE, _BLAZEFACE_ANCHORS, _BLAZEFACE_NUMBERS = 128, 896, 16
@@ -33,11 +41,9 @@ def draft_blazeface(facts: ModelFacts, draft: Draft) -> bool:
 
 def draft_ultraface(facts: ModelFacts, draft: Draft) -> bool:
     """`scores` [1, n, 2] and `boxes` [1, n, 4], n as the strides and anchors of UltraFace make it."""
-    picture = find_picture(facts)
+    picture = find_planes(facts)
     found = {tensor.name: tensor.shape for tensor in facts.outputs}
-    if facts.format != "onnx" or picture is None or len(facts.inputs) != 1 or picture.dtype != "float32":
-        return False
-    count = _count_ultraface_anchors(picture.shape[2:])
+    count = _count_ultraface_anchors(picture.shape[2:]) if picture is not None else None
     if count is None or found != {"scores": (1, count, 2), "boxes": (1, count, 4)}:
         return False
     feed_as_published(facts, draft, _ULTRAFACE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels
+from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_planes, fit_labels
 
 _FED = Published("FastestDet", fit="stretch", colour="bgr")
 _STRIDE = 16
@@ -21,8 +21,8 @@ def draft_fastestdet(facts: ModelFacts, draft: Draft) -> bool:
 
 
 def _count_classes(facts: ModelFacts) -> int | None:
-    picture = find_picture(facts)
-    if facts.format != "onnx" or picture is None or len(facts.inputs) != 1 or len(facts.outputs) != 1:
+    picture = find_planes(facts)
+    if picture is None or len(facts.outputs) != 1:
         return None
     shape, sides, operators = facts.outputs[0].shape, picture.shape[2:], facts.operators
     made = facts.outputs[0].made_by == "Concat" and "Sigmoid" in operators and "Softmax" in operators

@@ -22,6 +22,7 @@ def draft_movenet(facts: ModelFacts, draft: Draft) -> bool:
     draft.stage["task"] = "pose"
     draft.answer["family"] = "movenet"
     draft.thresholds["score"] = _SCORE
+    draft.fill_names("person")
     fill_tensor(picture, facts, draft)
     draft.input |= {"colour": "rgb", "mean": [0.0], "std": [1.0], "fit": "letterbox", "pad": 0}
     draft.notes.append(

@@ -65,9 +65,8 @@ def _draft_probability(facts: ModelFacts, draft: Draft) -> bool:
     draft.stage["task"] = "segmentation"
     draft.answer["family"] = "probability_mask"
     fill_picture(facts, draft)
+    draft.fill_names("person" if _SELFIE in facts.producer else "foreground")
     if _SELFIE in facts.producer:
-        draft.names = ("person",)
-        draft.notes.append("labels: person, where no label file says otherwise")
         draft.fill_published({"mean": [0.0], "std": [255.0]}, "RGB 0..1, as MediaPipe feeds selfie segmentation")
     draft.notes.append('answer: a mask; task = "image" answers with the picture cut out instead')
     return True

@@ -18,6 +18,7 @@ def draft_super_resolution(facts: ModelFacts, draft: Draft) -> bool:
         return False
     draft.stage["task"] = "image"
     draft.answer["family"] = "super_resolution"
+    draft.fill_names("picture")
     fill_picture(facts, draft)
     draft.fill_published({"mean": [0.0], "std": [255.0]}, "Y in 0..1, as published")
     draft.input |= {"fit": "letterbox", "resample": "bicubic"}

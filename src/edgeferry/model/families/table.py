@@ -24,6 +24,7 @@ from edgeferry.model.families.segmentation import draft_segmentation
 from edgeferry.model.families.ssd import draft_ssd
 from edgeferry.model.families.super_resolution import draft_super_resolution
 from edgeferry.model.families.tiny_yolov3 import draft_tiny_yolov3
+from edgeferry.model.families.ultralytics import draft_yolov5, draft_yolov8
 from edgeferry.model.families.yolox import draft_yolox
 
 RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
@@ -31,6 +32,8 @@ RULES: tuple[Callable[[ModelFacts, Draft], bool], ...] = (
     draft_ssd,
     draft_tiny_yolov3,
     draft_yolox,
+    draft_yolov5,
+    draft_yolov8,
     draft_fastestdet,
     draft_ultraface,
     draft_blazeface,

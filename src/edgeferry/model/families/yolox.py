@@ -6,7 +6,7 @@ YOLOv5 has three rows for each cell, YOLOv6 calls them `outputs`: neither is tak
 from __future__ import annotations
 
 from edgeferry.model.facts import ModelFacts
-from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_picture, fit_labels
+from edgeferry.model.families.draft import Draft, Published, feed_as_published, find_planes, fit_labels
 
 _FED = Published("YOLOX (since 0.2)", fit="letterbox_top_left", colour="bgr", std=1.0, pad=114)
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64))
@@ -24,9 +24,8 @@ def draft_yolox(facts: ModelFacts, draft: Draft) -> bool:
 
 
 def _count_classes(facts: ModelFacts) -> int | None:
-    picture = find_picture(facts)
-    names = [each.name for each in facts.inputs], [each.name for each in facts.outputs]
-    if facts.format != "onnx" or picture is None or names != (["images"], ["output"]):
+    picture = find_planes(facts)
+    if picture is None or picture.name != "images" or [each.name for each in facts.outputs] != ["output"]:
         return None
     shape = facts.outputs[0].shape
     if len(shape) != 3 or shape[2] is None or shape[2] < 6 or shape[1] not in count_cells(picture.shape[2:]):

@@ -1,6 +1,7 @@
 """The inference schema of Live Video Analytics / Video Analyzer HTTP extensions, whose contract samples still use.
 
 Rules (docs/formats/score.md):
+- Poses, landmarks and masks are entities too, as `score.py` lists them; gestures and other attributes go with theirs.
 - Boxes are left, top, width, height in 0..1 of the upright picture. Nothing found is no body at all (204), so the
   function returns None.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 import msgspec
 
 from edgeferry.vision.answer import Answer, ClassificationAnswer, FoundObject, list_objects
+
+_ATTRIBUTE = "class"
 
 
 class LvaTag(msgspec.Struct, frozen=True):
@@ -28,11 +31,20 @@ class LvaBox(msgspec.Struct, frozen=True):
     h: float
 
 
-class LvaEntity(msgspec.Struct, frozen=True):
+class LvaAttribute(msgspec.Struct, frozen=True):
+    """Something more of an entity: its name, what it is, and how sure the model is of that, 0..1."""
+
+    name: str
+    value: str
+    confidence: float
+
+
+class LvaEntity(msgspec.Struct, frozen=True, omit_defaults=True):
     """An object and where it is."""
 
     tag: LvaTag
     box: LvaBox
+    attributes: list[LvaAttribute] = []
 
 
 class LvaClassification(msgspec.Struct, frozen=True):
@@ -73,4 +85,5 @@ def make_lva(answer: Answer) -> LvaAnswer | None:
 def _make_entity(found: FoundObject) -> EntityInference:
     top, left, bottom, right = found.box
     box = LvaBox(l=left, t=top, w=right - left, h=bottom - top)
-    return EntityInference(LvaEntity(LvaTag(found.label, found.score), box))
+    attributes = [LvaAttribute(_ATTRIBUTE, one.label, one.score) for one in found.attributes]
+    return EntityInference(LvaEntity(LvaTag(found.label, found.score), box, attributes))

@@ -3,6 +3,10 @@
 Rules (docs/formats/score.md):
 - Scores are 0..1; locations are 0..1 of the upright picture; best first.
 - A class that a classifier found is located in the whole picture: `[0, 0, 1, 1]`.
+- Of a pose or landmarks it is the body, face or hand: label, score and box.
+- Of a mask it is each class but the background, from 1 % of the picture on, in the box of its pixels, largest first.
+  Its score is 1: a mask says of each pixel what it is, not how sure that is.
+- A made picture has no elements.
 """
 
 from __future__ import annotations

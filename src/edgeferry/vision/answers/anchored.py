@@ -64,7 +64,7 @@ def find_anchored(stage: Stage, outputs: Outputs, *, pairs: int) -> Anchored:
 def place_anchored(found: Anchored, placement: Placement) -> NDArray[np.float64]:
     """Box corners and points [n, pairs, 2], (y, x) in 0..1 of the picture, not clipped."""
     pairs = found[:, 1:].reshape(-1, 2)
-    return placement.to_picture(np.hstack([pairs, pairs]))[:, :2].reshape(len(found), -1, 2)
+    return placement.to_picture(np.hstack([pairs, pairs]))[:, :2].reshape(-1, found.shape[1] // 2, 2)
 
 
 @lru_cache(maxsize=16)
@@ -95,7 +95,7 @@ def _find_roles(stage: Stage, outputs: Outputs, shape: tuple[int, int]) -> tuple
 
 def _place(numbers: Tensor, anchors: NDArray[np.float64], spec: InputSpec) -> NDArray[np.float64]:
     """Regressors [n, 2 x pairs] beside their anchors -> pairs (y, x) in 0..1 of the input, [n, 2 x pairs]."""
-    pairs = numbers.astype(np.float64).reshape(len(numbers), -1, 2) / (spec.width, spec.height)
+    pairs = numbers.astype(np.float64).reshape(-1, numbers.shape[1] // 2, 2) / (spec.width, spec.height)
     half = pairs[:, 1].copy() / 2
     pairs[:, 1] = 0.0
     pairs += anchors[:, None]

@@ -3,7 +3,8 @@
 Rules:
 - Padding of a letterbox is cut off. What a crop left out is 0: the model has not seen it.
 - A mask keeps the model's own resolution. Where a crop left much out it grows by up to GROWTH_MAX each way, and beyond
-  that gets coarser: pictures may be a thousand times longer than wide.
+  that gets coarser: pictures may be a thousand times longer than wide. So it does beyond SIDE_MAX_PX a side.
+- A mask of more than RUNS_MAX runs is noise: refused, since no answer could hold it.
 - Class indices are 0..255: the PNG holds one byte per pixel.
 """
 
@@ -22,6 +23,8 @@ from edgeferry.vision.image import encode_png
 from edgeferry.vision.preprocess import Placement
 
 GROWTH_MAX = 4
+SIDE_MAX_PX = 2048
+RUNS_MAX = 1 << 20
 CLASSES_MAX = 256
 
 Plane = NDArray[np.float32]
@@ -67,7 +70,7 @@ def cover_picture(plane: Tensor, placement: Placement) -> Tensor:
 def _list_sources(start: float, extent: float, side: int) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """For each line of the picture's mask the nearest line of the input's, and whether it lies inside."""
     first, last = round(start * side), round((start + extent) * side)
-    count = min(max(last - first, 1), GROWTH_MAX * side)
+    count = min(max(last - first, 1), GROWTH_MAX * side, SIDE_MAX_PX)
     sources = np.floor(first + (np.arange(count) + 0.5) * max(last - first, 1) / count).astype(np.intp)
     return sources.clip(0, side - 1), (sources >= 0) & (sources < side)
 
@@ -109,6 +112,8 @@ def _get_ends(lines: NDArray[np.intp], side: int) -> tuple[float, float]:
 def _list_runs(classes: ClassMap) -> tuple[tuple[int, int], ...]:
     row = classes.reshape(-1)
     starts = np.concatenate([[0], np.flatnonzero(row[1:] != row[:-1]) + 1])
+    if len(starts) > RUNS_MAX:
+        raise ModelUnsupported(f"expected a mask of at most {RUNS_MAX} runs, found {len(starts)}: it is noise")
     lengths = np.diff(starts, append=row.size)
     return tuple(zip(row[starts].tolist(), lengths.tolist(), strict=True))
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeferry.errors import ModelUnsupported
+from edgeferry.model.spec import Stage
 from edgeferry.vision.answers.objects import Tensor
 
 Floats = NDArray[np.float64]
@@ -33,3 +35,13 @@ def make_boxes(x: Floats, y: Floats, width: Floats, height: Floats) -> Floats:
     """Centres and sizes -> boxes [n, 4] (top, left, bottom, right) in the same unit."""
     boxes: Floats = np.stack([y - height / 2, x - width / 2, y + height / 2, x + width / 2], axis=1)
     return boxes
+
+
+def get_unit(stage: Stage) -> tuple[int, int]:
+    """(width, height) by which places are divided to lie in 0..1 of the input, by `parameters["units"]`."""
+    units = stage.answer.parameters.get("units", "pixels")
+    if units not in ("pixels", "fractions"):
+        raise ModelUnsupported(f"expected answer.parameters.units pixels or fractions, found {units!r:.40}")
+    if stage.input is None:
+        raise ModelUnsupported(f"expected a picture input in the stage of {stage.file!r:.80}, found none")
+    return (stage.input.width, stage.input.height) if units == "pixels" else (1, 1)

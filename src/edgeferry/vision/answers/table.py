@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from edgeferry.errors import ModelUnsupported
 from edgeferry.model.spec import Stage
 from edgeferry.vision.answer import Answer
@@ -26,8 +28,11 @@ from edgeferry.vision.answers.palm import decode_palm
 from edgeferry.vision.answers.probability_mask import decode_probability_mask
 from edgeferry.vision.answers.ssd import decode_ssd
 from edgeferry.vision.answers.super_resolution import decode_super_resolution
+from edgeferry.vision.answers.tensors import decode_tensors
 from edgeferry.vision.answers.tiny_yolov3 import decode_tiny_yolov3
 from edgeferry.vision.answers.ultraface import decode_ultraface
+from edgeferry.vision.answers.yolov5 import decode_yolov5
+from edgeferry.vision.answers.yolov8 import decode_yolov8
 from edgeferry.vision.answers.yolox import decode_yolox
 from edgeferry.vision.preprocess import Placement
 
@@ -37,6 +42,8 @@ FAMILIES: dict[str, Family] = {
     "classification": decode_classification,
     "ssd": decode_ssd,
     "tiny_yolov3": decode_tiny_yolov3,
+    "yolov5": decode_yolov5,
+    "yolov8": decode_yolov8,
     "yolox": decode_yolox,
     "fastestdet": decode_fastestdet,
     "ultraface": decode_ultraface,
@@ -50,6 +57,7 @@ FAMILIES: dict[str, Family] = {
     "class_map": decode_class_map,
     "probability_mask": decode_probability_mask,
     "super_resolution": decode_super_resolution,
+    "tensors": decode_tensors,
 }
 
 
@@ -65,4 +73,5 @@ def require_family(stage: Stage) -> Family:
 
 def decode(stage: Stage, outputs: Outputs, placement: Placement, labels: tuple[str, ...]) -> Answer:
     """Output tensors by name (already dequantised) -> the answer; raises ModelUnsupported."""
-    return require_family(stage)(stage, outputs, placement, labels)
+    with np.errstate(all="ignore"):  # what is not finite is dropped by the families, not complained of
+        return require_family(stage)(stage, outputs, placement, labels)
