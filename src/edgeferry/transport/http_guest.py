@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HEADERS_MAX_BYTES = 16 << 10
-_GATHERED_BYTES = 128 << 10
 _BESIDES_BODY_SHARE = 8
 """Bytes of chunk heads and trailers that one byte of body may bring along: chunks of one byte bring 5."""
 
@@ -152,15 +151,9 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 
         def on_body(self, body: bytes) -> None:
             self._besides_body -= (1 + _BESIDES_BODY_SHARE) * len(body)
-            cycle = self.cycle
-            if cycle.response_complete:
-                return
-            if not cycle.body:
-                cycle.body = _Blocks()
-            cycle.body += body
-            if len(cycle.body) > _GATHERED_BYTES:  # below, the application is woken once, by the end of the body
-                self.flow.pause_reading()
-                cycle.message_event.set()
+            if not self.cycle.body:
+                self.cycle.body = _Blocks()
+            super().on_body(body)
 
         def _count_header(self, size: int) -> None:
             self._header_bytes += size
