@@ -230,7 +230,7 @@ def make_section(figures: Figures, checks: Sequence[Check], took_s: float) -> st
         "## Serving\n\n"
         f"FastestDet (COCO, 352x352, ONNX), {PICTURE[0]}x{PICTURE[1]} JPEG, the same pipeline in every server;"
         f" the limit is that pipeline in a loop in one process ({limit_ms:.1f} ms of CPU an answer). CPU is that of the"
-        f" whole tree of processes. Medians of {ROUNDS} rounds in turns; with several clients the limit has two callers."
+        f" whole tree of processes. Medians of {ROUNDS} rounds in turns; with more clients the limit has two callers."
         f" ({describe_machine()}; the whole run took {took_s:.0f} s.)\n\n"
         f"{make_table(figures)}\n{make_checks_table(checks)}\n"
         f"A picture of 12 megapixels: {large}. Cold start to the first answer and idle memory (PSS): {starts or '-'}.\n"

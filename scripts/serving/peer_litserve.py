@@ -1,7 +1,6 @@
 """LitServe, with the picture as a file of a form."""
 
 import os
-from typing import Any
 
 import litserve
 from pipeline import Pipeline
@@ -14,7 +13,7 @@ class Served(litserve.LitAPI):
         """Loads it."""
         self.pipeline = Pipeline()
 
-    def decode_request(self, request: Any) -> bytes:
+    def decode_request(self, request):
         """The picture of a form."""
         return request["image"].file.read()
 

@@ -69,7 +69,7 @@ def open_ours(site: Site, picture: bytes) -> Iterator[Server]:
     port = _find_port()
     command = [sys.executable, "-m", "edgeferry.cli.main", "serve", site.model, "--port", str(port)]
     command += ["--log-level", "warning", *(["--labels", site.labels] if site.labels else [])]
-    variables = {"PYTHONPATH": str(ROOT / "src")}
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     with _run("edgeferry", command, variables, site.folder, port) as (process, began):
         url = f"http://127.0.0.1:{port}"
         yield Server(
@@ -146,7 +146,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _find_port() -> int:
     """A port of which the next few are free too: MLServer wants three."""
-    for first in range(_FIRST_PORT, _FIRST_PORT + 4000, _PORTS_EACH):
+    own = _FIRST_PORT + os.getpid() % 500 * 20  # benches may run beside each other
+    for first in range(own, own + 2000, _PORTS_EACH):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + _PORTS_EACH):
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))

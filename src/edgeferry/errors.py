@@ -33,9 +33,8 @@ def find_leaves(root: type[EdgeferryError] = EdgeferryError) -> Iterator[type[Ed
         yield from find_leaves(branch) if branch.__subclasses__() else (branch,)
 
 
-# --- ConfigError: the person who set this device or command up -------------------------------------------------------
 class ConfigError(EdgeferryError):
-    """A setting, argument or name is wrong."""
+    """A setting, argument or name is wrong. For the person who set this device or command up."""
 
 
 class ConfigInvalid(ConfigError):
@@ -68,9 +67,8 @@ class ToolMissing(ConfigError):
     advice = "Install the extra or the package that the message names."
 
 
-# --- LinkError: nobody; try later ------------------------------------------------------------------------------------
 class LinkError(EdgeferryError):
-    """The network or the other end did not answer as it should."""
+    """The network or the other end did not answer as it should. For nobody: tried later."""
 
     retry_after_s: float | None = None
 
@@ -140,9 +138,8 @@ class LinkForbidden(LinkError):
     advice = "Connect the device over another interface, or allow this one in edgeferry.link.interfaces."
 
 
-# --- AccessError: renew a right, then try later ----------------------------------------------------------------------
 class AccessError(EdgeferryError):
-    """The other end knows us and says no."""
+    """The other end knows us and says no. The right is renewed, then it is tried later."""
 
 
 class AccessDenied(AccessError):
@@ -155,9 +152,8 @@ class HubRefused(AccessError):
     advice = "Check the connection string, the device's key and its clock."
 
 
-# --- BundleError: verified and bad; never retried ---------------------------------------------------------------------
 class BundleError(EdgeferryError):
-    """What arrived is what was published, and it must not be used."""
+    """What arrived is what was published, and it must not be used. Verified and bad: never retried."""
 
 
 class BundleUnsafe(BundleError):
@@ -205,9 +201,8 @@ class ClassicRefused(BundleError):
     advice = "Set accept_classic on the device, or deploy the signed version."
 
 
-# --- DeltaError: go full ----------------------------------------------------------------------------------------------
 class DeltaError(EdgeferryError):
-    """A patch or a coded file does not turn into its target."""
+    """A patch or a coded file does not turn into its target. The full file is fetched."""
 
 
 class DeltaDamaged(DeltaError):
@@ -220,9 +215,8 @@ class DeltaBaseMismatch(DeltaError):
     advice = "A device fetches the full file instead; by hand, give the file that the patch was made from."
 
 
-# --- StorageError: the person who looks after the device's disk -------------------------------------------------------
 class StorageError(EdgeferryError):
-    """The local disk or the blob store did not do as asked."""
+    """The local disk or the blob store did not do as asked. For the person who looks after the device's disk."""
 
 
 class NoSpace(StorageError):
@@ -245,9 +239,8 @@ class StoreRefused(StorageError):
     advice = "Check that the container or bucket exists and that your credentials may write to it."
 
 
-# --- ModelError: never retried; roll back -----------------------------------------------------------------------------
 class ModelError(EdgeferryError):
-    """The model itself cannot serve."""
+    """The model itself cannot serve. Never retried; rolled back."""
 
 
 class ModelUnreadable(ModelError):
@@ -280,9 +273,8 @@ class ModelTimeout(ModelError):
     advice = "Try the model on a bench: it did not load or answer in time. The old version serves on."
 
 
-# --- RequestError: the caller -----------------------------------------------------------------------------------------
 class RequestError(EdgeferryError):
-    """What the caller sent cannot be answered."""
+    """What the caller sent cannot be answered. For the caller."""
 
 
 class PictureUnreadable(RequestError):
@@ -375,9 +367,8 @@ class Conflict(RequestError):
     advice = "Read the current state again and repeat the change on top of it."
 
 
-# --- ProtocolError: the other program ---------------------------------------------------------------------------------
 class ProtocolError(EdgeferryError):
-    """Bytes that do not follow the protocol."""
+    """Bytes that do not follow the protocol. For the other program."""
 
 
 class ProtocolViolated(ProtocolError):
@@ -390,7 +381,6 @@ class LimitExceeded(ProtocolError):
     advice = "Send less: the message names the limit."
 
 
-# --- InternalError: us ------------------------------------------------------------------------------------------------
 class InternalError(EdgeferryError):
     """A defect of ours."""
 

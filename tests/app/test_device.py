@@ -155,6 +155,13 @@ async def test_an_operator_rolls_back_through_the_socket(yard: Yard) -> None:
         assert (await ask_agent(device.repository.socket_path, "rollback", {"model": "gauge"})).status == 202
         await poll(lambda: has_reported(yard, "ROLLED_BACK"))
         assert device.slots.get_models()["gauge"].version.version == "1.0.0"
+        assert await read_index(device) == {"1.0.0": "READY", "1.1.0": "UNAVAILABLE"}
+
+
+async def read_index(device: RunningDevice) -> dict[str, str]:
+    """What v2 clients see of the versions that lie here."""
+    async with aiohttp.ClientSession() as http, http.post(f"{device.url}/v2/repository/index") as reply:
+        return {one["version"]: one["state"] for one in await reply.json()}
 
 
 async def test_metadata_of_another_root_is_never_followed(yard: Yard, tmp_path: Path) -> None:

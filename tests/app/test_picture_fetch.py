@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 
+from edgeferry.app.local_models import open_local_versions
 from edgeferry.app.picture_fetch import FETCHES_MAX, PictureFetch, open_picture_fetch, read_picture_hosts
+from edgeferry.app.serving import serve_models
 from edgeferry.errors import ConfigInvalid, FetchForbidden, PictureUnreadable, QueueFull, RequestInvalid
 
 MAX_BYTES = 1000
@@ -21,6 +25,7 @@ class Camera:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.go_on = asyncio.Event()
+        self.picture = b"cat"
         self.port = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -30,7 +35,7 @@ class Camera:
         if request.path == "/slow":
             await self.go_on.wait()
         bodies = {
-            "/1.jpg": b"cat",
+            "/1.jpg": self.picture,
             "/slow": b"cat",
             "/large": bytes(MAX_BYTES + 1),
             "/most": bytes(MAX_BYTES),
@@ -157,6 +162,19 @@ async def test_a_silent_server_is_waited_for_a_bounded_time(camera: Camera, monk
     async with _open(f"127.0.0.1:{camera.port}") as fetch:
         with pytest.raises(RequestInvalid):
             await fetch.fetch_picture(f"http://127.0.0.1:{camera.port}/slow")
+
+
+async def test_a_served_model_answers_a_picture_of_a_named_host_only(camera: Camera, demo_models: Path) -> None:
+    camera.picture = min((demo_models / "scenes").glob("*.jpg")).read_bytes()
+    own = f"127.0.0.1:{camera.port}"
+    with open_local_versions([demo_models / "gauge" / "1.0.0" / "gauge.onnx"]) as versions:
+        async with serve_models(versions, port=0, picture_hosts=[own]) as address, aiohttp.ClientSession() as session:
+            statuses = []
+            for url in (f"http://{own}/1.jpg", f"http://{own}/missing", f"http://localhost:{camera.port}/1.jpg"):
+                async with session.post(f"{address.url}/url", json={"url": url}) as response:
+                    statuses.append(response.status)
+                    assert (await response.json()).get("predictions") or response.status >= 400
+    assert statuses == [200, 400, 403]
 
 
 @pytest.mark.parametrize("host", ["http://camera", "camera/1", "*", "user@camera", "camera:", "[::1", "a b", "-x"])

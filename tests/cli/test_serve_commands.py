@@ -230,8 +230,10 @@ def test_off_loopback_serve_starts_only_guarded(detector: Path) -> None:
     done = _run("serve", detector / "detector-fp32.tflite", "--host", "0.0.0.0", "--port", "0", EDGEFERRY_TOKEN="")
     assert done.returncode == 2
     assert "EDGEFERRY_TOKEN or --allow-networks" in done.stderr
-    done = _run("serve", detector / "detector-fp32.tflite", "--allow-networks", "everyone", "--port", "0")
-    assert done.returncode == 2
+    for option, value in (("--allow-networks", "everyone"), ("--picture-hosts", "http://camera/")):
+        done = _run("serve", detector / "detector-fp32.tflite", option, value, "--port", "0")
+        assert done.returncode == 2
+        assert option.strip("-").replace("-", "_") in done.stderr
 
 
 def test_the_token_comes_from_the_environment_and_is_never_printed(detector: Path, scene: Path) -> None:

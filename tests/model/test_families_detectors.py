@@ -235,6 +235,8 @@ def test_faces_bring_their_label_and_take_one_from_a_file_with_a_background(make
     stage = get_stage(inspection)
     assert (stage.answer.family, stage.labels) == ("ultraface", LabelSpec(names=("face",)))
     assert (stage.thresholds.score, stage.thresholds.iou) == (0.7, 0.5)
+    assert stage.input is not None
+    assert (stage.input.mean, stage.input.std, stage.input.fit) == ((127.0,), (128.0,), "stretch")
     assert get_stage(inspection, ("BACKGROUND", "face")).labels == LabelSpec(file="labels.txt", offset=1)
     assert get_stage(inspection, ("visage",)).labels == LabelSpec(file="labels.txt")
 
@@ -250,4 +252,7 @@ def test_blazeface_is_the_short_range_one(make_litert: Maker, side: int, anchors
     if family is None:
         assert "answer.family" in inspection.missing
     else:
-        assert get_stage(inspection).answer.outputs == {"boxes": "regressors", "scores": "classificators"}
+        stage = get_stage(inspection)
+        assert stage.answer.outputs == {"boxes": "regressors", "scores": "classificators"}
+        assert stage.input is not None
+        assert (stage.input.mean, stage.input.std, stage.input.fit) == ((127.5,), (127.5,), "letterbox")

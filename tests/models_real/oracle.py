@@ -1,11 +1,21 @@
-"""Plain implementations for oracles: overlap and suppression, one pair at a time, in Python floats."""
+"""Plain implementations for oracles: a bare engine; overlap and suppression, one pair at a time, in Python floats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
+
+import onnxruntime
 
 from models_real.serving import Box, Seen
+
+
+def open_onnx(model: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def sigmoid(value: float) -> float:

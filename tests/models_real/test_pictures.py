@@ -23,7 +23,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
-from edgeferry.vision.answer import ClassificationAnswer, PictureAnswer, SegmentationAnswer, list_objects
+from edgeferry.model.manifest import Golden, TruthObject
+from edgeferry.vision.answer import Answer, ClassificationAnswer, PictureAnswer, SegmentationAnswer, list_objects
+from edgeferry.vision.golden import judge
 from models_real.oracle import sigmoid
 from models_real.serving import Seen, answer_photo, assert_alike, open_rgb
 
@@ -318,3 +320,24 @@ def test_teachable_machine_models_see_pixels_from_minus_one_to_one(
     assert len(names) == len(wanted) == classes
     found = classify(model, photo, write_labels(tmp_path, names), input={"mean": [127.5], "std": [127.5]})
     require_scores(found, names, wanted.tolist(), off=0.001)
+
+
+# --- golden truth -----------------------------------------------------------------------------------------------------
+def holds(answer: Answer, label: str, box: tuple[float, float, float, float] | None) -> bool:
+    """Whether a device would take the version, when a person says that this is to be seen."""
+    golden = Golden(input="sha256:" + "0" * 64, size=1, truth=(TruthObject(label=label, box=box),))
+    return judge([(golden, answer)]).passed
+
+
+def test_what_a_person_says_of_the_photos_holds_and_what_is_wrong_does_not(
+    shared_models: Path, movenet: Path, deeplab: Path, selfie: Path
+) -> None:
+    images, labels = shared_models / "images", deeplab.parent / "pascal_voc_segmentation_labels.txt"
+    pose = answer_photo(movenet, images / "squat.png")
+    assert holds(pose, "person", (0.22, 0.22, 0.97, 0.72))
+    assert not holds(pose, "person", (0.0, 0.6, 0.4, 1.0))
+    bird = answer_photo(deeplab, images / "bird_segmentation.png", labels=labels)
+    assert holds(bird, "bird", (0.12, 0.15, 0.77, 0.94))
+    assert not holds(bird, "cat", None)
+    assert holds(answer_photo(selfie, images / "grace_hopper.jpg"), "person", (0.04, 0.0, 1.0, 1.0))
+    assert holds(answer_photo(selfie, images / "grace_hopper.jpg", task="image"), "person", None)

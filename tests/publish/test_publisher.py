@@ -231,11 +231,11 @@ def test_a_model_of_no_known_family_is_published_where_tensors_are_declared(tmp_
     desk, data = make_desk(tmp_path), write_odd_model(tmp_path).read_bytes()
     terms = {"model": "odd", "model_file": "odd.onnx", "model_data": data, "labels_file": "", "labels_data": b""}
     with pytest.raises(SpecIncomplete, match="no answer family"):
-        publish(make_request(**terms, golden_files=None, spec_text=""), desk, say=say_nothing)
-    request = make_request(**terms, golden_files=None, spec_text='answer.family = "tensors"')
-    assert publish(request, desk, say=say_nothing).version == "1.0.0"
+        publish(make_request(**terms, spec_text=""), desk, say=say_nothing)
+    terms["spec_text"] = 'answer.family = "tensors"'
+    assert publish(make_request(**terms), desk, say=say_nothing).version == "1.0.0"
     with pytest.raises(ConfigInvalid, match="cannot answer"):
-        publish(dataclasses.replace(request, version="1.1.0", golden_files=GOLDEN), desk, say=say_nothing)
+        publish(make_request("1.1.0", **terms, golden_files=GOLDEN), desk, say=say_nothing)
 
 
 def test_a_publisher_that_loses_its_store_half_way_changes_nothing_for_readers(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import cast
 
 import pytest
 
-from edgeferry.errors import GoldenMismatch, QueueFull
+from edgeferry.errors import GoldenMismatch, QueueFull, WorkerLost
 from edgeferry.runtime import line as line_file
 from edgeferry.runtime.line import Line
 from edgeferry.runtime.spawn import Spawned
-from edgeferry.wire.worker_frames import Ask, Failed, make_frame
+from edgeferry.vision.answer import DetectionAnswer
+from edgeferry.wire.worker_frames import Answered, Ask, Failed, make_frame
 
 
 @dataclass
@@ -58,3 +59,36 @@ async def test_a_worker_that_reads_nothing_does_not_fill_our_memory(
     with pytest.raises(QueueFull):
         for id_ in range(1, 10):
             ends.line.ask(Ask(id=id_), bytes(1 << 20)).cancel()
+
+
+async def test_a_picture_larger_than_all_buffers_arrives_whole_and_in_order(ends: Ends) -> None:
+    picture = bytes(range(256)) * (40 << 10)
+    for id_ in (1, 2):
+        ends.line.ask(Ask(id=id_), picture).cancel()
+    wanted = b"".join(make_frame(Ask(id=id_), len(picture)) + picture for id_ in (1, 2))
+    found = bytearray()
+    while len(found) < len(wanted):
+        found += await asyncio.to_thread(ends.other.recv, 1 << 20)
+    assert found == wanted
+
+
+async def test_replies_that_come_in_pieces_are_put_together(ends: Ends) -> None:
+    answers = [ends.line.ask(Ask(id=id_), b"picture") for id_ in (1, 2)]
+    drawn = b"drawn" * 50_000
+    empty = {"answer": DetectionAnswer(objects=()), "width": 4, "height": 3, "timings_ms": {}}
+    sent = b"".join(make_frame(Answered(id=id_, **empty), len(drawn)) + drawn for id_ in (2, 1))
+    pieces = [sent[:3], sent[3:20], sent[20:100_000], sent[100_000:-1], sent[-1:]]
+    for piece in pieces:
+        await asyncio.get_running_loop().run_in_executor(None, ends.other.sendall, piece)
+    replies = [await asyncio.wait_for(answer, 5) for answer in answers]
+    assert [(reply.id, body == drawn) for reply, body in replies] == [(1, True), (2, True)]  # type: ignore[union-attr]
+
+
+async def test_who_waits_is_told_when_the_other_end_is_gone(ends: Ends) -> None:
+    answer = ends.line.ask(Ask(id=1), b"picture")
+    ends.other.close()
+    with pytest.raises(WorkerLost):
+        await asyncio.wait_for(answer, 5)
+    await asyncio.wait_for(ends.line.listen(), 5)
+    with pytest.raises(WorkerLost):
+        ends.line.ask(Ask(id=2), b"picture")

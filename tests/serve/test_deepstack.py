@@ -167,6 +167,7 @@ async def test_the_token_in_the_form_opens_and_no_other_word_does(
             assert (await client.post(LIST, body)).status == 200
         for body in (None, {"api_key": "x"}, make_form(None, api_key="x"), {"token": TOKEN}):
             assert (await client.post(LIST, body)).status == 401
+        assert (await client.post(LIST, {"api_key": TOKEN}, chunked=True)).status == 200
         wrong_elsewhere = await client.post(DETECTION, make_form(api_key=TOKEN), headers={"Prediction-Key": "other"})
         assert wrong_elsewhere.status == 401
 
@@ -198,6 +199,15 @@ async def test_elsewhere_a_form_opens_nothing(
     async with open_client(slots, GUARDED) as client:
         answered = await client.ask(method, path, data=make_form(api_key=TOKEN))
         assert answered.status == 401
+
+
+async def test_a_host_header_that_looks_like_such_a_path_opens_nothing(served: Slots, open_client: OpenClient) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="api_key"\r\n\r\n' + TOKEN.encode() + b"\r\n--b--\r\n"
+    async with open_client(served, GUARDED) as client:
+        for host in (b"x/v1/vision/detection?", b"x/v1/vision/detection#", b"/v1/vision/detection"):
+            head = b"POST /score HTTP/1.1\r\nHost: " + host + b"\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            head += b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(form)
+            assert (await client.send_raw(head + form)).startswith((b"HTTP/1.1 401 ", b"HTTP/1.1 400 "))
 
 
 async def test_nothing_is_asked_of_a_model_before_the_token_was_shown(

@@ -87,6 +87,25 @@ async def test_a_header_without_end_is_refused() -> None:
         writer.close()
 
 
+async def test_trailers_and_chunk_heads_without_end_are_refused() -> None:
+    post = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for endless in (b"0\r\nX: " + b"x" * (64 << 10), b"1;" + b"x" * (64 << 10)):
+        async with open_server(ServerLimits()) as connect:
+            reader, writer = await connect()
+            writer.write(post + endless)
+            assert await is_cut(reader)
+            writer.close()
+
+
+async def test_chunks_of_a_byte_are_a_body_like_any_other() -> None:
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")
+        assert await asyncio.wait_for(reader.readuntil(b"20000"), 10)
+        writer.close()
+
+
 async def test_beyond_the_bound_callers_are_told_to_come_later() -> None:
     async with open_server(ServerLimits(connections=3)) as connect:
         held = [await connect() for _ in range(4)]

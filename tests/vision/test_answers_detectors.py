@@ -55,7 +55,7 @@ def test_known_objects_come_back_out_of_the_published_layout(name: str, data: st
     layout = LAYOUTS[name]
     known = data.draw(known_objects(layout.classes))
     if layout.family == "fastestdet":
-        known = list({get_cell(one): one for one in reversed(known)}.values())[::-1]
+        known = sorted({get_cell(one): one for one in known}.values(), key=lambda one: -one.score)
     place = st.integers(0, layout.places - 1)
     places = data.draw(st.lists(place, min_size=len(known), max_size=len(known), unique=True))
     answer = decode_known(layout, known, places)
@@ -87,6 +87,15 @@ def test_the_points_of_a_face_are_mapped_out_of_the_letterbox() -> None:
         "right_eye", "left_eye", "nose_tip", "mouth_centre", "right_ear_tragion", "left_ear_tragion",
     ]  # fmt: skip
     assert {(round(point.x, 4), round(point.y, 4)) for point in face.points} == {(0.4, 0.5)}
+
+
+def test_faces_that_overlap_become_their_mean_weighted_by_score() -> None:
+    one, other = (0.2, 0.2, 0.8, 0.6), (0.2, 0.3, 0.8, 0.7)
+    (face,) = decode_known(LAYOUTS["blazeface"], [Known(one, 0, 0.9), Known(other, 0, 0.6)], [3, 5]).objects
+    left = (0.9 * 0.2 + 0.6 * 0.3) / 1.5
+    assert face.score == pytest.approx(0.9)
+    assert face.box == pytest.approx((0.1, left, 0.9, left + 0.4), abs=1e-5)
+    assert face.points[0].x == pytest.approx(left + 0.2, abs=1e-5)
 
 
 # --- hostile outputs --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +116,13 @@ def test_joints_are_dots_and_limbs_lines_between_them() -> None:
     alone = draw_points(make_point("left_hip", 0.25, 0.5), make_point("left_ankle", 0.75, 0.5))
     assert alone[99, 239]
     assert not alone[99, 160]
+
+
+def test_the_label_hides_no_joint_above_the_box() -> None:
+    hand = msgspec.structs.replace(make_found("hand", (0.5, 0.2, 0.7, 0.4)), points=(make_point("wrist", 0.3, 0.4),))
+    drawn = read(draw_answer(make_png(), DetectionAnswer(objects=(hand,))))
+    assert (drawn[80, 96] == 255).all()
+    assert (drawn[68, 66] == (230, 159, 0)).all()
 
 
 def test_a_joint_that_the_model_is_not_sure_of_is_not_drawn() -> None:

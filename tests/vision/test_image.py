@@ -74,9 +74,9 @@ def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_size_and_turn(orientation
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
 def test_large_bytes_are_read_where_they_lie_as_small_ones_are(kind: str) -> None:
-    noise = np.random.default_rng(2).integers(0, 256, (900, 1000, 3), np.uint8)
+    noise = np.random.default_rng(2).integers(0, 256, (90, 100, 3), np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(noise).save(stream, kind, **({"quality": 95, "method": 0} if kind in ("JPEG", "WEBP") else {}))
+    Image.fromarray(noise).save(stream, kind)
     data = stream.getvalue() + bytes(1 << 20)
     assert np.array_equal(read_picture(bytearray(data)).pixels, read_picture(data).pixels)
 

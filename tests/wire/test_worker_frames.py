@@ -18,17 +18,21 @@ from edgeferry.vision.answer import (
     FoundObject,
     PictureAnswer,
 )
+from edgeferry.wire.v2_tensors import TensorEntry
 from edgeferry.wire.worker_frames import (
     BODY_MAX_BYTES,
     HEADER_MAX_BYTES,
     PREFIX_BYTES,
     Answered,
+    AnsweredTensors,
     Ask,
+    AskTensors,
     Begin,
     Cancel,
     Failed,
     FrameSize,
     GoldenInput,
+    ModelTensors,
     ProofReport,
     Prove,
     Proved,
@@ -36,6 +40,7 @@ from edgeferry.wire.worker_frames import (
     Request,
     Started,
     Stop,
+    TensorDescription,
     Terms,
     join_picture,
     make_frame,
@@ -77,6 +82,7 @@ REQUESTS: list[Request] = [
     Prove(id=7, folder="/f", spec=SPEC, golden=(GOLDEN,)),
     Ask(id=1),
     Ask(id=2**40, terms=TERMS, draw="png"),
+    AskTensors(id=3, inputs=(TensorEntry("x", "FP32", (1, 2), 8),), outputs=("y",)),
     Cancel(9),
     Stop(),
 ]
@@ -92,6 +98,13 @@ REPLIES: list[Reply] = [
         height=3,
         timings_ms={},
     ),
+    Proved(
+        id=5,
+        report=ProofReport(),
+        terms=TERMS,
+        tensors=ModelTensors("p", (TensorDescription("x", "FP32", (-1, 2)),), (TensorDescription("y", "BOOL", ()),)),
+    ),
+    AnsweredTensors(id=4, outputs=(TensorEntry("y", "BYTES", (0,), 0),), timings_ms={"infer": 1.0}),
     Failed(id=3, code="picture_unreadable", message="no", values={"width": 3, "why": None, "ok": True, "x": 1.5}),
 ]
 

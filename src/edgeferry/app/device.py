@@ -39,7 +39,8 @@ from edgeferry.model.bundle import BundleLimits
 from edgeferry.model.digest import Digest
 from edgeferry.runtime.child import WorkerSettings
 from edgeferry.serve.access import make_access
-from edgeferry.serve.api import ApiSettings, make_app
+from edgeferry.serve.api import make_app
+from edgeferry.serve.api_settings import ApiSettings
 from edgeferry.serve.engine import ChildEngine
 from edgeferry.serve.slots import Slots
 from edgeferry.storage.files import open_folder_lock, read_bounded

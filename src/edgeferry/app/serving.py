@@ -5,26 +5,33 @@ versions are served (the agent, or `local_models.py`).
 
 Rules:
 - Off loopback nothing is opened that nobody guards (`serve/access.py`); networks that are let in are logged each time.
+- The API and its server are imported while the first worker loads: on two cores a cold start pays for one of them.
 - On the way out the socket closes first, running requests are answered, then the workers end.
 """
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
-from starlette.applications import Starlette
 
 from edgeferry.app.picture_fetch import open_picture_fetch
 from edgeferry.model.stored import StoredVersion
 from edgeferry.runtime.child import WorkerSettings
 from edgeferry.serve.access import Access
-from edgeferry.serve.api import ApiSettings, make_app
+from edgeferry.serve.api_settings import ApiSettings
 from edgeferry.serve.engine import ChildEngine
 from edgeferry.serve.slots import Slots
-from edgeferry.transport.http_server import ServerLimits, listen_on_address, open_http_server
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from edgeferry.transport.http_server import ServerLimits
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +58,8 @@ async def open_api(
     Raises:
         ConfigInvalid: `host` is off loopback and nothing guards it, or the address is taken or not ours.
     """
+    from edgeferry.transport.http_server import listen_on_address, open_http_server
+
     access: Access = app.state.access
     access.require_guarded(host)
     if access.networks:
@@ -95,9 +104,18 @@ async def serve_models(
     """
     settings = settings or ApiSettings()
     settings.access.require_guarded(host)
+    importing = asyncio.get_running_loop().run_in_executor(None, _import_door)
     async with (
         open_picture_fetch(picture_hosts, max_bytes=settings.body_max_bytes) as fetch,
         open_slots(versions, default_model=default_model) as slots,
-        open_api(make_app(slots, None, settings, fetch=fetch), host, port) as address,
     ):
-        yield address
+        await importing
+        from edgeferry.serve.api import make_app
+
+        async with open_api(make_app(slots, None, settings, fetch=fetch), host, port) as address:
+            yield address
+
+
+def _import_door() -> None:
+    for name in ("edgeferry.serve.api", "edgeferry.transport.http_server", "uvicorn.protocols.http.auto"):
+        importlib.import_module(name)

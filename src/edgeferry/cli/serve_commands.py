@@ -32,7 +32,7 @@ from edgeferry.cli.exit_codes import ends_with_exit_code, get_exit_code, print_e
 from edgeferry.errors import ConfigInvalid, EdgeferryError, RequestError
 from edgeferry.model.stored import StoredVersion
 from edgeferry.serve.access import Access, make_access
-from edgeferry.serve.api import ApiSettings
+from edgeferry.serve.api_settings import ApiSettings
 from edgeferry.serve.formats.predict import PredictAnswer, make_predict
 from edgeferry.serve.infer import infer
 from edgeferry.serve.ports import Drawn

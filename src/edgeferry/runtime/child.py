@@ -72,6 +72,7 @@ class WorkerSettings:
 
     Attributes:
         threads: engine threads per inference.
+        nice: how much a load gives way to others; 0 where nothing serves that it could disturb.
         concurrency: inferences at once.
         start_timeout_s: until the process runs and has imported its engine.
         load_timeout_s: until the version is loaded, proven and warm; and for each later proof.
@@ -83,6 +84,7 @@ class WorkerSettings:
     """
 
     threads: int = 1
+    nice: int = 10
     concurrency: int = field(default_factory=_count_cores)
     start_timeout_s: float = 60.0
     load_timeout_s: float = 120.0
@@ -316,6 +318,7 @@ def _make_begin(version: StoredVersion, settings: WorkerSettings) -> Begin:
         spec=version.spec,
         golden=_make_golden(version),
         threads=settings.threads,
+        nice=settings.nice,
         concurrency=settings.concurrency,
         memory_headroom_bytes=settings.memory_headroom_bytes,
         memory_factor=settings.memory_factor,

@@ -3,7 +3,7 @@
 The device's main process starts it (`child.py`) with one end of a socket pair. Frames are `wire/worker_frames.py`'s.
 
 Rules:
-- The main thread reads frames and nothing else; each proof has a thread of its own at nice 10; `concurrency` threads
+- The main thread reads frames and nothing else; each proof has a thread of its own, niced; `concurrency` threads
   serve, started before anything is niced.
 - Until the version is proven, soft RLIMIT_AS and RLIMIT_CPU hold: a model that wants too much fails in here.
 - Engine and numpy are imported on the proving thread, so that not even the import competes with what serves elsewhere.
@@ -195,8 +195,8 @@ class WorkerProcess:
         return reply, body
 
     def _load_and_prove(self) -> None:
-        if self._begin.threads == 1:  # with more, engine threads would be started from here and stay niced
-            limits.set_thread_nice(_NICE)
+        if self._begin.nice and self._begin.threads == 1:  # with more, engine threads would start here and stay niced
+            limits.set_thread_nice(self._begin.nice)
         try:
             self._line.send(self._load())
         except EdgeferryError as error:

@@ -120,7 +120,8 @@ def settle_token(request: Request, access: Access, fields: Mapping[str, str]) ->
 def _may_hold_token(request: Request) -> bool:
     """Whether this is a form in which clients send their token, from a caller who offered none elsewhere."""
     is_form = request.method == "POST" and get_media_type(request) in _FORM_TYPES
-    return is_form and request.url.path.startswith(FORM_PREFIX) and not _find_tokens(request)
+    path: str = request.scope["path"]  # request.url is made of the Host header too, in older Starlettes
+    return is_form and path.startswith(FORM_PREFIX) and not _find_tokens(request)
 
 
 def _owe_token(scope: Scope, send: Send) -> Send:

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -25,8 +24,9 @@ from starlette.types import ASGIApp
 
 from edgeferry import errors
 from edgeferry.errors import RequestInvalid
-from edgeferry.serve.access import Access, AccessGuard
+from edgeferry.serve.access import AccessGuard
 from edgeferry.serve.answering import PICTURE_ERRORS, Answering
+from edgeferry.serve.api_settings import ApiSettings
 from edgeferry.serve.body import BodyLimits, open_body, require_raw_picture
 from edgeferry.serve.custom_vision import CustomVision
 from edgeferry.serve.deepstack import DeepStack
@@ -46,17 +46,6 @@ from edgeferry.serve.v2 import V2
 _WEIGHT = re.compile(r"[01](\.\d{0,3})?")
 SCORE_FORMATS = ("default", "classic", "lva")
 _DRAWN_TYPES: dict[str, Drawn] = {"image/png": "png", "image/jpeg": "jpeg"}
-
-
-@dataclass(frozen=True, slots=True)
-class ApiSettings:
-    """Who may call, how large and slow a body may be (and all together), how long queue and answer may take."""
-
-    access: Access = field(default_factory=Access)
-    body_max_bytes: int = 32 << 20
-    body_timeout_s: float = 60.0
-    bodies_max_bytes: int = 256 << 20
-    request_timeout_s: float = 30.0
 
 
 def make_app(

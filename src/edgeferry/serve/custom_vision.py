@@ -108,5 +108,5 @@ class CustomVision:
 
     def _pick(self, request: Request) -> str:
         names = [request.path_params.get(key, "") for key in ("name", "project")]
-        task = next((task for task in _KINDS if f"/{task}/iterations/" in request.url.path), "")
+        task = next((task for task in _KINDS if f"/{task}/iterations/" in request.scope["path"]), "")
         return pick_fitting(self._answering.slots, _KINDS.get(task, ANYTHING), names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
@@ -25,7 +26,8 @@ class ChildEngine:
     """Starts worker processes with `settings`.
 
     `require_sound` raises StorageFailed when the version's files are not what was stored; called before each load.
-    `read_memory` says what is free, and what the process of a number has taken.
+    `read_memory` says what is free, and what the process of a number has taken. Who starts while no other worker lives
+    gives way to nobody: not a single request could be late for it.
     """
 
     def __init__(
@@ -38,12 +40,17 @@ class ChildEngine:
         self._settings = settings or WorkerSettings()
         self._require_sound = require_sound
         self._read_memory = read_memory
+        self._workers: list[WorkerPort] = []
 
     async def start(self, version: StoredVersion) -> WorkerPort:
         """Starts a worker that has loaded and proven `version`; raises as `runtime.child.start_worker`."""
         if self._require_sound is not None:
             await asyncio.to_thread(self._require_sound, version)
-        return await start_worker(version, self._settings)
+        self._workers = [worker for worker in self._workers if worker.alive]
+        alone = replace(self._settings, nice=0)
+        worker = await start_worker(version, self._settings if self._workers else alone)
+        self._workers.append(worker)
+        return worker
 
     async def has_room(self, version: StoredVersion, *, beside: StoredVersion, pid: int) -> bool:
         """Whether memory allows a worker for `version` beside that of `beside`, which is process `pid`."""

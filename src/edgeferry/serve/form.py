@@ -22,7 +22,14 @@ from starlette.requests import Request
 
 from edgeferry.errors import MediaTypeRefused, PictureUnreadable, RequestInvalid
 from edgeferry.serve.access import Access, is_token_due, settle_token
-from edgeferry.serve.body import BodyLimits, get_media_type, open_body, require_plain_body, require_raw_picture
+from edgeferry.serve.body import (
+    BodyLimits,
+    get_media_type,
+    is_body_left,
+    open_body,
+    require_plain_body,
+    require_raw_picture,
+)
 from edgeferry.serve.gate import Gate
 from edgeferry.wire.multipart import PARTS_MAX, read_parts
 
@@ -83,7 +90,7 @@ class FormReader:
         """The fields of a form without a picture; none where there is no body. Raises as `open_picture`."""
         media_type = get_media_type(request)
         fields: Mapping[str, str] = {}
-        if request.headers.get("content-length", "0") != "0" and media_type in (MULTIPART, URLENCODED):
+        if is_body_left(request) and media_type in (MULTIPART, URLENCODED):
             async with open_body(request, self._small) as body:
                 is_multipart = media_type == MULTIPART
                 fields = _read_texts(body, request.headers["content-type"]) if is_multipart else _read_urlencoded(body)

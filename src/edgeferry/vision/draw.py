@@ -100,14 +100,14 @@ def _draw_object(draw: ImageDraw.ImageDraw, font: _Font, found: FoundObject, siz
     )
     _, _, text_width, text_height = _measure(draw, font, text)
     x = max(0.0, min(corners[0], width - text_width))
-    above = corners[1] - text_height
-    y = above if above >= 0 else min(corners[1], height - text_height)
+    above = min([corners[1], *(_place(point, size)[1] for point in list_sure(found.points))]) - text_height
+    y = above if above >= 0 else max(0.0, min(corners[1], height - text_height))
     _draw_tag(draw, font, text=text, at=(x, y), colour=colour)
 
 
 def _draw_points(draw: ImageDraw.ImageDraw, found: FoundObject, size: tuple[int, int]) -> None:
     points = list_sure(found.points)
-    thick = max(2, min(size) // 150) if len(points) < _DOTS_FROM else max(1, min(size) // 400)
+    thick = _pick_thickness([_place(point, size) for point in points], size)
     own = _get_colour(found.class_index)
     limbs = [(_place(one, size), _place(other, size), _pick_side(one, other, own)) for one, other in list_limbs(points)]
     for start, end, _ in limbs:  # a dark edge below all of them, so that they stand out on any ground
@@ -120,6 +120,15 @@ def _draw_points(draw: ImageDraw.ImageDraw, found: FoundObject, size: tuple[int,
             draw.ellipse((x - thick, y - thick, x + thick, y + thick), fill=_LIGHT, outline=_DARK)
         else:
             draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=_LIGHT)
+
+
+def _pick_thickness(places: list[tuple[float, float]], size: tuple[int, int]) -> int:
+    """Of lines, and the radius of dots: by the picture, less for what is small in it and for many points."""
+    if len(places) >= _DOTS_FROM:
+        return max(1, min(size) // 400)
+    usual = max(2, min(size) // 150)
+    reach = max((max(axis) - min(axis) for axis in zip(*places, strict=True)), default=0.0)
+    return min(usual, max(1, round(reach / 40))) if reach else usual
 
 
 def _place(point: Point, size: tuple[int, int]) -> tuple[float, float]:

@@ -154,8 +154,11 @@ def feed_as_published(facts: ModelFacts, draft: Draft, fed: Published) -> None:
     """Fills the input of a detector that is recognised by its outputs, and says in a note how it is fed."""
     draft.stage["task"] = "detection"
     fill_tensor(find_picture(facts), facts, draft)
-    draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit, "pad": fed.pad}
-    around = f" on grey {fed.pad}" if fed.fit.startswith("letterbox") else ""
+    draft.input |= {"colour": fed.colour, "mean": [fed.mean], "std": [fed.std], "fit": fed.fit}
+    around = ""
+    if fed.fit.startswith("letterbox"):
+        draft.input["pad"] = fed.pad
+        around = f" on grey {fed.pad}"
     draft.notes.append(
         f"recognised by its outputs, and fed as {fed.model} is published: {fed.fit}{around}, {fed.colour}, "
         f"(pixel - {fed.mean:g}) / {fed.std:g}; say what differs"
