@@ -94,3 +94,10 @@ def test_a_spec_file_is_toml() -> None:
 def test_a_spec_file_that_is_no_toml_is_refused(text: str) -> None:
     with pytest.raises(SpecIncomplete, match="TOML"):
         read_spec_toml(text)
+
+
+def test_the_answer_is_called_as_the_last_stage_that_sees_a_picture_calls_it() -> None:
+    first, added = STAGE, msgspec.structs.replace(STAGE, file="points.tflite", input=None)
+    assert ModelSpec(stages=(first,)).get_answering() is first
+    assert ModelSpec(stages=(added, first, added)).get_answering() is first
+    assert ModelSpec(stages=(added,)).get_answering() is added

@@ -133,6 +133,20 @@ def test_what_a_pipeline_lacks_is_named_before_anything_is_published(
     assert not (tmp_path / "site" / "classic").exists()
 
 
+@pytest.mark.parametrize(("label", "published"), [("right hand", True), ("palm", False), ("Open", False)])
+def test_golden_truth_of_a_pipeline_names_what_its_answers_are_called(
+    folder: Path, shared_models: Path, tmp_path: Path, label: str, published: bool
+) -> None:
+    assert call(tmp_path, "repo", "init").exit_code == 0
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    shutil.copy(shared_models / "images" / PHOTOS[0], golden)
+    (golden / "hand_call.json").write_text(json.dumps({"objects": [{"label": label}]}))
+    result = call(tmp_path, "publish", folder, "--name", "hand", "--version", "1", "--golden", golden)
+    assert (result.exit_code == 0) is published
+    assert published or "cannot answer" in result.stderr
+
+
 def test_stages_in_an_order_that_nobody_walks_are_refused(folder: Path, tmp_path: Path) -> None:
     assert call(tmp_path, "repo", "init").exit_code == 0
     first, second, third = TOML.strip().split("[[stages]]")[1:]

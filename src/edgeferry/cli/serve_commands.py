@@ -120,14 +120,14 @@ async def _serve(versions: Sequence[StoredVersion], options: ServeOptions) -> No
 
 
 def _describe_json(address: ApiAddress, versions: Sequence[StoredVersion]) -> str:
-    models = [{"model": one.model, "version": one.version, "task": one.spec.stages[-1].task} for one in versions]
+    models = [{"model": one.model, "version": one.version, "task": one.spec.get_answering().task} for one in versions]
     facts = {"url": address.url, "host": address.host, "port": address.port, "pid": os.getpid(), "models": models}
     return msgspec.json.encode(facts).decode()
 
 
 def _describe(address: ApiAddress, versions: Sequence[StoredVersion], options: ServeOptions) -> str:
     lines = [f"serving on {address.url}"]
-    lines += [f"  {version}  {version.spec.stages[-1].task}" for version in versions]
+    lines += [f"  {version}  {version.spec.get_answering().task}" for version in versions]
     alone = len(versions) == 1 or options.default_model
     route = "/score" if alone else f"/v1/models/{versions[0].model}/predict"
     token = '-H "Authorization: Bearer $EDGEFERRY_TOKEN" ' if options.access.token else ""

@@ -96,6 +96,10 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     stages: tuple[Stage, ...]
 
+    def get_answering(self) -> Stage:
+        """The stage whose task and labels the answer has: the last that sees a picture; those after it only add."""
+        return next((stage for stage in reversed(self.stages) if stage.input is not None), self.stages[-1])
+
 
 SPEC_MAX_CHARS = 32 << 10
 """Of a spec file: a dotted key costs the TOML parser its length squared, and bundles come from outside."""

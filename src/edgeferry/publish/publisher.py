@@ -211,11 +211,10 @@ def _list_classic_files(request: Request, files: Mapping[str, bytes]) -> dict[st
     return {**files, **spec}
 
 
-def _list_labels(spec: ModelSpec, files: Mapping[str, bytes]) -> list[str]:
-    """Labels that stand for a class of some stage; the lines before the offset never do."""
-    return [
-        label for stage in spec.stages for label in load_labels(stage, files.__getitem__)[max(0, stage.labels.offset) :]
-    ]
+def _list_labels(spec: ModelSpec, files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Labels that an answer may have; the lines before the offset never stand for a class."""
+    stage = spec.get_answering()
+    return load_labels(stage, files.__getitem__)[max(0, stage.labels.offset) :]
 
 
 def list_earlier(request: Request, draft: Draft) -> tuple[Listed, ...]:
