@@ -38,7 +38,7 @@ def read_pss_bytes(pid: int) -> int:
 
 
 def read_own_bytes(pid: int) -> int:
-    """Memory of the tree of `pid` but for pages of files: their share changes with what else on this machine maps them."""
+    """The same without pages of files: their share changes with what else on this machine maps them."""
     return sum(_read_pss(member, _PSS_ANONYMOUS) for member in list_tree(pid))
 
 
