@@ -30,7 +30,7 @@ from statistics import median
 from bench_serve import Check, make_checks_table, make_environments, make_site
 from page_sections import write_section
 from serving.load import Run, get_quantile, run_closed, run_open
-from serving.machine import describe_machine, read_pss_bytes
+from serving.machine import describe_machine, read_own_bytes
 from serving.servers import NotStarted
 from serving.swap_scenes import Scene, make_scenes
 from serving.swap_sides import CHANGING, OpenSide, Side, open_ours
@@ -132,13 +132,13 @@ def _measure(found: Found, run: Run, windows: Sequence[tuple[float, float]]) -> 
 
 
 async def run_memory(scene: Scene, picture: bytes) -> float:
-    """Memory of our whole tree after MEMORY_SWAPS swaps / after one."""
+    """Memory of our whole tree after MEMORY_SWAPS swaps / after one; without pages of files, which others share."""
     sizes = []
     async with open_ours(scene, picture) as side:
         for number in range(1, MEMORY_SWAPS + 1):
             await side.swap(scene.files[number % len(scene.files)])
             await run_closed(side.make_target(picture), clients=2, requests=20)
-            sizes.append(read_pss_bytes(side.pid))
+            sizes.append(read_own_bytes(side.pid))
     return sizes[-1] / sizes[0]
 
 

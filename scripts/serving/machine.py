@@ -14,6 +14,7 @@ from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
+_PSS_ANONYMOUS = re.compile(rb"^Pss_Anon:\s+(\d+) kB", re.MULTILINE)
 _PROC = Path("/proc")
 
 
@@ -34,6 +35,11 @@ def read_cpu_s(pid: int) -> float:
 def read_pss_bytes(pid: int) -> int:
     """Memory of the tree of `pid`."""
     return sum(_read_pss(member) for member in list_tree(pid))
+
+
+def read_own_bytes(pid: int) -> int:
+    """The same without pages of files: their share changes with what else on this machine maps them."""
+    return sum(_read_pss(member, _PSS_ANONYMOUS) for member in list_tree(pid))
 
 
 def describe_machine() -> str:
@@ -60,9 +66,9 @@ def _read_ticks(pid: int) -> int:
     return sum(int(field) for field in _read_stat(pid)[11:15])  # utime, stime, and those of children waited for
 
 
-def _read_pss(pid: int) -> int:
+def _read_pss(pid: int, kind: re.Pattern[bytes] = _PSS) -> int:
     try:
-        found = _PSS.search((_PROC / str(pid) / "smaps_rollup").read_bytes())
+        found = kind.search((_PROC / str(pid) / "smaps_rollup").read_bytes())
     except OSError:
         return 0
     return int(found[1]) * 1024 if found else 0

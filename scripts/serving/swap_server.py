@@ -1,7 +1,7 @@
 """Our side of the swap bench: the device's slots behind its own HTTP server, in a process that is told what to serve.
 
 Arguments: a model, and its labels where it needs some. Reads paths of models, one a line, from stdin, and answers each
-with a line of JSON: when the load began and when the old worker's process was gone (seconds of `time.perf_counter`), and
+with a line of JSON: when the load began and when the old worker's process was gone (seconds of `perf_counter`), and
 the error's code if there was one. Its first line is `{"url": ...}`.
 
 What this file leaves to others: the load (`load.py`), the verdict (`bench_swap.py`).

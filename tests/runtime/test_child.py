@@ -87,6 +87,12 @@ def read_nices(pid: int) -> list[int]:
     ]
 
 
+def read_group_nice(pid: int) -> list[int]:
+    """Of its session's share of time; none where the kernel has no such groups."""
+    group = Path(f"/proc/{pid}/autogroup")
+    return [int(group.read_text().split()[-1])] if group.exists() else []
+
+
 async def test_a_worker_proves_its_version_and_answers(make_fake: MakeVersion) -> None:
     async with open_worker(make_fake()) as worker:
         assert worker.alive
@@ -251,10 +257,12 @@ async def test_a_start_that_is_cancelled_before_the_first_word_leaves_no_process
 async def test_loading_is_niced_and_serving_is_not(make_fake: MakeVersion) -> None:
     starting = asyncio.create_task(start_worker(make_fake("load sleep 1"), SETTINGS))
     seen: set[int] = set()
+    groups: set[int] = set()
     while not starting.done():
         for pid in find_workers():
             with contextlib.suppress(OSError):
                 seen.update(read_nices(pid))
+                groups.update(read_group_nice(pid))
         await asyncio.sleep(0.02)
     worker = await starting
     try:
@@ -262,6 +270,8 @@ async def test_loading_is_niced_and_serving_is_not(make_fake: MakeVersion) -> No
         assert seen == {own, 10}
         await worker.infer(RED, timeout_s=5)
         assert set(read_nices(worker.pid)) == {own}
+        assert not groups or 10 in groups
+        assert set(read_group_nice(worker.pid)) <= {0}
     finally:
         await worker.close()
 

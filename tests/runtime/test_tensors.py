@@ -13,9 +13,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeferry.errors import RequestInvalid
+from edgeferry.model.inspect import make_tensors_stage
+from edgeferry.model.spec import ModelSpec
 from edgeferry.runtime.open import open_session
+from edgeferry.runtime.served import PictureSettings, load_served
 from edgeferry.runtime.session import EngineSettings, Session
 from edgeferry.runtime.tensors import describe_tensors, run_tensors
+from edgeferry.vision.image import PictureLimits
 from edgeferry.wire.v2_tensors import TensorEntry, pack_bytes
 from edgeferry.wire.worker_frames import AskTensors, ModelTensors, TensorDescription
 
@@ -155,3 +159,20 @@ def test_more_than_a_frame_holds_is_refused(tmp_path: Path) -> None:
     data, wanted = ask(("x", "FP32", np.zeros(1, "f4")), ("s", "INT64", np.array([(256 << 18) + 1], "i8")))
     with pytest.raises(RequestInvalid, match="found more"):
         run_tensors(session, data, wanted)
+
+
+def test_a_model_that_cannot_run_on_zeros_of_one_side_is_served_all_the_same(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[4, 4])]
+    inputs = [describe("x", TensorProto.FLOAT, 1, 1, "h", "w"), describe("t", TensorProto.STRING, "n")]
+    write_model(tmp_path, nodes, inputs, [describe("y", TensorProto.FLOAT, 1, 1, "k", "l")])
+    spec = ModelSpec(stages=(make_tensors_stage("m.onnx"),))
+    model = load_served(tmp_path, spec, ONE, PictureSettings(PictureLimits()))
+    model.warm_up()
+    text = pack_bytes([b""])
+    data, wanted = ask(("x", "FP32", np.ones((1, 1, 5, 4), "f4")))
+    wanted = AskTensors(id=1, inputs=(*wanted.inputs, TensorEntry("t", "BYTES", (1,), len(text))))
+    assert model.answer_tensors(data + text, wanted).outputs[0].shape == (1, 1, 2, 1)
+    with pytest.raises(RequestInvalid, match="the engine cannot run"):
+        data, _ = ask(("x", "FP32", np.ones((1, 1, 1, 1), "f4")))
+        small = TensorEntry("x", "FP32", (1, 1, 1, 1), 4)
+        model.answer_tensors(data + text, AskTensors(id=1, inputs=(small, wanted.inputs[1])))

@@ -92,3 +92,22 @@ async def test_custom_visions_clients_find_the_same(served: Served) -> None:
     assert said["other_names"] == said["classify"]
     assert said["camera"]
     assert "Forbidden" in said["url"]
+
+
+@pytest.mark.needs_shared
+async def test_faces_and_objects_come_from_the_model_of_each(shared_models: Path) -> None:
+    photo = shared_models / "images" / "grace_hopper.jpg"
+    detector = shared_models / "detection" / "ssd_mobilenet_v1_1_metadata_1.tflite"
+    paths = [shared_models / "face" / "version-RFB-320.onnx", detector]
+    with open_local_versions(paths) as versions:
+        async with serve_models(versions, port=0) as address:
+            said = await _run("ask_faces.py", address.port, photo)
+    width, height = Image.open(photo).size
+    (face,) = said["faces"]
+    person = next(each for each in said["objects"] if each["label"] == "person")
+    assert face["label"] == "face"
+    for found in (face, person):
+        assert 0 <= found["x_min"] < found["x_max"] <= width
+        assert 0 <= found["y_min"] < found["y_max"] <= height
+    assert person["x_min"] <= (face["x_min"] + face["x_max"]) / 2 <= person["x_max"]
+    assert face["y_max"] - face["y_min"] < person["y_max"] - person["y_min"]

@@ -4,6 +4,8 @@ Rules:
 - Soft limits only: they are raised back to the hard ones once a model is proven.
 - Niceness is per thread on Linux: `setpriority(PRIO_PROCESS, tid)`. It cannot be lowered again without privilege, and
   new threads inherit it, so threads that serve are neither niced nor started from a niced thread.
+- Where the kernel shares time among sessions first (autogroup, sched(7)), niceness of threads counts within a session
+  only, and a worker has one of its own. The session's niceness counts there, and can be taken back.
 """
 
 from __future__ import annotations
@@ -14,14 +16,29 @@ import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_TRIES, _TRY_AGAIN_S = 50, 0.11
 
 
 def set_thread_nice(nice: int) -> None:
     """Makes the calling thread give way to others."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def end_group_nice() -> None:
+    """Gives this session its usual share again, which `worker_start.py` took. Ten such wishes a second are heard."""
+    for _ in range(_TRIES):
+        try:
+            Path("/proc/self/autogroup").write_text("0")
+        except BlockingIOError:
+            time.sleep(_TRY_AGAIN_S)
+        except OSError:  # a kernel without autogroups
+            return
+        else:
+            return
 
 
 def set_soft_limit(which: int, value: int) -> None:

@@ -26,7 +26,7 @@ from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import InputSpec, LabelSpec, ModelSpec, Stage
 from edgeferry.runtime.open import open_session
 from edgeferry.runtime.session import EngineSettings, Session, Tensor, TensorInfo
-from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, make_blank_texts, run_tensors
+from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, run_tensors, warm_up_tensors
 from edgeferry.vision.answer import Answer
 from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
@@ -95,7 +95,10 @@ class ServedModel:
     def warm_up(self) -> None:
         """Runs the engines on zeros until a first request would be no slower than a second."""
         for stage, session in zip(self._stages, self._sessions, strict=True):
-            session.warm_up({info.name: _make_blank(info, stage.input) for info in session.inputs})
+            if stage.task == "tensors":
+                warm_up_tensors(session)
+            else:
+                session.warm_up({info.name: _make_blank(info, stage.input) for info in session.inputs})
 
     def prove(self, terms: Terms, golden: Iterable[GoldenInput]) -> GoldenReport:
         """Answers the golden pictures and judges the answers.
@@ -225,8 +228,6 @@ def _make_blank(info: TensorInfo, spec: InputSpec | None) -> Tensor:
     if spec is not None and info.name == spec.size_tensor:
         return np.array([[spec.height, spec.width]], np.float32)
     sides = [1 if side is None else side for side in info.shape]
-    if info.dtype == "object":
-        return make_blank_texts(sides)
     if spec is not None and len(sides) == 4:
         down, across = (2, 3) if spec.layout == "nchw" else (1, 2)
         sides[down], sides[across] = spec.height, spec.width

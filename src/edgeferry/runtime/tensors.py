@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +70,16 @@ def run_tensors(session: Session, data: bytes | bytearray, ask: AskTensors) -> T
     return TensorsAnswer(tuple(entry for entry, _ in blocks), body, {"infer": infer_ms})
 
 
-def make_blank_texts(sides: Sequence[int]) -> Tensor:
-    """A text tensor of empty texts."""
-    return np.full(tuple(sides), "", dtype=object)
+def warm_up_tensors(session: Session) -> None:
+    """Runs the engine on zeros, as far as it runs on them: values and open sides are the callers' to choose."""
+    with suppress(ModelUnsupported, TypeError):
+        session.warm_up({info.name: _make_blank(info) for info in session.inputs})
+
+
+def _make_blank(info: TensorInfo) -> Tensor:
+    """Zeros, or empty texts; open sides are 1. Raises TypeError for a dtype that numpy does not have."""
+    sides = tuple(1 if side is None else side for side in info.shape)
+    return np.full(sides, "", object) if info.dtype == _DTYPES[BYTES] else np.zeros(sides, info.dtype)
 
 
 def _describe(info: TensorInfo) -> TensorDescription:
@@ -117,7 +125,7 @@ def _read_tensor(data: memoryview, entry: TensorEntry) -> Tensor:
 
 
 def _read_texts(data: memoryview, entry: TensorEntry, count: int) -> Tensor:
-    texts = make_blank_texts([count])
+    texts = np.full(count, "", object)
     try:
         texts[:] = [bytes(element).decode() for element in iterate_bytes(data, limit=count)]
     except (UnicodeDecodeError, ValueError) as error:

@@ -251,6 +251,7 @@ class WorkerProcess:
         limits.lift_soft_limit(resource.RLIMIT_AS)
         limits.lift_soft_limit(resource.RLIMIT_CPU)
         limits.trim_heap()
+        limits.end_group_nice()
 
 
 class _Stopwatch:

@@ -1,8 +1,9 @@
 """worker_start: `python -m edgeferry.runtime.worker_start FD`: imports the worker on a thread at nice 10, then runs it.
 
 Rules:
-- The import is most of what a worker does before it loads its model: like the load it gives way to what serves elsewhere.
+- The import is most of what a worker does before it loads its model: like the load it gives way to what serves.
 - The niced thread has ended before any thread is started that serves.
+- Where sessions share time, this one gives way as a whole (`limits.py`), until its version is proven.
 - Nothing is imported above but what Python has loaded anyway.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
 _NICE = 10
 
@@ -21,6 +23,10 @@ def _import() -> None:
 
 def main() -> None:
     """Imports, then hands over; what an import raises is raised again here."""
+    with suppress(OSError):
+        group = os.open("/proc/self/autogroup", os.O_WRONLY)
+        os.write(group, str(_NICE).encode())
+        os.close(group)
     importing = threading.Thread(target=_import)
     importing.start()
     importing.join()

@@ -96,7 +96,7 @@ async def _run(lease: Lease, request: TensorRequest, timeout_s: float) -> Tensor
     unknown = [one.name for one in request.outputs if one.name != ANSWER]
     if unknown:
         raise RequestInvalid(f"expected the output {ANSWER!r} of a picture, found {unknown[0]!r:.80}")
-    reply = await lease.infer(bytes(request.body)[_PREFIX_BYTES:], timeout_s=timeout_s)
+    reply = await lease.infer(bytes(memoryview(request.body)[_PREFIX_BYTES:]), timeout_s=timeout_s)
     body = pack_bytes([msgspec.json.encode(reply.answer)])
     return TensorsReply((TensorEntry(ANSWER, BYTES, (1,), len(body)),), body, reply.timings_ms)
 

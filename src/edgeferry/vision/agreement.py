@@ -10,14 +10,13 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from edgeferry.vision.answer import Answer, ClassificationAnswer, PictureAnswer, SegmentationAnswer, list_objects
 from edgeferry.vision.golden import get_iou
-from edgeferry.vision.measure import pair_objects
+from edgeferry.vision.measure import overlay_runs, pair_objects
 
 
 class AgreementReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,18 +102,4 @@ def _compare_masks(live: SegmentationAnswer, candidate: SegmentationAnswer) -> f
     pixels = live.width * live.height
     if (live.width, live.height) != (candidate.width, candidate.height) or not pixels:
         return 0.0
-    return sum(size for one, other, size in _align(live.runs, candidate.runs) if one == other) / pixels
-
-
-def _align(ones: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """(class of one, class of the other, pixels) along both run lengths, as far as both reach."""
-    left, right = iter(ones), iter(others)
-    one = other = (0, 0)
-    while True:
-        one = one if one[1] else next(left, (0, 0))
-        other = other if other[1] else next(right, (0, 0))
-        size = min(one[1], other[1])
-        if not size:
-            return
-        yield one[0], other[0], size
-        one, other = (one[0], one[1] - size), (other[0], other[1] - size)
+    return sum(size for one, other, size in overlay_runs(live.runs, candidate.runs) if one == other) / pixels

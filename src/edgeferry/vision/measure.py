@@ -122,14 +122,14 @@ def get_mask_iou(one: SegmentationAnswer, other: SegmentationAnswer) -> float:
         return 0.0
     shared: Counter[int] = Counter()
     held: Counter[int] = Counter()
-    for mine, theirs, pixels in _overlay(one.runs, other.runs):
+    for mine, theirs, pixels in overlay_runs(one.runs, other.runs):
         shared[mine] += pixels if mine == theirs else 0
         for index in {mine, theirs}:
             held[index] += pixels
     return sum(shared[index] / held[index] for index in held) / max(1, len(held))
 
 
-def _overlay(ones: Runs, others: Runs) -> Iterator[tuple[int, int, int]]:
+def overlay_runs(ones: Runs, others: Runs) -> Iterator[tuple[int, int, int]]:
     """Two maps laid over each other: (class of one, class of the other, pixels), as long as neither changes."""
     left, right = iter(ones), iter(others)
     (mine, first), (theirs, second) = next(left, (0, 0)), next(right, (0, 0))
