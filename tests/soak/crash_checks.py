@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from itertools import cycle, islice
 
-from edgeferry.agent.ledger import BOOKING_BYTES
 from agent.agent_world import BLOCK_BYTES
+from edgeferry.agent.ledger import BOOKING_BYTES
 from soak.crash_calls import KINDS, Point, Side
 from soak.crash_device import Account
 from soak.crash_site import CrashSite, Story
