@@ -71,7 +71,7 @@ async def open_api(
 
 
 def make_slots_settings(queue: int | None) -> SlotsSettings:
-    """Settings with `queue` requests that may wait for a core; None: two for each core."""
+    """Settings with `queue` requests that may wait for a core; None: one for each core and one more."""
     return SlotsSettings() if queue is None else SlotsSettings(waiting=queue)
 
 

@@ -29,12 +29,10 @@ from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
 
-_WAITING_PER_CORE = 2
-"""Who is taken then waits for as long as two answers take; beyond that an answer that comes late is no help."""
-
 
 def _count_waiting() -> int:
-    return _WAITING_PER_CORE * (os.cpu_count() or 1)
+    """One for each core and one more: who waits is answered within the time of two; later is no help to a camera."""
+    return (os.cpu_count() or 1) + 1
 
 
 @dataclass(frozen=True, slots=True)
