@@ -226,7 +226,9 @@ def test_super_resolution_keeps_the_shape_of_a_photo(shared_models: Path) -> Non
     assert isinstance(answer, PictureAnswer)
     assert (answer.width, answer.height) == (672, 378)
     plain = np.asarray(open_rgb(photo).resize((672, 378), BICUBIC)).astype(int)
-    assert np.abs(read_png(answer.png) - plain).mean() <= 8
+    off = np.abs(read_png(answer.png) - plain).mean(axis=(1, 2))  # by row: no line along the edges
+    assert off.mean() <= 5
+    assert off.max() <= 2.5 * off.mean()
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

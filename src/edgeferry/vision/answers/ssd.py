@@ -30,6 +30,8 @@ _SCORE_WORDS = ("score", "confiden", "probab")
 def decode_ssd(stage: Stage, outputs: Outputs, placement: Placement, labels: tuple[str, ...]) -> DetectionAnswer:
     """See the module. Raises ModelUnsupported when the outputs are not those of this family."""
     roles = find_roles(outputs, stage.answer.outputs)
+    if roles["boxes"].shape[-1:] != (4,) or ("count" in roles and roles["count"].size != 1):
+        raise make_refusal(_WANTED, outputs)
     boxes = roles["boxes"].reshape(-1, 4)
     classes, scores = roles["classes"].reshape(-1), roles["scores"].reshape(-1)
     count = min(_read_count(roles.get("count")), len(boxes), len(classes), len(scores))
