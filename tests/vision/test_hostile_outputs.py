@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeferry.errors import ModelUnsupported
-from edgeferry.model.spec import AnswerSpec, InputSpec, Stage, Thresholds
+from edgeferry.model.spec import AnswerSpec, InputSpec, Layout, Stage, Thresholds
 from edgeferry.vision.answers.table import FAMILIES, decode
 from edgeferry.vision.preprocess import Placement
 from edgeferry.vision.steps import pick_numbers
@@ -70,7 +70,7 @@ def tensors(draw: st.DrawFn, wanted: tuple[int, ...]) -> np.ndarray:
 
 @st.composite
 def stages(draw: st.DrawFn, family: str) -> Stage:
-    layout = draw(st.sampled_from(["nchw", "nhwc"]))
+    layout: Layout = draw(st.sampled_from(["nchw", "nhwc"]))
     roles = {role: draw(st.sampled_from([role, "elsewhere"])) for role in OUTPUTS[family] if draw(st.booleans())}
     own = {"yolov8": draw(st.sampled_from(["columns", "rows", "suppressed"])), "class_map": layout}
     return Stage(
