@@ -42,13 +42,13 @@ async def _swap(slots: Slots, version: StoredVersion) -> dict[str, Any]:
     try:
         await slots.prove(version)
         await slots.switch(version)
-        await _wait_gone(pids)
+        await _wait_gone(set(pids) - set(_list_workers(slots)))
     except EdgeferryError as error:
         error_code = error.code
     return {"began_s": began_s, "freed_s": time.perf_counter(), "error": error_code}
 
 
-async def _wait_gone(pids: list[int]) -> None:
+async def _wait_gone(pids: set[int]) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110 - no event tells
         await asyncio.sleep(0.005)
 

@@ -107,6 +107,8 @@ async def test_what_served_is_back_when_the_proof_is_cut_off(
     if under_way is not None:
         assert await under_way == "1.0.0"
         assert len(engine.started) == 1, "it never went away"
+        engine.started[0].die()
+        assert await _ask(slots) == "1.0.0", "and is watched as before"
 
 
 async def test_what_served_is_back_when_no_switch_follows_in_time(

@@ -4,7 +4,7 @@ What this file leaves to others: sending (`hub_link.py`), the rows it is a view 
 
 Rules:
 - A view of rows and refs, made anew each time; nothing is counted or remembered here but what was told last.
-- Under 512 bytes in the twin: where it is longer, advice goes first, then messages, then progress and shadow, then whole errors.
+- Under 512 bytes in the twin: where it is longer, advice goes first, then messages, progress and shadow, whole errors.
 - At state changes, those of a moment in one; the slower the link, the longer is a moment.
 - For progress alone after N seconds, then after twice as many each time, to a quarter of an hour: the longer a download
   takes, the less there is to say about each minute. That a download waits, goes on and waits again is progress too:

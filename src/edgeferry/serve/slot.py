@@ -288,6 +288,8 @@ class Slot:
         _log.warning("paused", model=self.model, version=live.version.version, reason="no memory for a second worker")
         self._paused = live
         self._ready.clear()
+        if self._watching is not None:
+            self._watching.cancel()  # what follows is no death
         await live.leases.wait_none(self._settings.drain_timeout_s)
         await live.worker.port.close(drain_timeout_s=0.0)
 
@@ -301,6 +303,7 @@ class Slot:
         if paused is None or self.serving is not paused:
             return False
         if paused.worker.port.alive:  # cut off while it drained
+            self._watching = self._spawn(self._watch(paused))
             self._ready.set()
             return True
         self._restart_error, self._restart_pause_s = None, 0.0
@@ -338,7 +341,7 @@ class Slot:
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         exit_code = await serving.worker.port.wait_dead()
-        if self.serving is not serving or self._paused is serving:
+        if self.serving is not serving:
             return
         self._ready.clear()
         self.tally.note_death()
