@@ -29,6 +29,13 @@ from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
 
+_WAITING_PER_CORE = 2
+"""Who is taken then waits for as long as two answers take; beyond that an answer that comes late is no help."""
+
+
+def _count_waiting() -> int:
+    return _WAITING_PER_CORE * (os.cpu_count() or 1)
+
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
@@ -38,7 +45,7 @@ class SlotsSettings:
     """
 
     concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
-    waiting: int = 32
+    waiting: int = field(default_factory=_count_waiting)
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
