@@ -4,8 +4,8 @@ Oracles are a few plain lines each, written from the model's own documentation. 
 - MoveNet's published joints come from another build of it: each within 0.05 of the photo's sides, 0.012 on average (its
   heat map has 48 cells a side, so 0.05 is 2.4 cells). Its scores are steps of a coarse quantisation: not compared.
 - DeepLab's published mask: at least 95 % of the pixels (a quantised model on another processor gets 96 %).
-- Oracles feed the same numbers: a photo that is a JPEG becomes a PNG first, since its decoders differ by a level or two.
-  What is left is the last digit of a score, and half a step of a mask's 255.
+- Oracles feed the same numbers: a photo that is a JPEG becomes a PNG first, since its decoders differ by a level or
+  two. What is left is the last digit of a score, and half a step of a mask's 255.
 - Super-resolution: 99.9 % of the values within 2 of 255, all within 8, on average 0.5: colours are enlarged as RGB of 8
   bits here, which clips what bicubic overshoots, and as exact Cb and Cr there.
 """
