@@ -166,13 +166,12 @@ class WorkerProcess:
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                reply, drawn = self._answer(job)
+                self._line.send(*self._answer(job))  # also what makes no frame must not end the worker
             except EdgeferryError as error:
-                reply, drawn = _make_failed(job.ask.id, error), b""
+                self._line.send(_make_failed(job.ask.id, error))
             except Exception as error:  # noqa: BLE001  request edge: one picture must not end the worker
                 broken = InvariantBroken(f"{type(error).__name__}: {error!s:.300}")
-                reply, drawn = _make_failed(job.ask.id, broken), b""
-            self._line.send(reply, drawn)
+                self._line.send(_make_failed(job.ask.id, broken))
 
     def _answer(self, job: _Job) -> tuple[Reply, bytes]:
         picture = self._pictures.pop(job.ask.id, None)
