@@ -46,7 +46,6 @@ class LitertSession:
         self._dequantisers = {name: _make_dequantiser(detail) for name, detail in self._output_details.items()}
         self.inputs = tuple(_describe(name, detail) for name, detail in self._input_details.items())
         self.outputs = tuple(_describe(name, detail) for name, detail in self._output_details.items())
-        self._open_inputs = frozenset(info.name for info in self.inputs if None in info.shape)
         self._interpreters = tuple(interpreters)
         self._open = frozenset(info.name for info in self.inputs if None in info.shape)
         self._shapes: dict[Interpreter, dict[str, tuple[int, ...]]] = {each: {} for each in interpreters}
@@ -78,11 +77,6 @@ class LitertSession:
     def _run_on(self, interpreter: Interpreter, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self._open:
             self._resize(interpreter, inputs)
-        for name, value in inputs.items():
-            if name in self._open_inputs:
-                interpreter.resize_tensor_input(self._input_details[name]["index"], value.shape)
-        if self._open_inputs:
-            interpreter.allocate_tensors()  # does nothing when no size has changed
         for name, value in inputs.items():
             interpreter.set_tensor(self._input_details[name]["index"], value)
         interpreter.invoke()

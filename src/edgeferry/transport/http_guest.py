@@ -124,16 +124,24 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 
         _header_bytes = 0
         _besides_body = 0
+        _block_bytes = 0
+        _has_ended = False
 
         def data_received(self, data: bytes) -> None:
+            self._block_bytes, self._has_ended = len(data), False
             super().data_received(data)
-            self._besides_body += len(data)
+            self._besides_body = max(0, self._besides_body + len(data))  # a large body allows no more than a small one
             if self._besides_body > HEADERS_MAX_BYTES and not self.transport.is_closing():
                 self.send_400_response("Invalid HTTP request received.")
 
         def on_message_begin(self) -> None:
-            self._header_bytes = self._besides_body = 0
+            self._header_bytes = 0
+            self._besides_body = -self._block_bytes if self._has_ended else 0  # this block began with another message
             super().on_message_begin()
+
+        def on_message_complete(self) -> None:
+            self._has_ended = True
+            super().on_message_complete()
 
         def on_url(self, url: bytes) -> None:
             self._count_header(len(url))
@@ -151,7 +159,9 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 
         def on_body(self, body: bytes) -> None:
             self._besides_body -= (1 + _BESIDES_BODY_SHARE) * len(body)
-            if not self.cycle.body:
+            if not self.cycle.body and isinstance(
+                self.cycle.body, bytearray
+            ):  # older uvicorns hand on what they gather
                 self.cycle.body = _Blocks()
             super().on_body(body)
 
