@@ -311,7 +311,8 @@ def main() -> int:
     options = parser.parse_args()
     if not SHARED.is_dir():
         raise SystemExit(f"FALLS SHORT: expected the models at {SHARED}, found none")
-    signal.signal(signal.SIGALRM, _give_up)
+    for number in (signal.SIGALRM, signal.SIGTERM):  # so that the servers end too
+        signal.signal(number, _give_up)
     signal.alarm(END_AFTER_S)
     began = time.monotonic()
     try:

@@ -83,6 +83,9 @@ SPEC = ModelSpec(
 PICTURE = b"a golden picture"
 LARGE_BYTES = 50_000
 
+BLOCK_BYTES = 4096
+"""The origin sends and counts in blocks of this size."""
+
 
 class Crash(BaseException):
     """kill -9, as near as a test in one process comes to it."""
@@ -245,12 +248,12 @@ class Origin:
         await reply.prepare(request)
         cut = self.cut_after.popleft() if self.cut_after else None
         body = body if cut is None else body[:cut]
-        for at in range(0, len(body), 4096):
-            await reply.write(body[at : at + 4096])
+        for at in range(0, len(body), BLOCK_BYTES):
+            await reply.write(body[at : at + BLOCK_BYTES])
             if self.holds_back:
                 await wait_acknowledged(request)
-            self.sent_bytes += len(body[at : at + 4096])
-            self.sent[request.path] += len(body[at : at + 4096])
+            self.sent_bytes += len(body[at : at + BLOCK_BYTES])
+            self.sent[request.path] += len(body[at : at + BLOCK_BYTES])
             await asyncio.sleep(self.block_delay_s)
         if cut is not None and request.transport is not None:
             request.transport.close()

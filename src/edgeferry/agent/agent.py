@@ -109,20 +109,17 @@ class Agent:
         self._unkept: dict[str, bytes] = {}
         self._disk_problem: dict[str, str] | None = None
         self.reporter = Reporter(self.get_status, every_s=settings.report_every_s)
-        self._link = self._make_link(parts) if parts.open_hub is not None else None
+        self._link = self._make_link(parts, parts.open_hub) if parts.open_hub is not None else None
 
-    def _make_link(self, parts: Parts) -> HubLink:
-        if parts.open_hub is None:
-            raise AssertionError("a link needs a hub")
-        pauses = (self.settings.connect_base_s, self.settings.connect_max_s)
+    def _make_link(self, parts: Parts, open_hub: OpenHub) -> HubLink:
         return HubLink(
-            parts.open_hub,
+            open_hub,
             self,
             gate=parts.gate,
             reporter=self.reporter,
             journal=parts.journal,
             random=parts.random,
-            pauses_s=pauses,
+            pauses_s=(self.settings.connect_base_s, self.settings.connect_max_s),
         )
 
     async def run(self) -> None:
@@ -211,8 +208,8 @@ class Agent:
 
     def _follow(self, document: Mapping[str, Any]) -> None:
         desired = read_desired(document)
-        settings = self.settings
-        wanted = make_wanted(desired, self._link_policy, accept_classic=settings.accept_classic, shadow=settings.shadow)
+        own = self.settings
+        wanted = make_wanted(desired, self._link_policy, accept_classic=own.accept_classic, shadow=own.shadow)
         self._targets = {} if self.settings.role == "inferencer" else dict(wanted.targets)
         first = next(iter(wanted.problems), None)
         self._view = msgspec.structs.replace(
