@@ -35,6 +35,7 @@ from serving.servers import NotStarted
 from serving.swap_scenes import Scene, make_scenes
 from serving.swap_sides import CHANGING, OpenSide, Side, open_ours
 
+FASTESTDET = Path("pairs") / "fastestdet_fp32_retrain" / "v2.onnx"
 RUNS = 3
 SWAPS, REQUESTS = 20, 2000
 PEER_SWAPS, PEER_REQUESTS = 5, 300
@@ -147,7 +148,7 @@ def measure(options: argparse.Namespace) -> Figures:
     """All scenes in turns, `--runs` times; those that must fail, memory and the peers' less often."""
     figures = Figures()
     with tempfile.TemporaryDirectory() as name:
-        site, path = make_site(Path(name))
+        site, path = make_site(Path(name), FASTESTDET)
         picture, scenes = path.read_bytes(), make_scenes(site)
         for number in range(options.runs):
             for scene in [one for one in scenes if not one.fails or number == 0]:

@@ -51,6 +51,8 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     token: str = ""
     allow_networks: tuple[str, ...] = ()
     default_model: str = ""
+    queue: int | None = None
+    """Requests that may wait for a core; None: two for each core. Any more are told to come again."""
     picture_hosts: tuple[str, ...] = ()
     """`host` or `host:port` from where pictures are fetched that a request names by URL; empty: none are."""
     rate_bps: int = 0
@@ -127,6 +129,8 @@ def _read_workload(environment: Mapping[str, str]) -> dict[str, object]:
 
 
 def _check(config: DeviceConfig) -> DeviceConfig:
+    if config.queue is not None and config.queue < 0:
+        raise ConfigInvalid(f"expected a queue of 0 or more, found {config.queue}")
     if not (0 <= config.port <= 65535 and 0 < config.mqtt_port <= 65535):
         raise ConfigInvalid(f"expected ports in 0..65535, found port {config.port} and mqtt_port {config.mqtt_port}")
     if config.rate_bps < 0 or config.bundle_max_bytes <= 0:

@@ -115,6 +115,18 @@ async def test_a_request_right_behind_a_large_body_is_answered() -> None:
         writer.close()
 
 
+async def test_who_asks_for_another_protocol_is_answered_in_this_one() -> None:
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUPGRADE: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        for size in (b"7", b"8"):
+            writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\n" + wish + b"Content-Length: " + size + b"\r\n\r\n")
+            await asyncio.sleep(0.05)
+            writer.write(b"\r\nupgrade:"[: int(size)].ljust(int(size)))
+            assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + size), 10)
+        writer.close()
+
+
 async def test_a_large_body_allows_no_larger_trailers() -> None:
     async with open_server(ServerLimits()) as connect:
         reader, writer = await connect()

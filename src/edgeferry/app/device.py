@@ -31,7 +31,7 @@ from edgeferry.agent.ledger import Ledger
 from edgeferry.agent.tools import AgentSettings
 from edgeferry.app.manifests import TrustedManifests
 from edgeferry.app.picture_fetch import open_picture_fetch
-from edgeferry.app.serving import open_api
+from edgeferry.app.serving import make_slots_settings, open_api
 from edgeferry.config import DeviceConfig, WorkloadConfig
 from edgeferry.errors import ConfigInvalid, StorageFailed
 from edgeferry.link.policy import LinkPolicy, read_link_policy
@@ -110,7 +110,7 @@ async def open_device(config: DeviceConfig) -> AsyncIterator[RunningDevice]:
             open_picture_fetch(config.picture_hosts, max_bytes=api_settings.body_max_bytes) as fetch,
         ):
             engine = ChildEngine(WorkerSettings(), require_sound=partial(require_sound, repository))
-            slots = Slots(engine, default_model=config.default_model)
+            slots = Slots(engine, make_slots_settings(config.queue), default_model=config.default_model)
             try:
                 gate = _make_gate(config, journal, meters)
                 open_hub = make_open_hub(

@@ -26,7 +26,7 @@ from edgeferry.runtime.child import WorkerSettings
 from edgeferry.serve.access import Access
 from edgeferry.serve.api_settings import ApiSettings
 from edgeferry.serve.engine import ChildEngine
-from edgeferry.serve.slots import Slots
+from edgeferry.serve.slots import Slots, SlotsSettings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -70,12 +70,21 @@ async def open_api(
         yield address
 
 
+def make_slots_settings(queue: int | None) -> SlotsSettings:
+    """Settings with `queue` requests that may wait for a core; None: two for each core."""
+    return SlotsSettings() if queue is None else SlotsSettings(waiting=queue)
+
+
 @asynccontextmanager
 async def open_slots(
-    versions: Sequence[StoredVersion], settings: WorkerSettings | None = None, *, default_model: str = ""
+    versions: Sequence[StoredVersion],
+    settings: WorkerSettings | None = None,
+    *,
+    default_model: str = "",
+    queue: int | None = None,
 ) -> AsyncIterator[Slots]:
     """Serves `versions` from worker processes for as long as the block runs; raises as `Slots.switch`."""
-    slots = Slots(ChildEngine(settings), default_model=default_model)
+    slots = Slots(ChildEngine(settings), make_slots_settings(queue), default_model=default_model)
     try:
         for version in versions:
             await slots.switch(version)
@@ -93,10 +102,11 @@ async def serve_models(
     settings: ApiSettings | None = None,
     default_model: str = "",
     picture_hosts: Sequence[str] = (),
+    queue: int | None = None,
 ) -> AsyncIterator[ApiAddress]:
     """Serves `versions` over HTTP without any hub, for as long as the block runs.
 
-    `picture_hosts`: where pictures may be fetched from that callers name by URL.
+    `picture_hosts`: where pictures may be fetched from that callers name by URL; `queue`: see make_slots_settings.
 
     Raises:
         ConfigInvalid: as open_api and open_picture_fetch, before any worker is started.
@@ -107,7 +117,7 @@ async def serve_models(
     importing = asyncio.get_running_loop().run_in_executor(None, _import_door)
     async with (
         open_picture_fetch(picture_hosts, max_bytes=settings.body_max_bytes) as fetch,
-        open_slots(versions, default_model=default_model) as slots,
+        open_slots(versions, default_model=default_model, queue=queue) as slots,
     ):
         await importing
         from edgeferry.serve.api import make_app

@@ -54,6 +54,9 @@ _EXISTING = click.Path(path_type=Path)
 )
 @click.option("--allow-networks", default="", metavar="CIDR,...", help="Networks that may call, e.g. 192.168.1.0/24.")
 @click.option("--default-model", default="", metavar="NAME", help="The model that answers /score among several.")
+@click.option(
+    "--queue", type=click.IntRange(0, 10_000), help="Requests that may wait for a core; two for each core if not said."
+)
 @click.option("--picture-hosts", default="", metavar="HOST,...", help="Hosts that POST /url may fetch pictures from.")
 @click.option(
     "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"])
@@ -94,6 +97,7 @@ class ServeOptions:
     port: int
     default_model: str
     picture_hosts: str
+    queue: int | None
     as_json: bool
 
 
@@ -111,6 +115,7 @@ async def _serve(versions: Sequence[StoredVersion], options: ServeOptions) -> No
         settings=settings,
         default_model=options.default_model,
         picture_hosts=options.picture_hosts.split(","),
+        queue=options.queue,
     )
     async with opened as address:
         click.echo(_describe_json(address, versions) if options.as_json else _describe(address, versions, options))

@@ -30,6 +30,13 @@ from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
 
+_WAITING_PER_CORE = 2
+"""Who is taken then waits for as long as two answers take; beyond that an answer that comes late is no help."""
+
+
+def _count_waiting() -> int:
+    return _WAITING_PER_CORE * len(os.sched_getaffinity(0))
+
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
@@ -39,7 +46,7 @@ class SlotsSettings:
     """
 
     concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    waiting: int = 32
+    waiting: int = field(default_factory=_count_waiting)
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
