@@ -120,7 +120,9 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one() -> None:
     async with open_server(ServerLimits()) as connect:
         reader, writer = await connect()
         for size in (b"7", b"8"):
-            writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\n" + wish + b"Content-Length: " + size + b"\r\n\r\n")
+            writer.write(
+                b"POST /body HTTP/1.1\r\nHost: localhost\r\n" + wish + b"Content-Length: " + size + b"\r\n\r\n"
+            )
             await asyncio.sleep(0.05)
             writer.write(b"\r\nupgrade:"[: int(size)].ljust(int(size)))
             assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + size), 10)
