@@ -55,6 +55,18 @@ async def test_a_candidate_that_answers_alike_agrees(slots: Slots, make_version:
     await slots.close()
 
 
+async def test_an_answer_that_was_drawn_is_not_compared(slots: Slots, make_version: MakeVersion, until: Until) -> None:
+    await _start(slots, make_version)
+    assert slots.start_shadow("detector", ALL)
+    async with slots.lease("detector") as lease:
+        await lease.infer(b"drawn", timeout_s=5, draw="jpeg")
+    await asyncio.sleep(0.1)
+    assert _count(slots) == 0
+    await _ask(slots)
+    await until(lambda: _count(slots) == 1)
+    await slots.close()
+
+
 async def test_a_candidate_with_other_labels_on_the_same_worker_is_asked_with_its_own(
     slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until
 ) -> None:

@@ -52,6 +52,7 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._socket = FrameSocket(spawned.sock)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._proving: set[int] = set()
         self._last_id = 0
         self._heard_at = self._loop.time()
         self._lost: WorkerLost | None = None
@@ -65,8 +66,8 @@ class Line:
         return self._lost is None
 
     def get_silence_s(self) -> float:
-        """Seconds for which the worker has owed replies and given none; 0 when it owes none."""
-        return self._loop.time() - self._heard_at if self._waiting else 0.0
+        """Seconds for which the worker has owed answers and said nothing; 0 when it owes at most proofs."""
+        return self._loop.time() - self._heard_at if len(self._waiting) > len(self._proving) else 0.0
 
     def make_id(self) -> int:
         """The next request id; 0 is that of `Begin`."""
@@ -86,10 +87,12 @@ class Line:
         if body and self._socket.unsent_bytes > UNSENT_MAX_BYTES:
             raise QueueFull("expected the worker to take requests, found it busy")
         frame = make_frame(request, len(body))
-        if not self._waiting:
+        if len(self._waiting) == len(self._proving):
             self._heard_at = self._loop.time()
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[0 if isinstance(request, Begin) else request.id] = future
+        if isinstance(request, Prove):  # takes as long as it takes, and has a time-out of its own
+            self._proving.add(request.id)
         self._socket.send(frame, body)
         return future
 
@@ -113,6 +116,7 @@ class Line:
                 self.started.set_result(None)
             return
         future = self._waiting.pop(reply.id, None)
+        self._proving.discard(reply.id)
         if future is None:
             raise ProtocolViolated(f"expected a reply to a request, found one with id {reply.id}")
         if future.done():  # nobody waits any more
@@ -129,6 +133,7 @@ class Line:
             if not future.done():
                 future.set_exception(WorkerLost(reason))
         self._waiting.clear()
+        self._proving.clear()
         self._ended.set_result(None)
 
 

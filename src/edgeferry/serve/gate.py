@@ -6,8 +6,8 @@ Latency under load is queue length times service time, so the queue is short and
 Rules:
 - A place is given back however its request ends: answered, failed or cancelled.
 - The gate spans all models: cores are shared by all.
-- Who asks a model while it is being switched without room for two waits aside, in a queue of its own: it is longer,
-  because it ends with the switch, and stands in nobody's way who asks another model.
+- Who asks a model while it is being switched without room for two, or started again, waits aside, in a queue of its
+  own: it is longer, because it ends with the switch, and stands in nobody's way who asks another model.
 """
 
 from __future__ import annotations

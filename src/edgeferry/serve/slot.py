@@ -61,7 +61,7 @@ class Lease:
             self._tally.failed += 1
             raise
         self._tally.note_answer(reply)
-        if self._shadow is not None:
+        if self._shadow is not None and not draw:  # a drawing takes the place of a picture that was made
             self._shadow.offer(picture, reply)
         return reply
 

@@ -7,7 +7,8 @@ that serve beside the active one (`residents.py`).
 Rules:
 - The queue is bounded over all models; beyond it QueueFull at once.
 - A request waits for a core before it takes its lease: it is answered by the newest version and never delays a drain.
-- While a model is switched without room for two workers its requests wait aside (`gate.py`): none fails of it.
+- While a model is switched without room for two workers, or its worker is started again, its requests wait aside
+  (`gate.py`), also those that came before: none fails of the switch, nor takes a place from another model's.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from edgeferry.vision.agreement import Agreement
 
 def _count_waiting() -> int:
     """One for each core and one more: who waits is answered within the time of two; later is no help to a camera."""
-    return (os.cpu_count() or 1) + 1
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
-    `aside` more wait while their model is switched without room for two workers.
+    `aside` more wait while their model is switched without room for two workers, or its worker is started again.
     """
 
-    concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
+    concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     waiting: int = field(default_factory=_count_waiting)
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
@@ -83,6 +84,8 @@ class Slots:
 
     async def load_resident(self, version: StoredVersion) -> None:
         """Serves `version` beside what is active; raises as `Residents.load`, and Conflict without memory for it."""
+        if any(slot.paused for slot in self._slots.values()):
+            raise Conflict(f"expected memory for {version}, found none: a switch is under way without room for two")
         live = next((slot.serving for slot in self._slots.values() if slot.ready and slot.serving), None)
         if live is not None and self.residents.find(version.model, version.version) is None:
             pid = live.worker.port.pid
@@ -157,8 +160,8 @@ class Slots:
         slot = self.residents.find(model, version) or self._slots.get(model)
         if slot is None:
             raise ModelNotReady(NOT_READY_MESSAGE, model=model)
-        with self.gate.queue_aside() if slot.paused else self.gate.queue():
-            while True:
+        while True:
+            with self.gate.queue() if slot.ready else self.gate.queue_aside():
                 await slot.wait_ready()
                 async with self.gate.run():
                     if not slot.ready:  # it died while this request waited for a core: wait without holding one
