@@ -40,11 +40,13 @@ def _count_waiting() -> int:
 class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
-    `aside` more wait while their model is switched without room for two workers, or its worker is started again.
+    `surge` more wait when answers stall for a moment; `aside` more while their model is switched without room for two
+    workers, or its worker is started again.
     """
 
     concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     waiting: int = field(default_factory=_count_waiting)
+    surge: int = 0
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
@@ -66,7 +68,9 @@ class Slots:
     def __init__(self, engine: EnginePort, settings: SlotsSettings | None = None, *, default_model: str = "") -> None:
         settings = settings or SlotsSettings()
         self.default_model = default_model
-        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting, aside=settings.aside)
+        self.gate = Gate(
+            running=settings.concurrency, waiting=settings.waiting, aside=settings.aside, surge=settings.surge
+        )
         self._engine = engine
         self._settings = settings.slot
         self._slots: dict[str, Slot] = {}
