@@ -8,6 +8,7 @@ Rules:
   counts, which is never less than what it takes of a core.
 - One picture waits at a time; those that come meanwhile are left out. Nothing here ever fails or delays a request.
 - What the candidate cannot answer counts as a picture that it does not agree on; a picture at fault counts as none.
+  A candidate whose worker died says so by `alive`, not in figures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from edgeferry.errors import EdgeferryError, PictureTooLarge, PictureUnreadable
+from edgeferry.errors import EdgeferryError, PictureTooLarge, PictureUnreadable, WorkerLost
 from edgeferry.runtime.child import InferReply
 from edgeferry.serve.serving import Serving
 from edgeferry.twin.shadow import ShadowPolicy
@@ -54,8 +55,8 @@ class Shadow:
         self._waiting.put_nowait((bytes(picture), reply.answer))
 
     async def run(self) -> None:
-        """Compares, until cancelled or until the candidate is gone."""
-        while self.alive:
+        """Compares, until cancelled."""
+        while True:
             picture, live = await self._waiting.get()
             await asyncio.sleep(_SENT_AFTER_S)
             if not await self._wait_idle():
@@ -80,7 +81,7 @@ class Shadow:
         try:
             reply = await candidate.worker.port.infer(picture, terms=candidate.terms, timeout_s=_TIMEOUT_S)
             self.agreement += compare(live, reply.answer)
-        except (PictureUnreadable, PictureTooLarge):
+        except (PictureUnreadable, PictureTooLarge, WorkerLost):
             pass
         except EdgeferryError:
             self.agreement += Agreement(1)
