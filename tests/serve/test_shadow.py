@@ -90,9 +90,9 @@ async def test_a_candidate_comes_back_with_the_worker_that_it_shares(
     assert slots.start_shadow("detector", ALL)
     await _ask(slots)
     await until(lambda: _count(slots) == 1)
-    engine.infer_s = 0.2
     await _ask(slots)
-    await until(lambda: engine.started[0].running == 1)  # of the candidate
+    engine.infer_s = 5.0  # of the candidate
+    await until(lambda: engine.started[0].running == 1)
     engine.infer_s = 0.0
     engine.started[0].die()
     assert _count(slots) == 1, "a death is the worker's, not the labels'"
@@ -138,7 +138,7 @@ async def test_while_every_core_is_taken_the_candidate_waits(
     await _start(slots, make_version)
     slots.start_shadow("detector", ALL)
     await _ask(slots)
-    engine.infer_s = 0.15
+    engine.infer_s = 0.4
     live = asyncio.create_task(_ask(slots))
     await until(lambda: engine.started[0].running == 1)
     await asyncio.sleep(0.08)

@@ -118,13 +118,6 @@ class Slot:
         """True while what serves has given its memory to a candidate."""
         return self._paused is not None
 
-    @property
-    def shares_worker(self) -> bool:
-        """Whether the candidate is on the worker that serves: when that dies, both come back."""
-        return (
-            self._candidate is not None and self.serving is not None and self._candidate.worker is self.serving.worker
-        )
-
     # --- the update's side: prove, switch, discard --------------------------------------------------------------------
     async def prove(self, version: StoredVersion) -> None:
         """Holds a proven worker for `version` as the candidate; raises as Activator.prove. What serves stays."""

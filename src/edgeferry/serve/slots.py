@@ -111,7 +111,7 @@ class Slots:
     def find_agreement(self, model: str) -> Agreement | None:
         """How far candidate and live version agree so far; None once the candidate is gone."""
         slot = self._slots.get(model)
-        if slot is None or slot.shadow is None or not (slot.shadow.alive or slot.shares_worker):
+        if slot is None or slot.shadow is None or slot.shadow.is_gone(slot.serving):
             return None
         return slot.shadow.agreement
 
