@@ -256,3 +256,18 @@ def test_blazeface_is_the_short_range_one(make_litert: Maker, side: int, anchors
         assert stage.answer.outputs == {"boxes": "regressors", "scores": "classificators"}
         assert stage.input is not None
         assert (stage.input.mean, stage.input.std, stage.input.fit) == ((127.5,), (127.5,), "letterbox")
+
+
+@pytest.mark.parametrize(
+    ("side", "anchors", "family"),
+    [(192, 2016, "palm"), (128, 896, "palm"), (192, 2944, None), (256, 2944, None), (192, None, None)],
+)
+def test_palms_are_told_by_the_anchors_of_their_input(
+    make_litert: Maker, side: int, anchors: int | None, family: str | None
+) -> None:
+    kind = schema.TensorType.FLOAT32
+    data = make_litert(
+        [("input", kind, (1, side, side, 3))],
+        [("Identity", kind, (1, anchors, 18)), ("Identity_1", kind, (1, anchors, 1))],
+    )
+    assert inspect_model("m.tflite", data).found.get("answer", {}).get("family") == family

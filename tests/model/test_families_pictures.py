@@ -21,13 +21,16 @@ GREY = ("image", FLOAT, (1, 1, 32, 32))
 
 @pytest.fixture
 def draft(make_onnx: Maker) -> Callable[..., Any]:
-    """draft(input, operator, *shapes of outputs, labels=) -> the Draft of an ONNX file whose last operator is that."""
+    """draft(input, operators, *shapes of outputs, labels=) -> the Draft of an ONNX file of those operators in a row."""
 
     def make(
-        picture: tuple[str, int, Sequence[Any]], operator: str, *shapes: Sequence[Any], labels: Sequence[str] = ()
+        picture: tuple[str, int, Sequence[Any]], operators: str, *shapes: Sequence[Any], labels: Sequence[str] = ()
     ) -> Any:
         outputs = [(f"out{i}", FLOAT, shape) for i, shape in enumerate(shapes)]
-        nodes = [helper.make_node(operator, ["image"], [name]) for name, _, _ in outputs]
+        *before, last = operators.split()
+        tensors = ["image", *(f"x{i}" for i in range(len(before)))]
+        nodes = [helper.make_node(kind, [tensors[i]], [tensors[i + 1]]) for i, kind in enumerate(before)]
+        nodes += [helper.make_node(last, [tensors[-1]], [name]) for name, _, _ in outputs]
         return draft_stage(inspect_onnx(memoryview(make_onnx([picture], outputs, nodes=nodes))), labels)
 
     return make
@@ -112,7 +115,9 @@ def test_the_first_label_of_a_mask_is_its_class_0(
     ("picture", "operator", "shape", "found"),
     [
         (GREY, "DepthToSpace", (1, 1, 96, 96), True),
-        (GREY, "Transpose", (None, None, None, None), True),
+        (GREY, "Reshape Transpose Reshape", (None, None, None, None), True),
+        (GREY, "Transpose", (None, None, None, None), False),  # it may only change the order of axes
+        (GREY, "Reshape Transpose", (None, None, None, None), False),
         (GREY, "DepthToSpace", (1, 1, 32, 32), False),
         (GREY, "DepthToSpace", (1, 3, 96, 96), False),
         (GREY, "Resize", (1, 1, 96, 96), False),
@@ -125,7 +130,7 @@ def test_super_resolution_is_told_by_a_grey_picture_that_a_pixel_shuffle_enlarge
     made = draft(picture, operator, shape)
     assert (name_family(made) == "super_resolution") == found
     if found:
-        assert (made.stage["task"], made.input["fit"], made.missing) == ("image", "letterbox", {})
+        assert (made.stage["task"], made.input["fit"], made.missing) == ("image", "letterbox_edge", {})
 
 
 def test_the_only_class_is_named_by_the_operator_first(make_litert: Maker) -> None:
@@ -138,6 +143,20 @@ def test_the_only_class_is_named_by_the_operator_first(make_litert: Maker) -> No
     assert said.stages[0].labels.names == ("worker",)
     filed = make_spec(inspection, labels=("worker",), labels_file="labels.txt").stages[0].labels
     assert (filed.names, filed.file) == ((), "labels.txt")
+
+
+@pytest.mark.parametrize(("quant", "missing"), [((0.5, -3), ""), (None, "input.quant_scale")])
+def test_an_int8_picture_of_any_family_is_quantised_as_its_tensor_says(
+    make_litert: Maker, quant: tuple[float, int] | None, missing: str
+) -> None:
+    kind = schema.TensorType
+    data = make_litert([("image", kind.INT8, (1, 8, 8, 3))], [("joints", kind.FLOAT32, (1, 1, 17, 3))], quant=quant)
+    inspection = inspect_model("m.tflite", data)
+    assert ", ".join(inspection.missing) == missing
+    if quant is not None:
+        (stage,) = make_spec(inspection).stages
+        assert stage.input is not None
+        assert (stage.input.quant_scale, stage.input.quant_zero) == quant
 
 
 def test_every_convention_stands_in_the_notes(draft: Any) -> None:

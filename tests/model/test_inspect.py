@@ -165,6 +165,19 @@ def test_metadata_that_contradicts_the_tensor_or_is_no_number_is_missing(
     assert caught.value.values["missing"] == field
 
 
+@pytest.mark.parametrize("number", ["--5", "-", "5-", "\N{SUPERSCRIPT TWO}", "99999999"])
+def test_metadata_with_what_is_no_whole_number_is_missing_it(make_onnx: Maker, number: str) -> None:
+    with pytest.raises(SpecIncomplete, match="metadata says"):
+        _spec("m.onnx", make_onnx(properties=IMAGE | {"edgeferry.input.pad": number}))
+
+
+def test_metadata_without_labels_takes_those_of_a_file_once_it_is_said_which_is_class_0(make_onnx: Maker) -> None:
+    data = make_onnx(properties={name: value for name, value in IMAGE.items() if name != "edgeferry.labels"})
+    with pytest.raises(SpecIncomplete, match="does not say its number of classes"):
+        _spec("m.onnx", data, labels=FOUR)
+    assert _spec("m.onnx", data, "labels.offset = 0", FOUR).labels == LabelSpec(file="labels.txt")
+
+
 @pytest.mark.parametrize("key", ["mean", "std", "fit"])
 def test_metadata_that_leaves_something_out_is_missing_it(make_onnx: Maker, key: str) -> None:
     left = {name: value for name, value in IMAGE.items() if name != f"edgeferry.input.{key}"}

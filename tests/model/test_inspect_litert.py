@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import struct
 import time
@@ -131,6 +132,14 @@ def test_numbers_of_operator_options_come_back(make_litert: LitertMaker, options
     model = schema.Model.GetRootAs(data, 0)
     raw = model.Subgraphs(0).Operators(0).CustomOptionsAsNumpy().tobytes()
     assert read_flex_numbers(memoryview(raw)) == options
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_operator_options_that_are_no_numbers_are_none(make_litert: LitertMaker, number: float) -> None:
+    options = {"num_classes": number, "max_detections": number, "nms_score_threshold": number}
+    outputs = [(name, 0, (1, 10)) for name in "bcsn"]
+    data = make_litert(outputs=outputs, custom="TFLite_Detection_PostProcess", options=options)
+    assert inspect_litert(memoryview(data)).post_process == PostProcessFacts(tuple("bcsn"))
 
 
 def test_an_open_dimension_is_none_and_quantisation_is_told(make_litert: LitertMaker) -> None:

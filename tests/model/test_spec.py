@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeferry.errors import ManifestInvalid, SpecIncomplete
-from edgeferry.model.spec import AnswerSpec, InputSpec, ModelSpec, Stage, Thresholds, check_spec, read_spec_toml
+from edgeferry.model.spec import (
+    AnswerSpec,
+    InputSpec,
+    LabelSpec,
+    ModelSpec,
+    Stage,
+    Thresholds,
+    check_spec,
+    read_spec_toml,
+)
 
 INPUT = InputSpec(width=300, height=200, layout="nhwc", dtype="uint8")
 STAGE = Stage(file="m.tflite", task="detection", input=INPUT, answer=AnswerSpec(family="ssd"))
@@ -23,7 +34,7 @@ _inputs = st.builds(
     std=st.tuples(st.floats(0.1, 300)),
     quant_scale=st.floats(0, 1),
     quant_zero=st.integers(-128, 255),
-    fit=st.sampled_from(["stretch", "letterbox", "letterbox_top_left", "crop"]),
+    fit=st.sampled_from(["stretch", "letterbox", "letterbox_top_left", "letterbox_edge", "crop"]),
     pad=st.integers(0, 255),
     tensor=st.text(max_size=8),
 )
@@ -58,12 +69,21 @@ def _with_input(**changes: object) -> ModelSpec:
     [
         ({"width": 0}, "sides"), ({"height": -1}, "sides"), ({"width": 16_385}, "sides"),
         ({"mean": (0.0, 0.0)}, "mean"), ({"std": (1.0,) * 4}, "std"), ({"std": (1.0, 0.0, 1.0)}, "zeros"),
+        ({"mean": (math.nan,)}, "finite"), ({"std": (math.inf,)}, "finite"), ({"quant_scale": math.nan}, "finite"),
+        ({"quant_scale": -1.0}, "below 0"), ({"quant_zero": 256}, "quant_zero"), ({"quant_zero": -129}, "quant_zero"),
+        ({"resize_to": -1}, "resize_to"), ({"resize_to": 16_385}, "resize_to"),
         ({"pad": 256}, "pad"), ({"colour": "grey", "mean": (0.0, 0.0, 0.0)}, "mean"),
     ],
 )  # fmt: skip
 def test_an_input_that_makes_no_sense_is_refused_by_name(changes: dict[str, object], name: str) -> None:
     with pytest.raises(ManifestInvalid, match=name):
         check_spec(_with_input(**changes))
+
+
+@pytest.mark.parametrize("offset", [100_001, -100_001])
+def test_an_offset_beyond_all_labels_is_refused(offset: int) -> None:
+    with pytest.raises(ManifestInvalid, match=r"labels\.offset"):
+        check_spec(ModelSpec(stages=(msgspec.structs.replace(STAGE, labels=LabelSpec(offset=offset)),)))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def open_rgb(photo: Path) -> Image.Image:
     return Image.open(photo).convert("RGB")
 
 
+def save_exact(photo: Path, folder: Path) -> Path:
+    """The photo as a PNG: two decoders of JPEG differ by a level of grey, of PNG by nothing."""
+    path = folder / f"{photo.stem}.png"
+    open_rgb(photo).save(path)
+    return path
+
+
 def assert_alike(answer: Answer, wanted: Sequence[Seen], *, score: float, place: float) -> None:
     """Same objects in the same order, scores within `score`, sides and points within `place` of the photo's sides.
 

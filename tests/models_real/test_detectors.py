@@ -24,6 +24,7 @@ from edgeferry.vision.answers.table import decode
 from edgeferry.vision.preprocess import Placement
 from models_real.oracle import keep_best, open_onnx, sigmoid
 from models_real.serving import Seen, answer_photo, assert_alike, open_rgb
+from runtime.versions import COCO_NUMBERS, COCO_OTHER_NAMES
 
 pytestmark = pytest.mark.needs_shared
 PHOTOS = ("dog_bicycle_car.jpg", "person_dog_horse.jpg", "cat.jpg")
@@ -134,26 +135,17 @@ def test_ssd_sees_what_its_operator_answers(shared_models: Path, photo: str) -> 
     assert_alike(answer_photo(model, path), wanted, score=0.01, place=0.002)
 
 
-COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-"""Numbers among COCO's 90 categories that no object of its 80 has; SSD's class is the number - 1."""
-OTHER_NAMES = {
-    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
-    "diningtable": "dining table", "tvmonitor": "tv",
-}  # fmt: skip
-
-
 def test_all_80_classes_of_the_guides_bundle_get_the_right_label(shared_models: Path) -> None:
     names = (shared_models / "detection/coco80.names").read_text().split("\n")[:80]
     with zipfile.ZipFile(shared_models / "classic/tensorflow001.zip") as archive:
         (stage,) = make_bundle_spec(archive.namelist(), archive.read).stages
         labels = load_labels(stage, archive.read)
-    numbers = [number for number in range(1, 91) if number not in COCO_GAPS]
     whole = np.array([[[0.0, 0.0, 1.0, 1.0]]], np.float32)
-    for name, number in zip(names, numbers, strict=True):
+    for name, number in zip(names, COCO_NUMBERS, strict=True):
         values = (whole, np.array([[number - 1.0]]), np.array([[0.9]]), np.array([1.0]))
         outputs = dict(zip((stage.answer.outputs[role] for role in ROLES), values, strict=True))
         (found,) = list_objects(decode(stage, outputs, Placement(0.0, 0.0, 1.0, 1.0, 640, 480), labels))
-        assert found.label == OTHER_NAMES.get(name, name)
+        assert found.label == COCO_OTHER_NAMES.get(name, name)
 
 
 ROLES = ("boxes", "classes", "scores", "count")

@@ -4,8 +4,8 @@ Oracles are a few plain lines each, written from the model's own documentation. 
 - MoveNet's published joints come from another build of it: each within 0.05 of the photo's sides, 0.012 on average (its
   heat map has 48 cells a side, so 0.05 is 2.4 cells). Its scores are steps of a coarse quantisation: not compared.
 - DeepLab's published mask: at least 95 % of the pixels (a quantised model on another processor gets 96 %).
-- Oracles feed the same numbers wherever the photo is a PNG; JPEG decoders differ by a level or two, which moves a
-  probability by up to 0.03 and the class of up to 0.5 % of a mask's pixels.
+- Oracles feed the same numbers: a photo that is a JPEG becomes a PNG first, since its decoders differ by a level or
+  two. What is left is the last digit of a score, and half a step of a mask's 255.
 - Super-resolution: 99.9 % of the values within 2 of 255, all within 8, on average 0.5: colours are enlarged as RGB of 8
   bits here, which clips what bicubic overshoots, and as exact Cb and Cr there.
 """
@@ -27,7 +27,7 @@ from edgeferry.model.manifest import Golden, TruthObject
 from edgeferry.vision.answer import Answer, ClassificationAnswer, PictureAnswer, SegmentationAnswer, list_objects
 from edgeferry.vision.golden import judge
 from models_real.oracle import sigmoid
-from models_real.serving import Seen, answer_photo, assert_alike, open_rgb
+from models_real.serving import Seen, answer_photo, assert_alike, open_rgb, save_exact
 
 pytestmark = pytest.mark.needs_shared
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
@@ -89,11 +89,11 @@ def see_by_movenet(model: Path, photo: Path) -> Seen:
 
 
 @pytest.mark.parametrize("photo", ["squat.png", "person_dog_horse.jpg"])
-def test_movenet_sees_what_its_documentation_says(shared_models: Path, movenet: Path, photo: str) -> None:
-    path = shared_models / "images" / photo
-    place = 0.001 if photo.endswith("png") else 0.05  # a level of grey moves a joint by a cell
-    answer = answer_photo(movenet, path)
-    assert_alike(answer, [see_by_movenet(movenet, path)], score=0.001 if photo.endswith("png") else 0.1, place=place)
+def test_movenet_sees_what_its_documentation_says(
+    shared_models: Path, tmp_path: Path, movenet: Path, photo: str
+) -> None:
+    path = save_exact(shared_models / "images" / photo, tmp_path)  # a level of grey moves a joint by a cell
+    assert_alike(answer_photo(movenet, path), [see_by_movenet(movenet, path)], score=0.001, place=0.001)
 
 
 # --- face mesh --------------------------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ def test_deeplab_makes_the_mask_that_is_published(shared_models: Path, deeplab: 
 
 
 @pytest.mark.parametrize("photo", ["bird_segmentation.png", "dog_bicycle_car.jpg", "person_dog_horse.jpg"])
-def test_deeplab_maps_are_the_models_own_argmax(shared_models: Path, deeplab: Path, photo: str) -> None:
-    path = shared_models / "images" / photo
+def test_deeplab_maps_are_the_models_own_argmax(shared_models: Path, tmp_path: Path, deeplab: Path, photo: str) -> None:
+    path = save_exact(shared_models / "images" / photo, tmp_path)
     _, classes = segment(deeplab, path)
     wanted = run_litert(deeplab, shrink(open_rgb(path), 513)[None])[0][0]
     assert len(np.unique(wanted)) > 2
-    assert (classes == wanted).mean() >= (1.0 if photo.endswith("png") else 0.995)
+    assert (classes == wanted).all()
 
 
 @pytest.fixture
@@ -173,24 +173,28 @@ def find_person(model: Path, photo: Path) -> np.ndarray:
     return plane
 
 
-def test_selfie_segmentation_keeps_the_probabilities_of_the_model(shared_models: Path, selfie: Path) -> None:
-    path = shared_models / "images" / "grace_hopper.jpg"
+def test_selfie_segmentation_keeps_the_probabilities_of_the_model(
+    shared_models: Path, tmp_path: Path, selfie: Path
+) -> None:
+    path = save_exact(shared_models / "images" / "grace_hopper.jpg", tmp_path)
     answer, classes = segment(selfie, path)
     wanted = find_person(selfie, path)
-    assert np.abs(read_png(answer.png) / 255 - wanted).max() <= 0.03
-    assert (classes == (wanted >= 0.5)).mean() >= 0.995
+    assert np.abs(read_png(answer.png) / 255 - wanted).max() <= 0.5 / 255 + 1e-6
+    assert (classes == (wanted >= 0.5)).all()
     assert (answer.classes[0].label, answer.classes[0].share) == ("person", pytest.approx(0.58, abs=0.01))
 
 
-def test_background_removal_cuts_the_photo_out_by_the_same_probabilities(shared_models: Path, selfie: Path) -> None:
-    path = shared_models / "images" / "grace_hopper.jpg"
+def test_background_removal_cuts_the_photo_out_by_the_same_probabilities(
+    shared_models: Path, tmp_path: Path, selfie: Path
+) -> None:
+    path = save_exact(shared_models / "images" / "grace_hopper.jpg", tmp_path)
     answer = answer_photo(selfie, path, task="image")
     assert isinstance(answer, PictureAnswer)
     made, photo = read_png(answer.png), open_rgb(path)
     assert made.shape == (photo.height, photo.width, 4)
-    assert np.abs(made[:, :, :3] - np.asarray(photo).astype(int)).max() <= 4
+    assert (made[:, :, :3] == np.asarray(photo)).all()
     shades = Image.fromarray(np.rint(find_person(selfie, path) * 255).astype(np.uint8))
-    assert np.abs(made[:, :, 3] - np.asarray(shades.resize(photo.size, BILINEAR)).astype(int)).max() <= 8
+    assert np.abs(made[:, :, 3] - np.asarray(shades.resize(photo.size, BILINEAR)).astype(int)).max() <= 1
 
 
 # --- super-resolution -------------------------------------------------------------------------------------------------
@@ -226,7 +230,9 @@ def test_super_resolution_keeps_the_shape_of_a_photo(shared_models: Path) -> Non
     assert isinstance(answer, PictureAnswer)
     assert (answer.width, answer.height) == (672, 378)
     plain = np.asarray(open_rgb(photo).resize((672, 378), BICUBIC)).astype(int)
-    assert np.abs(read_png(answer.png) - plain).mean() <= 8
+    off = np.abs(read_png(answer.png) - plain).mean(axis=(1, 2))  # by row: no line along the edges
+    assert off.mean() <= 5
+    assert off.max() <= 2.5 * off.mean()
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------
@@ -298,12 +304,13 @@ def test_mobilenet_in_int8_onnx_classifies_as_torchvision_feeds_it(shared_models
 @pytest.mark.parametrize(
     ("file", "side"), [("mobilenet_v2_1.0_224_quant.tflite", 224), ("mobilenet_v1_0.25_128_quant.tflite", 128)]
 )
-def test_quantised_mobilenets_answer_their_own_numbers(shared_models: Path, file: str, side: int, photo: str) -> None:
-    folder, path = shared_models / "classification", shared_models / "images" / photo
+def test_quantised_mobilenets_answer_their_own_numbers(
+    shared_models: Path, tmp_path: Path, file: str, side: int, photo: str
+) -> None:
+    folder, path = shared_models / "classification", save_exact(shared_models / "images" / photo, tmp_path)
     steps = run_litert(folder / file, shrink(open_rgb(path), side)[None])[0][0]
     found = classify(folder / file, path)
-    off = 0.001 if photo.endswith("png") else 0.05
-    require_scores(found, (folder / "imagenet_labels.txt").read_text().splitlines(), (steps / 256).tolist(), off=off)
+    require_scores(found, (folder / "imagenet_labels.txt").read_text().splitlines(), (steps / 256).tolist(), off=0.001)
     if "v2" in file:
         assert next(iter(found)) == NAMED[photo]
 

@@ -7,13 +7,15 @@ import random
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from edgeferry.errors import EdgeferryError, GoldenMismatch, ModelUnreadable
-from edgeferry.model.spec import LabelSpec, Stage
+from edgeferry.errors import EdgeferryError, GoldenMismatch, LimitExceeded, ModelUnreadable
+from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, Stage
 from edgeferry.runtime.child import WorkerSettings, start_worker
 from edgeferry.vision.answer import DetectionAnswer
-from runtime.versions import MNIST, SSD, YOLO, make_golden_file, make_version
+from runtime.versions import MNIST, SSD, YOLO, make_golden_file, make_picture, make_version
 
 SETTINGS = WorkerSettings(load_timeout_s=60.0)
 
@@ -72,5 +74,33 @@ async def test_a_damaged_model_fails_as_a_model_error_or_serves_and_we_live(
         await worker.infer((shared_models / "images" / picture).read_bytes(), timeout_s=20)
     except EdgeferryError as error:
         assert error.code in ("model_unsupported", "worker_lost")
+    finally:
+        await worker.close()
+
+
+async def test_an_answer_too_large_for_any_frame_fails_alone(tmp_path: Path) -> None:
+    """Ten bodies, each with a label of two megabytes."""
+    bodies = np.random.default_rng(1).uniform(0.5, 0.9, (1, 10, 56)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["known"], ["bodies"])],
+        "bodies",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, (1, 8, 8, 3))],
+        [helper.make_tensor_value_info("bodies", TensorProto.FLOAT, bodies.shape)],
+        [numpy_helper.from_array(bodies, "known")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    stage = Stage(
+        file="m.onnx",
+        task="pose",
+        input=InputSpec(width=8, height=8, layout="nhwc", dtype="uint8"),
+        answer=AnswerSpec(family="movenet"),
+        labels=LabelSpec(names=("x" * 2_000_000,)),
+    )
+    worker = await start_worker(make_version(tmp_path, stage), SETTINGS)
+    try:
+        for _ in range(2):
+            with pytest.raises(LimitExceeded):
+                await worker.infer(make_picture("red"), timeout_s=30)
     finally:
         await worker.close()

@@ -22,7 +22,16 @@ from edgeferry.vision.golden import get_iou
 from edgeferry.vision.image import PictureLimits
 from edgeferry.vision.preprocess import Placement
 from edgeferry.wire.worker_frames import GoldenInput, Terms
-from runtime.versions import IMAGENET_QDQ, IMAGENET_UINT8, MNIST, SSD, YOLO, make_picture
+from runtime.versions import (
+    COCO_NUMBERS,
+    COCO_OTHER_NAMES,
+    IMAGENET_QDQ,
+    IMAGENET_UINT8,
+    MNIST,
+    SSD,
+    YOLO,
+    make_picture,
+)
 
 ONE = EngineSettings(threads=1, concurrency=1)
 PICTURES = PictureSettings(PictureLimits())
@@ -55,18 +64,6 @@ def test_ssd_finds_bicycle_and_car_where_they_are(shared_models: Path) -> None:
     assert get_iou(found["car"][1], (0.14, 0.60, 0.30, 0.90)) > 0.9
 
 
-# The numbers of COCO's 80 objects among its 90 categories (annotations of 2017); SSD classes are these - 1.
-COCO_NUMBERS = [n for n in range(1, 91) if n not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
-OTHER_NAMES = {
-    "motorbike": "motorcycle",
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-}
-
-
 def test_all_80_classes_of_ssd_get_the_right_label(shared_models: Path) -> None:
     terms = make_terms(shared_models / "detection", ModelSpec(stages=(SSD,)))
     names = (shared_models / "detection/coco80.names").read_text().split("\n")
@@ -80,7 +77,7 @@ def test_all_80_classes_of_ssd_get_the_right_label(shared_models: Path) -> None:
         }
         answer = decode(served, outputs, Placement(0, 0, 1, 1, 10, 10), terms.labels[0])
         assert isinstance(answer, DetectionAnswer)
-        assert [found.label for found in answer.objects] == [OTHER_NAMES.get(name, name)]
+        assert [found.label for found in answer.objects] == [COCO_OTHER_NAMES.get(name, name)]
 
 
 def test_labels_packed_in_the_model_are_those_of_the_file(shared_models: Path) -> None:
@@ -201,6 +198,12 @@ def test_outputs_of_another_family_are_found_when_answering(shared_models: Path)
 def test_stages_that_are_no_known_pipeline_are_refused(shared_models: Path) -> None:
     with pytest.raises(ModelUnsupported, match="ssd -> ssd"):
         load_served(shared_models / "detection", ModelSpec(stages=(SSD, SSD)), ONE, PICTURES)
+
+
+def test_a_lone_stage_that_sees_no_picture_is_refused(shared_models: Path) -> None:
+    stage = msgspec.structs.replace(SSD, input=None)
+    with pytest.raises(ModelUnsupported, match="picture input"):
+        load_served(shared_models / "detection", ModelSpec(stages=(stage,)), ONE, PICTURES)
 
 
 DETECTORS = ["detector.onnx", "detector-fp32.tflite", "detector-fp16.tflite", "detector-int8.tflite"]

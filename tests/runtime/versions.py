@@ -73,6 +73,13 @@ MNIST = Stage(
     labels=LabelSpec(names=tuple("0123456789")),
 )
 
+COCO_NUMBERS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
+"""Of COCO's 80 objects among its 90 categories (annotations of 2017); SSD classes are these - 1."""
+COCO_OTHER_NAMES = {
+    "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "pottedplant": "potted plant",
+    "diningtable": "dining table", "tvmonitor": "tv",
+}  # fmt: skip
+
 
 def make_version(folder: Path, stage: Stage, *golden: GoldenFile) -> StoredVersion:
     """A version whose files lie in `folder`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -110,6 +111,17 @@ def _write_suppressed(known: Sequence[Known], scale: tuple[int, int]) -> Outputs
     return {"output0": rows}
 
 
+def write_counted(known: Sequence[Known], _: Sequence[int], scale: tuple[int, int]) -> Outputs:
+    """YOLOv5 with suppression in its graph; what follows the count is padding."""
+    boxes, scores, classes = np.zeros((1, 100, 4)), np.full((1, 100), -1.0), np.full((1, 100), -1.0)
+    for place, one in enumerate(known):
+        top, left, bottom, right = one.box
+        boxes[0, place] = np.array([left, top, right, bottom]) * (scale * 2)
+        scores[0, place], classes[0, place] = one.score, one.class_index
+    tensors = {"boxes": boxes, "scores": scores, "classes": classes, "count": np.array([len(known)])}
+    return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
 def get_cell(one: Known) -> tuple[int, int]:
     """(column, row) of FastestDet's cell that an object's centre lies in."""
     x, y = one.centre[0] * WIDTH / 16, one.centre[1] * HEIGHT / 16
@@ -185,6 +197,12 @@ LAYOUTS = {
     "yolox decoded in its graph": _make_rows_layout("yolox", N, PIXELS, decoded=True),
     "yolov5 in pixels": _make_rows_layout("yolov5", 3 * N, PIXELS),
     "yolov5 in fractions": _make_rows_layout("yolov5", 3 * N, FRACTIONS, units="fractions"),
+    **{
+        f"yolov5 suppressed in {units}": Layout(
+            "yolov5", partial(write_counted, scale=scale), N, parameters=(("layout", "suppressed"), ("units", units))
+        )
+        for units, scale in (("pixels", PIXELS), ("fractions", FRACTIONS))
+    },
     **{
         f"yolov8 {layout} in {units}": _make_yolov8(layout, units)
         for layout in ("columns", "rows", "suppressed")

@@ -32,7 +32,7 @@ def find_box(plane: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("layout", "shape"), [("nhwc", (1, 32, 64, 3)), ("nchw", (1, 3, 32, 64))])
-@pytest.mark.parametrize("fit", ["stretch", "letterbox", "letterbox_top_left", "crop"])
+@pytest.mark.parametrize("fit", ["stretch", "letterbox", "letterbox_top_left", "letterbox_edge", "crop"])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float16", "float32"])
 def test_width_and_height_are_never_swapped(layout: str, shape: tuple[int, ...], fit: str, dtype: str) -> None:
     tensor, _ = make_input(make_picture(100, 70), make_spec(layout=layout, fit=fit, dtype=dtype))
@@ -41,7 +41,7 @@ def test_width_and_height_are_never_swapped(layout: str, shape: tuple[int, ...],
     assert tensor.flags.c_contiguous
 
 
-@pytest.mark.parametrize("fit", ["stretch", "letterbox", "letterbox_top_left", "crop"])
+@pytest.mark.parametrize("fit", ["stretch", "letterbox", "letterbox_top_left", "letterbox_edge", "crop"])
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (97, 61), (640, 480), (90, 120)])
 def test_a_box_found_in_the_input_maps_back_to_where_it_is_in_the_picture(fit: str, size: tuple[int, int]) -> None:
     width, height = size
@@ -55,7 +55,7 @@ def test_a_box_found_in_the_input_maps_back_to_where_it_is_in_the_picture(fit: s
 @given(
     width=st.integers(1, 3000),
     height=st.integers(1, 3000),
-    fit=st.sampled_from(["letterbox", "letterbox_top_left"]),
+    fit=st.sampled_from(["letterbox", "letterbox_top_left", "letterbox_edge"]),
 )
 @settings(max_examples=30, deadline=None)
 def test_a_letterbox_keeps_the_shape_and_stays_inside(width: int, height: int, fit: str) -> None:
@@ -78,6 +78,19 @@ def test_a_letterbox_is_centred_on_the_pad_and_the_other_kind_begins_in_the_corn
     corner, _ = make_input(picture, make_spec(fit="letterbox_top_left", pad=114))
     assert (corner[0, :, :32] == 255).all()
     assert (corner[0, :, 32:] == 114).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 16), (61, 17), (3, 90)])
+def test_beside_a_letterbox_the_edge_may_be_repeated(width: int, height: int) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
+    plain, placement = make_input(Picture(pixels, width, height), make_spec(fit="letterbox"))
+    repeated, same = make_input(Picture(pixels, width, height), make_spec(fit="letterbox_edge"))
+    assert same == placement
+    top, left = round(placement.top * 32), round(placement.left * 64)
+    bottom, right = top + round(placement.height * 32), left + round(placement.width * 64)
+    rows, columns = np.arange(32).clip(top, bottom - 1), np.arange(64).clip(left, right - 1)
+    assert (repeated[0] == plain[0][np.ix_(rows, columns)]).all()
+    assert (repeated != plain).any()
 
 
 def test_a_crop_takes_the_centre_after_the_shorter_side_was_resized() -> None:

@@ -13,6 +13,7 @@ Source: FlatBuffers documentation, "Internals"; "FlexBuffers" (same place) for o
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 
@@ -141,7 +142,7 @@ _FLEX_KEY_MAX_BYTES = 256
 
 
 def read_flex_numbers(data: memoryview) -> dict[str, float]:
-    """The numbers of a FlexBuffers map whose keys are texts; values of other kinds are left out.
+    """The finite numbers of a FlexBuffers map whose keys are texts; other values are left out.
 
     Raises:
         ModelUnreadable: not such a map.
@@ -164,7 +165,9 @@ def read_flex_numbers(data: memoryview) -> dict[str, float]:
         code = _find_code(kind >> 2, width)
         if code:
             key = _read_key(buffer, keys + index * key_width, key_width)
-            numbers[key] = buffer.read(code, start + index * width)
+            value = buffer.read(code, start + index * width)
+            if math.isfinite(value):
+                numbers[key] = value
     return numbers
 
 

@@ -1,7 +1,7 @@
 """Packed notes: what Ultralytics packs into a .tflite, as the same key -> text that it writes into an .onnx.
 
-`metadata.json`, or `temp_meta.txt` of older exports, in Python's notation. What the notes mean is
-`families/ultralytics.py`'s.
+`metadata.json`, or in Python's notation `temp_meta.txt` of older exports and `meta.txt` of YOLOv5. What the notes mean
+is `families/ultralytics.py`'s.
 
 Rules:
 - Bounded before they are read; notes that cannot be read are no notes.
@@ -17,7 +17,7 @@ from edgeferry.model.facts import ModelFacts
 from edgeferry.model.inspect_litert import read_packed
 from edgeferry.model.literals import LITERAL_MAX_CHARS, read_literal
 
-NOTE_FILES = ("metadata.json", "temp_meta.txt")
+NOTE_FILES = ("metadata.json", "temp_meta.txt", "meta.txt")
 
 
 def add_packed_notes(facts: ModelFacts, data: memoryview) -> ModelFacts:

@@ -11,18 +11,20 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import tomllib
 from typing import Literal
 
 import msgspec
 
 from edgeferry.errors import ManifestInvalid, SpecIncomplete
+from edgeferry.model.labels import LABELS_MAX_LINES
 
 Task = Literal["classification", "detection", "pose", "landmarks", "segmentation", "image", "tensors"]
 Layout = Literal["nhwc", "nchw"]
 Colour = Literal["rgb", "bgr", "grey"]
 Dtype = Literal["uint8", "int8", "float16", "float32"]
-Fit = Literal["stretch", "letterbox", "letterbox_top_left", "crop"]
+Fit = Literal["stretch", "letterbox", "letterbox_top_left", "letterbox_edge", "crop"]
 Resample = Literal["bilinear", "bicubic"]
 Parameter = str | float | int | bool | tuple[float, ...]
 
@@ -113,6 +115,8 @@ def check_spec(spec: ModelSpec) -> ModelSpec:
     for stage in spec.stages:
         if stage.input is not None:
             _check_input(stage.input)
+        if abs(stage.labels.offset) > LABELS_MAX_LINES:
+            raise ManifestInvalid(f"expected labels.offset within {LABELS_MAX_LINES}, found {stage.labels.offset}")
         _check_share("thresholds.score", stage.thresholds.score)
         _check_share("thresholds.iou", stage.thresholds.iou)
         if not 0 < stage.thresholds.max_results <= 10_000:
@@ -129,8 +133,13 @@ def _check_input(spec: InputSpec) -> None:
             raise ManifestInvalid(f"expected 1 or {channels} values in input.{name}, found {len(values)}")
     if any(value == 0 for value in spec.std):
         raise ManifestInvalid("expected input.std without zeros")
-    if not 0 <= spec.pad <= 255:
-        raise ManifestInvalid(f"expected input.pad in 0..255, found {spec.pad}")
+    if not all(map(math.isfinite, (*spec.mean, *spec.std, spec.quant_scale))) or spec.quant_scale < 0:
+        raise ManifestInvalid("expected finite numbers in input.mean, std and quant_scale, and no scale below 0")
+    for name, value, most in (("pad", spec.pad, 255), ("resize_to", spec.resize_to, _INPUT_LIMIT_PIXELS)):
+        if not 0 <= value <= most:
+            raise ManifestInvalid(f"expected input.{name} in 0..{most}, found {value}")
+    if not -128 <= spec.quant_zero <= 255:
+        raise ManifestInvalid(f"expected input.quant_zero in -128..255, found {spec.quant_zero}")
 
 
 def _check_share(name: str, value: float) -> None:

@@ -32,7 +32,7 @@ from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
 from edgeferry.vision.image import PictureLimits, read_picture
 from edgeferry.vision.preprocess import get_enough
-from edgeferry.vision.steps import Call, Walk
+from edgeferry.vision.steps import Call, Walk, pick_numbers
 from edgeferry.vision.walk import require_pipeline, walk
 from edgeferry.wire.worker_frames import AskTensors, Draw, GoldenInput, ModelTensors, Terms
 
@@ -122,7 +122,7 @@ class ServedModel:
             call = next(steps)
             watch.lap("prepare")
             while True:
-                outputs = self._sessions[call.stage].run(self._make_inputs(call))
+                outputs = pick_numbers(self._sessions[call.stage].run(self._make_inputs(call)))
                 watch.lap("infer")
                 call = steps.send(outputs)
                 watch.lap("prepare")

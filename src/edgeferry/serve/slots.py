@@ -30,23 +30,23 @@ from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
 
-_WAITING_PER_CORE = 2
-"""Who is taken then waits for as long as two answers take; beyond that an answer that comes late is no help."""
-
 
 def _count_waiting() -> int:
-    return _WAITING_PER_CORE * len(os.sched_getaffinity(0))
+    """One for each core and one more: who waits is answered within the time of two; later is no help to a camera."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
-    `aside` more wait while their model is switched without room for two workers, or its worker is started again.
+    `surge` more wait when answers stall for a moment; `aside` more while their model is switched without room for two
+    workers, or its worker is started again.
     """
 
     concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     waiting: int = field(default_factory=_count_waiting)
+    surge: int = 0
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
@@ -68,7 +68,9 @@ class Slots:
     def __init__(self, engine: EnginePort, settings: SlotsSettings | None = None, *, default_model: str = "") -> None:
         settings = settings or SlotsSettings()
         self.default_model = default_model
-        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting, aside=settings.aside)
+        self.gate = Gate(
+            running=settings.concurrency, waiting=settings.waiting, aside=settings.aside, surge=settings.surge
+        )
         self._engine = engine
         self._settings = settings.slot
         self._slots: dict[str, Slot] = {}

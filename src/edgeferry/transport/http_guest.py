@@ -7,8 +7,8 @@ Rules:
   earlier on a thin link.
 - Where nobody is upgraded to WebSockets and httptools is installed, its parser is used: h11 needs a third of all CPU
   that serving adds to an inference (measured). Without it h11 does the same more slowly.
-- Who would rather speak HTTP/2 (Java's client asks each time) is answered in HTTP/1.1 (RFC 9110, 7.8); httptools would
-  take the body for that protocol's.
+- Who would rather speak HTTP/2 (Java's client asks with each request) is answered in HTTP/1.1 (RFC 9110, 7.8);
+  httptools would take the body for that protocol's.
 - httptools bounds nothing by itself: a header, and all that is no body, is bounded here as h11 bounds it. What a
   callback of its parser raises becomes a 400.
 """

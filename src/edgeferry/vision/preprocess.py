@@ -89,6 +89,15 @@ def _letterbox_top_left(picture: Picture, spec: InputSpec) -> tuple[Pixels, Plac
     return _pad(picture, spec, _get_inner_size(picture, spec), (0, 0))
 
 
+def _letterbox_edge(picture: Picture, spec: InputSpec) -> tuple[Pixels, Placement]:
+    """Centred, and what is left over repeats the edge: a line of another grey there would be seen in a made picture."""
+    canvas, place = _letterbox(picture, spec)
+    left, top = round(place.left * spec.width), round(place.top * spec.height)
+    right, bottom = left + round(place.width * spec.width), top + round(place.height * spec.height)
+    around = ((top, spec.height - bottom), (left, spec.width - right), (0, 0))
+    return np.pad(canvas[top:bottom, left:right], around, "edge"), place
+
+
 def _get_inner_size(picture: Picture, spec: InputSpec) -> tuple[int, int]:
     """The largest (width, height) of the picture's shape inside the input; rounded as YOLOv3 rounds it in its graph."""
     scale = min(spec.width / picture.width, spec.height / picture.height)
@@ -127,6 +136,7 @@ _FITS = {
     "stretch": _stretch,
     "letterbox": _letterbox,
     "letterbox_top_left": _letterbox_top_left,
+    "letterbox_edge": _letterbox_edge,
     "crop": _crop,
 }
 

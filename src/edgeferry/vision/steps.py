@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgeferry.errors import ModelUnsupported
 from edgeferry.model.spec import InputSpec, Stage
 from edgeferry.vision.answer import Answer
@@ -24,6 +26,12 @@ class Call:
     stage: int
     tensor: Tensor
     size: Tensor | None = None
+
+
+def pick_numbers(outputs: Outputs) -> Outputs:
+    """What a walk is sent of a model's outputs: truths as 0 and 1, and no texts, since no family reads any."""
+    whole = {name: value.view(np.uint8) if value.dtype.kind == "b" else value for name, value in outputs.items()}
+    return {name: value for name, value in whole.items() if value.dtype.kind in "iuf"}
 
 
 Walk = Generator[Call, Outputs, Answer]

@@ -35,6 +35,8 @@ def require_pipeline(stages: Sequence[Stage]) -> Pipeline:
     """How pictures walk through `stages`; raises ModelUnsupported where there is no such family or pipeline."""
     if len(stages) == 1:
         require_family(stages[0])
+        if stages[0].answer.family != "tensors":
+            require_input(stages[0])
         return _walk_single
     found = PIPELINES.get(tuple(stage.answer.family for stage in stages))
     if found is None:

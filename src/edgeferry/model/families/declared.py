@@ -32,8 +32,8 @@ def draft_declared(facts: ModelFacts, draft: Draft) -> bool:
             draft.missing.setdefault(f"input.{name}", f"the metadata has no {PREFIX}input.{name}")
     if "threshold" in said:
         _take_number("thresholds.score", said["threshold"], draft.thresholds, draft)
-    classes = count_classes(facts) if family == "classification" else len(said.get("labels", "").split("\n"))
-    fit_labels(draft, classes)
+    named = len(said["labels"].split("\n")) if "labels" in said else None
+    fit_labels(draft, count_classes(facts) if family == "classification" else named)
     return True
 
 
@@ -42,7 +42,7 @@ def _take_declared(name: str, text: str, draft: Draft) -> None:
     if name in _WORDS:
         value: object = text
     elif name in _INTEGERS:
-        value = int(text) if text.lstrip("-").isdecimal() and len(text) < 8 else None
+        value = int(text) if text.removeprefix("-").isdecimal() and len(text) < 8 else None
     else:
         value = _read_numbers(text)
     if value is None or draft.input.get(name, value) != value:

@@ -116,6 +116,10 @@ def fill_tensor(picture: TensorFacts | None, facts: ModelFacts, draft: Draft) ->
             draft.input[name] = size
     if len(facts.inputs) > 1:
         draft.input["tensor"] = picture.name
+    if picture.quant_scale and picture.dtype == "int8":
+        draft.input |= {"quant_scale": picture.quant_scale, "quant_zero": picture.quant_zero}
+    elif picture.dtype == "int8":
+        draft.missing["input.quant_scale"] = "the int8 input carries no quantisation"
 
 
 def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) -> None:
@@ -132,10 +136,6 @@ def fill_normalisation(picture: TensorFacts, facts: ModelFacts, draft: Draft) ->
     else:
         for name in ("mean", "std"):
             draft.missing[f"input.{name}"] = f"the file does not say how a {picture.dtype} input is normalised"
-    if picture.dtype == "int8":
-        draft.input |= {"quant_scale": picture.quant_scale, "quant_zero": picture.quant_zero}
-        if not picture.quant_scale:
-            draft.missing["input.quant_scale"] = "the int8 input carries no quantisation"
 
 
 @dataclass(frozen=True, slots=True)

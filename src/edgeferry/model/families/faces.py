@@ -5,6 +5,8 @@ Each numbers its anchors by the size of its input; another count is another mode
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgeferry.model.facts import ModelFacts
 from edgeferry.model.families.draft import (
     Draft,
@@ -43,8 +45,8 @@ def draft_ultraface(facts: ModelFacts, draft: Draft) -> bool:
     """`scores` [1, n, 2] and `boxes` [1, n, 4], n as the strides and anchors of UltraFace make it."""
     picture = find_planes(facts)
     found = {tensor.name: tensor.shape for tensor in facts.outputs}
-    count = _count_ultraface_anchors(picture.shape[2:]) if picture is not None else None
-    if count is None or found != {"scores": (1, count, 2), "boxes": (1, count, 4)}:
+    count = count_anchors(picture.shape[2:], _ULTRAFACE_STRIDES) if picture is not None else 0
+    if not count or found != {"scores": (1, count, 2), "boxes": (1, count, 4)}:
         return False
     feed_as_published(facts, draft, _ULTRAFACE)
     draft.answer |= {"family": "ultraface", "outputs": {"boxes": "boxes", "scores": "scores"}}
@@ -60,8 +62,7 @@ def _name_faces(draft: Draft) -> None:
         name_classes(draft, "face")
 
 
-def _count_ultraface_anchors(sides: tuple[int | None, ...]) -> int | None:
+def count_anchors(sides: tuple[int | None, ...], strides: Mapping[int, int]) -> int:
+    """How many anchors an input of these sides in pixels has, by stride -> anchors in each cell; 0: a side is open."""
     high, wide = (side or 0 for side in sides)
-    if not high or not wide:
-        return None
-    return sum(-(-high // stride) * -(-wide // stride) * anchors for stride, anchors in _ULTRAFACE_STRIDES.items())
+    return sum(-(-high // stride) * -(-wide // stride) * anchors for stride, anchors in strides.items())

@@ -7,20 +7,23 @@ documented graphs feed it: RGB 0..1, the palm detector's picture centred on blac
 from __future__ import annotations
 
 from edgeferry.model.facts import ModelFacts, TensorFacts
-from edgeferry.model.families.draft import NO_LABELS, Draft, fill_tensor, find_picture, name_classes
+from edgeferry.model.families.draft import NO_LABELS, Draft, fill_tensor, find_layout, find_picture, name_classes
+from edgeferry.model.families.faces import count_anchors
 
 _PALM_NUMBERS = 18
+_PALM_STRIDES = {8: 2, 16: 6}
+"""Stride -> anchors in each cell; another count is another model."""
 _HAND_NUMBERS = 63
 _GESTURE_NUMBERS = 42
 
 
 def draft_palm(facts: ModelFacts, draft: Draft) -> bool:
-    """boxes [1, n, 18] and scores [1, n, 1]."""
+    """boxes [1, n, 18] and scores [1, n, 1], n as the strides make it of the input."""
     boxes = [each for each in facts.outputs if len(each.shape) == 3 and each.shape[2] == _PALM_NUMBERS]
     scores = [each for each in facts.outputs if len(each.shape) == 3 and each.shape[2] == 1]
-    if len(facts.outputs) != 2 or len(boxes) != 1 or len(scores) != 1 or boxes[0].shape[1] != scores[0].shape[1]:
+    if [len(facts.outputs), len(boxes), len(scores)] != [2, 1, 1]:
         return False
-    if not _fill_unit_picture(facts, draft):
+    if not boxes[0].shape[1] == scores[0].shape[1] == _count_anchors(facts) or not _fill_unit_picture(facts, draft):
         return False
     draft.stage["task"] = "detection"
     draft.answer |= {"family": "palm", "outputs": {"boxes": boxes[0].name, "scores": scores[0].name}}
@@ -29,6 +32,12 @@ def draft_palm(facts: ModelFacts, draft: Draft) -> bool:
     draft.notes.append("recognised by its outputs as MediaPipe's palm detection: RGB 0..1, letterbox on black")
     name_classes(draft, "palm")
     return True
+
+
+def _count_anchors(facts: ModelFacts) -> int:
+    picture = find_picture(facts)
+    sides = dict(zip(find_layout(picture, facts), picture.shape, strict=True)) if picture else {}
+    return count_anchors((sides.get("h"), sides.get("w")), _PALM_STRIDES)
 
 
 def draft_hand_landmarks(facts: ModelFacts, draft: Draft) -> bool:

@@ -36,8 +36,13 @@ _SIZE = re.compile(r"\[(\d{1,5}), (\d{1,5})\]")
 
 
 def draft_yolov5(facts: ModelFacts, draft: Draft) -> bool:
-    """rows [1, n, 5 + classes], three for each cell."""
-    shape, classes = _get_table(facts), _count_classes(facts, draft)
+    """rows [1, n, 5 + classes], three for each cell; or with suppression in the graph four outputs."""
+    shape, classes, roles = _get_table(facts), _count_classes(facts, draft), _find_suppressed(facts)
+    if classes and roles:
+        parameters = {"units": _UNITS[facts.format], "layout": "suppressed"}
+        draft.answer |= {"family": "yolov5", "outputs": roles, "parameters": parameters}
+        _fill(facts, draft, classes)
+        return True
     if shape is None or not classes or shape[2] != 5 + classes:
         return False
     if not _fits(shape[1], facts, each=_ANCHORS, unknown=NAMES_KEY in facts.metadata):
@@ -92,6 +97,16 @@ def _get_table(facts: ModelFacts) -> tuple[int | None, ...] | None:
     if _get_sides(facts) is None or len(facts.outputs) != 1 or len(shape) != 3 or shape[0] not in (1, None):
         return None
     return shape
+
+
+def _find_suppressed(facts: ModelFacts) -> dict[str, str]:
+    """Role -> output of YOLOv5's LiteRT export with `--nms`, whose outputs are numbered in this order; {}: no such."""
+    outputs = sorted(facts.outputs, key=lambda each: each.name)
+    n = outputs[0].shape[1:2]
+    told = facts.format == "litert" and NAMES_KEY in facts.metadata and "task" not in facts.metadata
+    if not told or [each.shape for each in outputs] != [(1, *n, 4), (1, *n), (1, *n), (1,)] or not _get_sides(facts):
+        return {}
+    return dict(zip(("boxes", "scores", "classes", "count"), (each.name for each in outputs), strict=True))
 
 
 def _get_sides(facts: ModelFacts) -> tuple[int | None, int | None] | None:

@@ -29,7 +29,7 @@ def decode_class_map(
 ) -> SegmentationAnswer:
     """See the module. Raises ModelUnsupported when the outputs are not those of this family."""
     values = find_output(stage, outputs, role="classes", wanted=_WANTED)
-    if values.shape[0] != 1 or values.ndim not in (3, 4):
+    if values.ndim not in (3, 4) or values.shape[0] != 1:
         raise make_refusal(_WANTED, outputs)
     classes = _choose_classes(values[0], _get_layout(stage))
     return make_segmentation(

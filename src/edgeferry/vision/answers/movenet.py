@@ -7,7 +7,8 @@ The output is the one that `answer.outputs["joints"]` names, else the only one:
 Rules:
 - The score of a single body is the mean of its joints' scores, as TensorFlow's pose example has it.
 - All joints are answered, each with its score. The box spans those at or above the threshold, clipped to the picture.
-- A body is answered when its score reaches the threshold and two joints do; at most `max_results`, best first.
+- A body is answered when its score reaches the threshold and two joints do, and all its numbers are finite; at most
+  `max_results`, best first.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def decode_movenet(stage: Stage, outputs: Outputs, placement: Placement, labels:
 def _list_bodies(stage: Stage, outputs: Outputs) -> Bodies:
     values = find_output(stage, outputs, role="joints", wanted=_WANTED)
     if values.shape == (1, 1, len(JOINTS), 3):
-        joints = np.nan_to_num(values[0, 0].astype(np.float64))
+        joints = values[0, 0].astype(np.float64)
         return [(float(joints[:, 2].mean()), joints)]
     if values.ndim == 3 and values.shape[0] == 1 and values.shape[2] == 3 * len(JOINTS) + 5:
-        rows = np.nan_to_num(values[0].astype(np.float64))
+        rows = values[0].astype(np.float64)
         return [(float(row[-1]), row[: 3 * len(JOINTS)].reshape(-1, 3)) for row in rows]
     raise make_refusal(_WANTED, outputs)
 
@@ -59,9 +60,10 @@ def _list_bodies(stage: Stage, outputs: Outputs) -> Bodies:
 def _list_objects(bodies: Bodies, stage: Stage, placement: Placement, *, label: str) -> Iterator[FoundObject]:
     for score, joints in bodies:
         seen = joints[:, 2] >= stage.thresholds.score
-        if score < stage.thresholds.score or seen.sum() < 2:
-            continue
         places = place_points(joints[:, 1::-1], placement)
+        finite = np.isfinite(joints).all() and np.isfinite(places).all()
+        if not (finite and score >= stage.thresholds.score and seen.sum() >= 2):
+            continue
         points = tuple(
             Point(name=name, x=x, y=y, score=min(max(sure, 0.0), 1.0))
             for name, (x, y), sure in zip(JOINTS, places.tolist(), joints[:, 2].tolist(), strict=True)

@@ -1,7 +1,8 @@
 """Objects: candidate boxes, scores and classes -> found objects; the last step that all detection families share.
 
 Rules:
-- Candidates with a number that is not finite, or without area inside the picture, are dropped; boxes are clipped.
+- Candidates with a number that is not finite, without area inside the picture, or of no class (below 0, or from
+  CLASSES_MAX on: no answer could hold it), are dropped; boxes are clipped.
 - At or above the threshold counts. Best first; equal scores keep the model's order. At most `max_results`.
 """
 
@@ -16,6 +17,8 @@ from edgeferry.errors import ModelUnsupported
 from edgeferry.model.labels import find_label
 from edgeferry.model.spec import Stage
 from edgeferry.vision.answer import DetectionAnswer, FoundObject
+
+CLASSES_MAX = 1 << 31
 
 Tensor = NDArray[Any]
 Outputs = dict[str, Tensor]
@@ -32,6 +35,7 @@ def make_detection_answer(
     """Boxes [n, 4] (top, left, bottom, right; 0..1 of the picture), scores [n] and classes [n] -> the answer."""
     numbers = np.column_stack([boxes, scores, classes]).astype(np.float64)
     keep = np.isfinite(numbers).all(axis=1) & (numbers[:, 4] >= stage.thresholds.score)
+    keep &= (numbers[:, 5] > -0.5) & (numbers[:, 5] < CLASSES_MAX)
     numbers = numbers[keep]
     numbers[:, :4] = numbers[:, :4].clip(0.0, 1.0)
     numbers = numbers[(numbers[:, 0] < numbers[:, 2]) & (numbers[:, 1] < numbers[:, 3])]

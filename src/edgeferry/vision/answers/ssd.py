@@ -29,12 +29,19 @@ _SCORE_WORDS = ("score", "confiden", "probab")
 
 def decode_ssd(stage: Stage, outputs: Outputs, placement: Placement, labels: tuple[str, ...]) -> DetectionAnswer:
     """See the module. Raises ModelUnsupported when the outputs are not those of this family."""
+    boxes, scores, classes = read_counted(stage, outputs)
+    return make_detection_answer(placement.to_picture(boxes), scores, classes, stage=stage, labels=labels)
+
+
+def read_counted(stage: Stage, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [n, 4] as the model writes them, scores [n] and classes [n], up to the count. Raises ModelUnsupported."""
     roles = find_roles(outputs, stage.answer.outputs)
+    if roles["boxes"].shape[-1:] != (4,) or ("count" in roles and roles["count"].size != 1):
+        raise make_refusal(_WANTED, outputs)
     boxes = roles["boxes"].reshape(-1, 4)
     classes, scores = roles["classes"].reshape(-1), roles["scores"].reshape(-1)
     count = min(_read_count(roles.get("count")), len(boxes), len(classes), len(scores))
-    placed = placement.to_picture(boxes[:count])
-    return make_detection_answer(placed, scores[:count], classes[:count], stage=stage, labels=labels)
+    return boxes[:count], scores[:count], classes[:count]
 
 
 def find_roles(outputs: Outputs, declared: dict[str, str]) -> Outputs:

@@ -50,6 +50,7 @@ def make_suppressed_answer(
 
 def rank(boxes: Tensor, scores: Tensor, *, least: float) -> Places:
     """Places of the candidates that can be answered at all, best first; equal ones keep the model's order."""
+    scores = scores.astype(np.float64)  # whole numbers without a sign would turn round when negated
     solid = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3]) & np.isfinite(boxes).all(axis=1)
     places = np.flatnonzero(solid & (scores >= least) & np.isfinite(scores))
     order: Places = places[np.argsort(-scores[places], kind="stable")][:CANDIDATES_MAX]
