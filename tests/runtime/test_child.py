@@ -340,6 +340,16 @@ async def test_a_worker_that_owes_answers_is_ended_also_when_its_callers_leave(m
     assert await asyncio.wait_for(worker.wait_dead(), DEADLINE_S) == -signal.SIGKILL
 
 
+async def test_a_worker_that_hangs_on_one_picture_is_ended_though_it_answers_others(make_fake: MakeVersion) -> None:
+    worker = await start_worker(make_fake("once hang", golden=False), replace(SETTINGS, hang_timeout_s=0.3))
+    with pytest.raises(RequestTimeout):
+        await worker.infer(RED, timeout_s=0.2)
+    assert get_label(await worker.infer(GREEN, timeout_s=10)) == "green"
+    await asyncio.sleep(0.2)
+    assert get_label(await worker.infer(GREEN, timeout_s=10)) == "green", "the last one that it answers"
+    assert await asyncio.wait_for(worker.wait_dead(), DEADLINE_S) == -signal.SIGKILL
+
+
 async def test_pictures_that_nobody_waits_for_are_not_kept(make_fake: MakeVersion) -> None:
     worker = await start_worker(make_fake("run hang", golden=False), replace(SETTINGS, concurrency=1))
     before = read_resident_bytes(worker.pid)

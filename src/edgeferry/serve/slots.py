@@ -112,8 +112,10 @@ class Slots:
 
     def find_agreement(self, model: str) -> Agreement | None:
         """How far candidate and live version agree so far; None once the candidate is gone."""
-        shadow = self._slots[model].shadow if model in self._slots else None
-        return shadow.agreement if shadow is not None and shadow.alive else None
+        slot = self._slots.get(model)
+        if slot is None or slot.shadow is None or slot.shadow.is_gone(slot.serving):
+            return None
+        return slot.shadow.agreement
 
     def stop_shadow(self, model: str) -> None:
         """Shows the candidate nothing more."""

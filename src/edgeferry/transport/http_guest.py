@@ -164,9 +164,8 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 
         def on_body(self, body: bytes) -> None:
             self._besides_body -= (1 + _BESIDES_BODY_SHARE) * len(body)
-            if not self.cycle.body and isinstance(
-                self.cycle.body, bytearray
-            ):  # older uvicorns hand on what they gather
+            gathered = self.cycle.body
+            if not gathered and isinstance(gathered, bytearray):  # older uvicorns hand on what they gather as it is
                 self.cycle.body = _Blocks()
             super().on_body(body)
 
