@@ -12,7 +12,9 @@ import pytest
 
 from edgeferry.errors import GoldenMismatch, QueueFull, WorkerLost
 from edgeferry.runtime import line as line_file
+from edgeferry.runtime import shared_bodies
 from edgeferry.runtime.line import Line
+from edgeferry.runtime.shared_bodies import SharedBodies
 from edgeferry.runtime.spawn import Spawned
 from edgeferry.vision.answer import DetectionAnswer
 from edgeferry.wire.worker_frames import Answered, Ask, Failed, make_frame
@@ -31,9 +33,10 @@ async def ends() -> AsyncIterator[Ends]:
     @dataclass
     class Process:
         sock: socket.socket
+        bodies: SharedBodies
 
     ours, theirs = socket.socketpair()
-    line = Line(cast("Spawned", Process(ours)))
+    line = Line(cast("Spawned", Process(ours, SharedBodies())))
     with theirs:
         yield Ends(line, theirs)
     line.close()
@@ -56,6 +59,7 @@ async def test_a_worker_that_reads_nothing_does_not_fill_our_memory(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_file, "UNSENT_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(shared_bodies, "LEAST_BYTES", 1 << 30)  # as when the shared memory is full
     with pytest.raises(QueueFull):
         for id_ in range(1, 10):
             ends.line.ask(Ask(id=id_), bytes(1 << 20)).cancel()

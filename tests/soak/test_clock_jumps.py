@@ -10,9 +10,9 @@ import pytest_asyncio
 from agent.agent_world import FAST
 from edgeferry.agent.machine import State
 from soak.crash_calls import Point
+from soak.crash_checks import check_end, check_ledger
 from soak.crash_device import Account
 from soak.crash_site import STORIES, CrashSite, Story, open_crash_site
-from soak.test_device_crashes import check_end, check_ledger
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 HOUR_S, DAY_S, DECADE_S = 3600.0, 86_400.0, 3653 * 86_400.0

@@ -7,12 +7,15 @@ Rules:
 - A `Failed` reply becomes the leaf of `errors.py` that its code names.
 - A worker that reads nothing is owed at most UNSENT_MAX_BYTES (and one request more): callers who come and leave must
   not fill our memory.
+- A large picture does not go over the socket but into shared memory; its place is free once the worker has replied.
 - When the line ends, for whatever reason, all that wait get WorkerLost. Replies that break the protocol end it.
 """
 
 from __future__ import annotations
 
 import asyncio
+
+import msgspec
 
 from edgeferry.errors import (
     EdgeferryError,
@@ -24,6 +27,7 @@ from edgeferry.errors import (
     find_leaves,
 )
 from edgeferry.runtime.frame_socket import FrameSocket
+from edgeferry.runtime.shared_bodies import Place
 from edgeferry.runtime.spawn import Spawned
 from edgeferry.wire.worker_frames import (
     Ask,
@@ -52,6 +56,8 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._socket = FrameSocket(spawned.sock)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._bodies = spawned.bodies
+        self._places: dict[int, Place] = {}
         self._asked_at: dict[int, float] = {}  # oldest first; proofs take as long as they take
         self._last_id = 0
         self._lost: WorkerLost | None = None
@@ -86,6 +92,8 @@ class Line:
             raise WorkerLost(self._lost.message)
         if body and self._socket.unsent_bytes > UNSENT_MAX_BYTES:
             raise QueueFull("expected the worker to take requests, found it busy")
+        if isinstance(request, Ask):
+            request, body = self._share(request, body)
         frame = make_frame(request, len(body))
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[0 if isinstance(request, Begin) else request.id] = future
@@ -93,6 +101,15 @@ class Line:
             self._asked_at[request.id] = self._loop.time()
         self._socket.send(frame, body)
         return future
+
+    def _share(self, request: Ask, body: Body) -> tuple[Ask, Body]:
+        """Puts the picture into shared memory, where it has room there."""
+        make_frame(request, len(body))  # what cannot be sent takes no place
+        place = self._bodies.put([body])
+        if place is None:
+            return request, body
+        self._places[request.id] = place
+        return msgspec.structs.replace(request, place=place), b""
 
     def tell(self, message: Cancel | Stop) -> None:
         """Sends what has no reply; nothing happens when the line has ended."""
@@ -104,14 +121,18 @@ class Line:
         await asyncio.shield(self._ended)
 
     def close(self) -> None:
-        """Gives the socket back."""
+        """Gives the socket and the shared memory back."""
         self._socket.close()
+        self._bodies.close()
 
     def _take(self, reply: Reply, body: bytes) -> None:
         if isinstance(reply, Started):
             if not self.started.done():
                 self.started.set_result(None)
             return
+        place = self._places.pop(reply.id, None)
+        if place is not None:
+            self._bodies.give_back(place)
         future = self._waiting.pop(reply.id, None)
         self._asked_at.pop(reply.id, None)
         if future is None:

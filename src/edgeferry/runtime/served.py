@@ -30,7 +30,7 @@ from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, run_tenso
 from edgeferry.vision.answer import Answer
 from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
-from edgeferry.vision.image import PictureLimits, read_picture
+from edgeferry.vision.image import Data, PictureLimits, read_picture
 from edgeferry.vision.preprocess import get_enough
 from edgeferry.vision.steps import Call, Walk, pick_numbers
 from edgeferry.vision.walk import require_pipeline, walk
@@ -66,7 +66,7 @@ class ServedModel:
         self._inputs = tuple(_find_input(*pair) for pair in zip(stages, sessions, strict=True))
         self._enough = _find_enough(stages) if pictures.scale_jpeg else None
 
-    def answer(self, data: bytes | bytearray, terms: Terms, draw: Draw = "") -> ServedAnswer:
+    def answer(self, data: Data, terms: Terms, draw: Draw = "") -> ServedAnswer:
         """Decodes, fits, infers, reads the outputs, and draws if asked to.
 
         Raises:
@@ -82,7 +82,7 @@ class ServedModel:
             watch.lap("draw")
         return ServedAnswer(answer, picture.width, picture.height, watch.laps_ms, drawn)
 
-    def answer_tensors(self, data: bytes | bytearray, ask: AskTensors) -> TensorsAnswer:
+    def answer_tensors(self, data: Data, ask: AskTensors) -> TensorsAnswer:
         """Runs the only stage on tensors as they are; raises RequestInvalid as `tensors.run_tensors`."""
         if len(self._sessions) != 1:
             raise RequestInvalid(f"expected a picture for a model of {len(self._sessions)} stages, found tensors")

@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 
 from edgeferry.errors import WorkerStartFailed
+from edgeferry.runtime.shared_bodies import SharedBodies
 
 STDERR_MAX_BYTES = 4096
 _BLOCK_BYTES = 4096
@@ -44,10 +45,11 @@ _SET = {
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A started process, our end of its socket, and the tail of what it prints (grows in place)."""
+    """A started process, our end of its socket, memory that both map, and the tail of what it prints."""
 
     process: asyncio.subprocess.Process
     sock: socket.socket
+    bodies: SharedBodies
     printed: bytearray
     printing: asyncio.Task[None]
 
@@ -68,25 +70,30 @@ class Spawned:
 
 async def spawn_worker() -> Spawned:
     """Starts `python -m edgeferry.runtime.worker_start`; raises WorkerStartFailed."""
+    try:
+        bodies = SharedBodies()
+    except OSError as error:
+        raise WorkerStartFailed(f"cannot make memory to share with a worker: {error.strerror}") from error
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker_start", str(theirs.fileno())),
+            *(sys.executable, "-P", "-m", "edgeferry.runtime.worker_start", str(theirs.fileno()), str(bodies.fd)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), bodies.fd],
             env=_make_environment(),
             start_new_session=True,
         )
     except OSError as error:
         ours.close()
+        bodies.close()
         raise WorkerStartFailed(f"cannot start a worker process: {error.strerror}") from error
     finally:
         theirs.close()
     printed = bytearray()
-    return Spawned(process, ours, printed, asyncio.create_task(_keep_tail(process, printed)))
+    return Spawned(process, ours, bodies, printed, asyncio.create_task(_keep_tail(process, printed)))
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

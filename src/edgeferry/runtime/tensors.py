@@ -48,7 +48,7 @@ def describe_tensors(file_name: str, session: Session) -> ModelTensors:
     return ModelTensors(platform, tuple(map(_describe, session.inputs)), tuple(map(_describe, session.outputs)))
 
 
-def run_tensors(session: Session, data: bytes | bytearray, ask: AskTensors) -> TensorsAnswer:
+def run_tensors(session: Session, data: bytes | bytearray | memoryview, ask: AskTensors) -> TensorsAnswer:
     """Runs the model on the tensors in `data`.
 
     Raises:
@@ -87,7 +87,7 @@ def _describe(info: TensorInfo) -> TensorDescription:
     return TensorDescription(info.name, _DATATYPES.get(info.dtype, info.dtype), shape)
 
 
-def _read_inputs(session: Session, data: bytes | bytearray, ask: AskTensors) -> dict[str, Tensor]:
+def _read_inputs(session: Session, data: bytes | bytearray | memoryview, ask: AskTensors) -> dict[str, Tensor]:
     known = {info.name: info for info in session.inputs}
     found = [entry.name for entry in ask.inputs]
     if sorted(found) != sorted(known):

@@ -37,6 +37,7 @@ from edgeferry.errors import (
     RequestTimeout,
 )
 from edgeferry.runtime import limits
+from edgeferry.runtime.shared_bodies import open_shared_bodies
 from edgeferry.wire.worker_frames import (
     PREFIX_BYTES,
     Answered,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 _NICE = 10
 _LOAD_ID = 0
+_IN_PLACE_BYTES = 256 << 10
 _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -118,11 +120,14 @@ class Line:
 class WorkerProcess:
     """All of a worker: one model, its queue, its threads."""
 
-    def __init__(self, line: Line, begin: Begin) -> None:
+    def __init__(self, line: Line, begin: Begin, bodies: memoryview) -> None:
         self._line = line
+        self._bodies = bodies
         self._begin = begin
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._pictures: dict[int, bytearray] = {}  # or tensors, of asks that wait; a Cancel takes them out at once
+        self._pictures: dict[
+            int, bytearray | bytes | memoryview
+        ] = {}  # or tensors, of asks that wait; a Cancel takes them out at once
         self._model: ServedModel | None = None
         self._terms = Terms((), ())
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(begin.concurrency)]
@@ -142,7 +147,7 @@ class WorkerProcess:
         match request:
             case Ask():
                 self._terms = request.terms or self._terms
-                self._pictures[request.id] = body
+                self._pictures[request.id] = self._find_shared(*request.place) if request.place else body
                 self._jobs.put(_Job(request, self._terms))
             case AskTensors():
                 self._pictures[request.id] = body
@@ -156,6 +161,11 @@ class WorkerProcess:
             case Begin():
                 raise InvariantBroken("expected one Begin, found a second")
         return True
+
+    def _find_shared(self, offset: int, size: int) -> bytes | memoryview:
+        """A picture that was written into the shared memory; a small one is copied, since bytes are read faster."""
+        view = self._bodies[offset : offset + size]
+        return view if size > _IN_PLACE_BYTES else bytes(view)
 
     def _drain(self) -> None:
         for _ in self._threads:
@@ -314,9 +324,10 @@ def main() -> None:
     limits.die_with_parent()
     limits.set_soft_limit(resource.RLIMIT_CORE, 0)
     line = Line(socket.socket(fileno=int(sys.argv[1])))
+    bodies = open_shared_bodies(int(sys.argv[2]))
     frame = line.receive()
     if frame is not None and isinstance(frame[0], Begin):
-        WorkerProcess(line, frame[0]).run()
+        WorkerProcess(line, frame[0], bodies).run()
     os._exit(0)  # engines' destructors have nothing to save, and may take long
 
 

@@ -33,7 +33,7 @@ from edgeferry.vision.answer import (
     list_objects,
     list_regions,
 )
-from edgeferry.vision.image import DEFAULT_LIMITS, PictureLimits, read_picture, resize
+from edgeferry.vision.image import DEFAULT_LIMITS, Data, PictureLimits, read_picture, resize
 from edgeferry.vision.limbs import list_limbs, list_sure
 
 SIDE_MAX_PX = 1600
@@ -56,9 +56,7 @@ _Colour = tuple[int, int, int]
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def draw_answer(
-    data: bytes | bytearray, answer: Answer, *, media: Media = "png", limits: PictureLimits = DEFAULT_LIMITS
-) -> bytes:
+def draw_answer(data: Data, answer: Answer, *, media: Media = "png", limits: PictureLimits = DEFAULT_LIMITS) -> bytes:
     """Draws the answer on the upright picture and encodes it; a picture that the model made is encoded as it is.
 
     Raises:

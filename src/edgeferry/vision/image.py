@@ -38,6 +38,9 @@ from edgeferry.model.spec import Resample
 Pixels = NDArray[np.uint8]
 """[height, width, 3], RGB, upright."""
 
+Data = bytes | bytearray | memoryview
+"""The bytes of a file."""
+
 BACKGROUND = (255, 255, 255)
 
 _READERS: tuple[tuple[bytes, int, type[ImageFile.ImageFile]], ...] = (  # first bytes, where they stand, who reads them
@@ -109,7 +112,7 @@ class Picture:
 
 
 def read_picture(
-    data: bytes | bytearray, limits: PictureLimits = DEFAULT_LIMITS, *, enough: tuple[int, int] | None = None
+    data: Data, limits: PictureLimits = DEFAULT_LIMITS, *, enough: tuple[int, int] | None = None
 ) -> Picture:
     """Decodes a picture.
 
@@ -164,16 +167,16 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
-def _open(data: bytes | bytearray) -> io.BytesIO | io.BufferedReader:
-    """A file of the bytes. BytesIO copies a bytearray, which of a large picture is worth a view in Python."""
-    large = isinstance(data, bytearray) and len(data) > _LARGE_BYTES
+def _open(data: Data) -> io.BytesIO | io.BufferedReader:
+    """A file of the bytes. BytesIO copies all but bytes, which of a large picture is worth a view in Python."""
+    large = not isinstance(data, bytes) and len(data) > _LARGE_BYTES
     return io.BufferedReader(_View(data)) if large else io.BytesIO(data)
 
 
 class _View(io.RawIOBase):
     """Reads bytes where they lie."""
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: Data) -> None:
         self._view, self._at = memoryview(data), 0
 
     def readable(self) -> bool:
@@ -196,7 +199,7 @@ class _View(io.RawIOBase):
         return len(part)
 
 
-def _find_reader(data: bytes | bytearray) -> type[ImageFile.ImageFile]:
+def _find_reader(data: Data) -> type[ImageFile.ImageFile]:
     for magic, offset, reader in _READERS:
         if data[offset : offset + len(magic)] == magic:
             return reader
@@ -226,7 +229,7 @@ def _check_tiff_tile(image: Image.Image, limits: PictureLimits) -> None:
         raise PictureTooLarge(f"expected TIFF tiles of at most {limits.max_pixels} pixels, found {sides!r:.60}")
 
 
-def _decode(image: Image.Image, data: bytes | bytearray, enough: tuple[int, int] | None) -> Picture:
+def _decode(image: Image.Image, data: Data, enough: tuple[int, int] | None) -> Picture:
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
         width, height = image.size
         orientation = _read_orientation(image)
@@ -242,13 +245,21 @@ def _decode(image: Image.Image, data: bytes | bytearray, enough: tuple[int, int]
     return Picture(upright(pixels) if upright else pixels, width, height)
 
 
-def _decode_jpeg(data: bytes | bytearray, size: tuple[int, int], enough: tuple[int, int] | None) -> Pixels:
-    if data.count(b"\xff\xda") > _JPEG_SCANS_MAX:
+def _decode_jpeg(data: Data, size: tuple[int, int], enough: tuple[int, int] | None) -> Pixels:
+    if _count_scans(data) > _JPEG_SCANS_MAX:
         raise PictureUnreadable(f"expected a JPEG of at most {_JPEG_SCANS_MAX} scans")
     smaller = enough is not None and size[0] >= 2 * enough[0] and size[1] >= 2 * enough[1]
     min_width, min_height = enough if enough is not None and smaller else (0, 0)
     pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=min_width, min_height=min_height)
     return pixels
+
+
+def _count_scans(data: Data) -> int:
+    """How often a marker Start of Scan stands in it."""
+    if not isinstance(data, memoryview):
+        return data.count(b"\xff\xda")
+    numbers = np.frombuffer(data, np.uint8)
+    return int(np.count_nonzero(numbers[np.flatnonzero(numbers[:-1] == 0xFF) + 1] == 0xDA))
 
 
 def _read_orientation(image: Image.Image) -> int:

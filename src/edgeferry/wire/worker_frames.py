@@ -87,9 +87,10 @@ class Prove(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer the picture in the body."""
+    """Answer the picture in the body, or at `place` (offset, size) of shared memory (`runtime/shared_bodies.py`)."""
 
     id: int
+    place: tuple[int, int] | None = None
     terms: Terms | None = None
     draw: Draw = ""
 
