@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -145,6 +146,15 @@ def test_a_mesh_has_468_points_in_the_unit_of_the_picture_with_depths_in_its_wid
     assert (last.x, last.y, last.z) == (pytest.approx(0.75), pytest.approx(0.625), pytest.approx(-0.25))
 
 
+def test_of_an_input_that_is_no_square_y_is_told_by_its_height_and_x_and_depth_by_its_width() -> None:
+    stage = make_stage("face_landmarks", task="landmarks")
+    assert stage.input is not None
+    tall = msgspec.structs.replace(stage, input=msgspec.structs.replace(stage.input, height=16))
+    (face,) = list_objects(decode(tall, make_mesh(), WHOLE, ()))
+    last = face.points[467]
+    assert (last.x, last.y, last.z) == (pytest.approx(0.75), pytest.approx(0.3125), pytest.approx(-0.25))
+
+
 def test_where_the_input_shows_a_part_depths_shrink_with_the_picture() -> None:
     crop = Placement(-0.5, -0.5, 2.0, 2.0, 16, 16)
     (face,) = see_face(make_mesh(), crop).objects
@@ -283,6 +293,12 @@ def test_a_probability_mask_keeps_the_probabilities_and_parts_them_at_the_thresh
     assert [(one.label, one.share) for one in answer.classes] == [("background", 0.75), ("person", 0.25)]
     assert (unroll(answer) == (np.nan_to_num(make_probabilities()) > 0.5)).all()
     assert set(read_png(answer.png).reshape(-1).tolist()) == {0, 26, 230}
+
+
+@pytest.mark.parametrize(("score", "share"), [(0.05, 63 / 64), (0.8, 0.25), (0.95, 0.0)])
+def test_the_threshold_of_a_mask_is_the_one_that_is_declared(score: float, share: float) -> None:
+    answer = see_mask("probability_mask", make_probabilities()[None], thresholds=Thresholds(score=score))
+    assert sum(one.share for one in answer.classes if one.class_index == 1) == share
 
 
 def test_logits_of_a_mask_go_through_the_sigmoid_that_is_declared() -> None:
