@@ -115,7 +115,6 @@ def test_figures_that_hold_hold_and_a_missing_peer_fails_nothing() -> None:
 def test_cpu_above_the_bound_and_above_a_peer_falls_short() -> None:
     short = [check.name for check in make_checks(make_figures(0.013)) if not check.holds]
     assert short == [
-        "CPU of a request / in process, 1 client",
         "CPU of a request / in process, 4 clients",
         "CPU of a request / MLServer",
     ]

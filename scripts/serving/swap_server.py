@@ -26,7 +26,7 @@ from typing import Any
 import structlog
 
 from edgeferry.app.local_models import open_local_versions
-from edgeferry.app.serving import open_api
+from edgeferry.app.serving import make_slots_settings, open_api
 from edgeferry.errors import EdgeferryError
 from edgeferry.model.stored import StoredVersion
 from edgeferry.serve.api import make_app
@@ -65,7 +65,7 @@ def _read_first() -> StoredVersion:
 
 
 async def _serve() -> None:
-    slots, first = Slots(ChildEngine()), _read_first()
+    slots, first = Slots(ChildEngine(), make_slots_settings(None)), _read_first()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with open_api(make_app(slots), "127.0.0.1", 0) as address:

@@ -50,6 +50,8 @@ class Interpreter:
     def invoke(self):
         if self.values.any():  # not on the black picture of the warm-up
             self.do("run")
+            if not os.path.exists(self.path + ".seen"):
+                self.do("once")
     def get_tensor(self, index):
         row = np.full((1, 3), 0.05, np.float32)
         row[0, int(self.values.reshape(-1, 3).sum(axis=0).argmax())] = 0.9

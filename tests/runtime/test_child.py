@@ -19,6 +19,7 @@ import pytest
 from edgeferry.errors import (
     EdgeferryError,
     GoldenMismatch,
+    InvariantBroken,
     ModelCrashed,
     ModelTimeout,
     ModelUnreadable,
@@ -339,6 +340,16 @@ async def test_a_worker_that_owes_answers_is_ended_also_when_its_callers_leave(m
     assert await asyncio.wait_for(worker.wait_dead(), DEADLINE_S) == -signal.SIGKILL
 
 
+async def test_a_worker_that_hangs_on_one_picture_is_ended_though_it_answers_others(make_fake: MakeVersion) -> None:
+    worker = await start_worker(make_fake("once hang", golden=False), replace(SETTINGS, hang_timeout_s=0.3))
+    with pytest.raises(RequestTimeout):
+        await worker.infer(RED, timeout_s=0.2)
+    assert get_label(await worker.infer(GREEN, timeout_s=10)) == "green"
+    await asyncio.sleep(0.2)
+    assert get_label(await worker.infer(GREEN, timeout_s=10)) == "green", "the last one that it answers"
+    assert await asyncio.wait_for(worker.wait_dead(), DEADLINE_S) == -signal.SIGKILL
+
+
 async def test_pictures_that_nobody_waits_for_are_not_kept(make_fake: MakeVersion) -> None:
     worker = await start_worker(make_fake("run hang", golden=False), replace(SETTINGS, concurrency=1))
     before = read_resident_bytes(worker.pid)
@@ -384,6 +395,26 @@ async def test_new_labels_and_thresholds_are_proven_on_the_running_worker(make_f
         with pytest.raises(GoldenMismatch):
             await worker.reprove(make_fake(labels=("blue", "red", "green")))
         assert get_label(await worker.infer(RED, timeout_s=5)) == "red"
+
+
+async def test_a_defect_in_a_proof_leaves_what_the_worker_serves_alone(make_fake: MakeVersion) -> None:
+    version = make_fake()
+    twice = replace(version, spec=msgspec.structs.replace(version.spec, stages=version.spec.stages * 2))
+    async with open_worker(version) as worker:
+        with pytest.raises(InvariantBroken):
+            await worker.reprove(twice)
+        assert get_label(await worker.infer(RED, timeout_s=10)) == "red"
+
+
+async def test_a_proof_that_takes_long_is_no_answer_that_is_owed(make_fake: MakeVersion) -> None:
+    version = make_fake("run sleep 0.5", golden=True)
+    async with open_worker(version, replace(SETTINGS, hang_timeout_s=0.3)) as worker:
+        proving = asyncio.create_task(worker.reprove(version))
+        await asyncio.sleep(0.4)
+        with pytest.raises(RequestTimeout):
+            await worker.infer(RED, timeout_s=0.01)
+        await proving
+        assert worker.alive
 
 
 async def test_a_proof_during_which_the_worker_dies_is_the_models_fault(make_fake: MakeVersion) -> None:

@@ -66,6 +66,7 @@ async def test_health_is_open_and_says_nothing_else(slots: Slots, open_client: O
     async with open_client(slots, GUARDED) as client:
         assert ((await client.get("/healthz")).status, (await client.get("/healthz")).body) == (200, b"ok\n")
         assert ((await client.get("/readyz")).status, (await client.get("/readyz")).body) == (503, b"not ready\n")
+        assert (await client.get("/readyz")).headers["Retry-After"] == "5"
 
 
 async def test_a_large_body_without_the_token_is_refused_unread(slots: Slots, open_client: OpenClient) -> None:

@@ -193,6 +193,7 @@ async def test_a_url_is_fetched_only_where_that_is_allowed(
         ({"json": {"url": 7}}, "request_invalid"),
         ({"json": ["http://camera/1.jpg"]}, "request_invalid"),
         ({"data": b"{", "headers": {"Content-Type": "application/json"}}, "request_invalid"),
+        ({"data": b'{"x":' + b"[" * 8000, "headers": {"Content-Type": "application/json"}}, "request_invalid"),
         ({"data": b'{"url": "\xff"}', "headers": {"Content-Type": "application/json"}}, "request_invalid"),
         ({"data": b'{"url": "http://camera/1.jpg"}'}, "media_type_refused"),
         ({"json": {"url": "http://camera/" + "x" * 9000}}, "body_too_large"),

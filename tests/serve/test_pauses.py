@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgeferry.errors import GoldenMismatch, QueueFull, WorkerStartFailed
+from edgeferry.errors import Conflict, GoldenMismatch, QueueFull, WorkerStartFailed
 from edgeferry.serve.fake import FakeEngine
 from edgeferry.serve.slot import SlotSettings
 from edgeferry.serve.slots import Slots, SlotsSettings
@@ -47,6 +47,41 @@ async def test_what_serves_ends_before_the_next_one_is_loaded_and_requests_wait(
     assert set(await asyncio.gather(*waiting)) == {"2.0.0"}, "more than the queue of every day has places for"
     assert len(engine.started) == 2
     assert slots.get_health("detector").deaths == 0
+
+
+@pytest.mark.parametrize("why", ["a switch without room", "a worker that died"])
+async def test_who_waits_for_one_model_takes_no_place_from_another(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until, why: str
+) -> None:
+    for model in ("detector", "other"):
+        await slots.switch(make_version("1.0.0", model=model))
+    engine.infer_s, engine.start_s = 0.1, 0.3
+    waiting = [asyncio.create_task(_ask(slots)) for _ in range(4)]  # all places: two run, two wait for a core
+    await until(lambda: slots.gate.taken == 4)
+    switching = None
+    if why == "a worker that died":
+        engine.started[0].die()
+    else:
+        switching = asyncio.create_task(slots.switch(make_version("2.0.0")))
+    await until(lambda: engine.started[0].running == 0 and not slots.is_alive("detector"))
+    assert set(await asyncio.gather(*(_ask(slots, "other") for _ in range(4)))) == {"1.0.0"}
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert found[2:] == ["1.0.0" if switching is None else "2.0.0"] * 2
+    if switching is not None:
+        await switching
+    assert slots.gate.taken == 0
+
+
+async def test_no_resident_is_loaded_into_the_memory_that_a_switch_waits_for(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until
+) -> None:
+    await slots.switch(make_version("1.0.0"))
+    proving = asyncio.create_task(slots.prove(make_version("2.0.0")))
+    await until(lambda: engine.started[0].closed)
+    with pytest.raises(Conflict):
+        await slots.load_resident(make_version("0.9.0"))
+    await proving
+    assert len(engine.started) == 2
 
 
 async def test_requests_under_way_are_answered_before_what_serves_ends(

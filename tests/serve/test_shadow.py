@@ -55,6 +55,18 @@ async def test_a_candidate_that_answers_alike_agrees(slots: Slots, make_version:
     await slots.close()
 
 
+async def test_an_answer_that_was_drawn_is_not_compared(slots: Slots, make_version: MakeVersion, until: Until) -> None:
+    await _start(slots, make_version)
+    assert slots.start_shadow("detector", ALL)
+    async with slots.lease("detector") as lease:
+        await lease.infer(b"drawn", timeout_s=5, draw="jpeg")
+    await asyncio.sleep(0.1)
+    assert _count(slots) == 0
+    await _ask(slots)
+    await until(lambda: _count(slots) == 1)
+    await slots.close()
+
+
 async def test_a_candidate_with_other_labels_on_the_same_worker_is_asked_with_its_own(
     slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until
 ) -> None:
@@ -68,6 +80,32 @@ async def test_a_candidate_with_other_labels_on_the_same_worker_is_asked_with_it
     assert found is not None
     assert found.share == 0.0
     await slots.close()
+
+
+async def test_a_candidate_comes_back_with_the_worker_that_it_shares(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until
+) -> None:
+    await slots.switch(make_version("1.0.0", label="cat", folder="same"))
+    await slots.prove(make_version("1.0.1", label="cat", folder="same"))
+    assert slots.start_shadow("detector", ALL)
+    await _ask(slots)
+    await until(lambda: _count(slots) == 1)
+    await _ask(slots)
+    engine.infer_s = 5.0  # of the candidate
+    await until(lambda: engine.started[0].running == 1)
+    engine.infer_s = 0.0
+    engine.started[0].die()
+    assert _count(slots) == 1, "a death is the worker's, not the labels'"
+    await until(lambda: slots.is_alive("detector"))
+    await _ask(slots)
+    await until(lambda: _count(slots) == 2)
+    found = slots.find_agreement("detector")
+    assert found is not None
+    assert found.share == 1.0
+    await slots.switch(make_version("1.0.1", label="cat", folder="same"))
+    assert (await _ask(slots), len(engine.started)) == ("1.0.1", 2)
+    await slots.close()
+    assert not any(worker.alive for worker in engine.started)
 
 
 async def test_the_share_is_kept_to_the_picture(slots: Slots, make_version: MakeVersion, until: Until) -> None:
@@ -100,7 +138,7 @@ async def test_while_every_core_is_taken_the_candidate_waits(
     await _start(slots, make_version)
     slots.start_shadow("detector", ALL)
     await _ask(slots)
-    engine.infer_s = 0.15
+    engine.infer_s = 0.4
     live = asyncio.create_task(_ask(slots))
     await until(lambda: engine.started[0].running == 1)
     await asyncio.sleep(0.08)

@@ -306,12 +306,12 @@ async def test_a_switch_ends_the_restarts_of_the_dead_version(
     slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until
 ) -> None:
     await slots.switch(make_version())
-    engine.start_s = 0.1
+    engine.start_s = 0.3
     engine.started[0].die()
     await until(lambda: slots.get_health("detector").deaths == 1)
     engine.start_s = 0.0
     await slots.switch(make_version("2.0.0"))
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.4)
     assert [worker.version.version for worker in engine.started] == ["1.0.0", "2.0.0"]
     assert await _ask(slots) == ("2.0.0", "label-of-2.0.0")
 

@@ -159,6 +159,7 @@ async def test_without_a_model_it_lives_and_is_not_ready(slots: Slots, open_clie
     async with open_client(slots) as client:
         assert (await client.get("/v2/health/live")).status == 200
         assert (await client.get("/v2/health/ready")).status == 503
+        assert (await client.get("/v2/health/ready")).headers["Retry-After"] == "5"
         assert "PLEASE SET AI MODEL FIRST" in get_error(await client.post(INFER, make_request()), 503)
         assert (await client.post("/v2/repository/index", b"")).json == []
 

@@ -106,12 +106,46 @@ async def test_chunks_of_a_byte_are_a_body_like_any_other() -> None:
         writer.close()
 
 
+async def test_a_request_right_behind_a_large_body_is_answered() -> None:
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000) + GET)
+        assert await asyncio.wait_for(reader.readuntil(b"100000"), 10)
+        assert await asyncio.wait_for(reader.readuntil(b"hello"), 10)
+        writer.close()
+
+
+async def test_who_asks_for_another_protocol_is_answered_in_this_one() -> None:
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUPGRADE: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        for size in (b"7", b"8"):
+            writer.write(
+                b"POST /body HTTP/1.1\r\nHost: localhost\r\n" + wish + b"Content-Length: " + size + b"\r\n\r\n"
+            )
+            await asyncio.sleep(0.05)
+            writer.write(b"\r\nupgrade:"[: int(size)].ljust(int(size)))
+            assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n" + size), 10)
+        writer.close()
+
+
+async def test_a_large_body_allows_no_larger_trailers() -> None:
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"200000\r\n" + bytes(2 << 20) + b"\r\n0\r\nX: " + b"x" * (2 << 20))
+        assert await is_cut(reader)
+        writer.close()
+
+
 async def test_beyond_the_bound_callers_are_told_to_come_later() -> None:
     async with open_server(ServerLimits(connections=3)) as connect:
         held = [await connect() for _ in range(4)]
         reader, writer = held[-1]
         writer.write(GET)
-        assert b" 503 " in await asyncio.wait_for(reader.readline(), 10)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert b" 503 " in head
+        assert b"\r\nretry-after: 1\r\n" in head.lower()
         for _, open_writer in held:
             open_writer.close()
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeferry.errors import RequestInvalid
+from edgeferry.wire import v2_tensors
 from edgeferry.wire.v2_ranking import rank_classes
 from edgeferry.wire.v2_tensors import (
     BYTES_ELEMENTS_MAX,
@@ -180,6 +181,19 @@ BAD_BODIES: dict[str, tuple[bytes, str | None]] = {
 def test_a_body_that_is_no_request_is_refused(case: tuple[bytes, str | None]) -> None:
     with pytest.raises(RequestInvalid, match="expected"):
         read_infer(*case)
+
+
+def test_numbers_as_json_are_bounded_over_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v2_tensors, "JSON_ELEMENTS_MAX", 4)
+    names = ("a", "b", "c")
+    pair = {"shape": [2], "datatype": "UINT8", "data": [1, 2]}
+    assert len(read_infer(make_body(*({**pair, "name": name} for name in names[:2]))[0]).inputs) == 2
+    with pytest.raises(RequestInvalid, match="binary"):
+        read_infer(make_body(*({**pair, "name": name} for name in names))[0])
+    outputs = [OutTensor(TensorEntry(name, "UINT8", (2,), 2), b"ab", is_binary=False) for name in names]
+    make_answer("", "m", "1", outputs[:2])
+    with pytest.raises(RequestInvalid, match="binary"):
+        make_answer("", "m", "1", outputs)
 
 
 RAW = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 0)

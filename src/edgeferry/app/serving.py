@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from edgeferry.transport.http_server import ServerLimits
 
+_SURGE = 32
 _log = structlog.get_logger(__name__)
 
 
@@ -71,8 +72,8 @@ async def open_api(
 
 
 def make_slots_settings(queue: int | None) -> SlotsSettings:
-    """Settings with `queue` requests that may wait for a core; None: two for each core."""
-    return SlotsSettings() if queue is None else SlotsSettings(waiting=queue)
+    """Settings with `queue` requests that may wait for a core; None: one for each core and one more."""
+    return SlotsSettings(surge=_SURGE) if queue is None else SlotsSettings(waiting=queue)
 
 
 @asynccontextmanager

@@ -55,7 +55,9 @@ _EXISTING = click.Path(path_type=Path)
 @click.option("--allow-networks", default="", metavar="CIDR,...", help="Networks that may call, e.g. 192.168.1.0/24.")
 @click.option("--default-model", default="", metavar="NAME", help="The model that answers /score among several.")
 @click.option(
-    "--queue", type=click.IntRange(0, 10_000), help="Requests that may wait for a core; two for each core if not said."
+    "--queue",
+    type=click.IntRange(0, 10_000),
+    help="Requests that may wait for a core; if not said one for each, and one more.",
 )
 @click.option("--picture-hosts", default="", metavar="HOST,...", help="Hosts that POST /url may fetch pictures from.")
 @click.option(

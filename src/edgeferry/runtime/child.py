@@ -8,8 +8,8 @@ Rules:
 - Whose fault a death is: before the worker says `Started` it is ours (WorkerStartFailed), while it loads and proves it
   is the model's (any signal, non-zero exit or time-out), after that nobody's: what was asked fails with WorkerLost.
 - Whatever goes wrong in `start_worker`, also cancellation, the process is gone when it raises.
-- A request that nobody waits for any more is taken from the worker's queue. A worker that owes answers and gives none
-  for `hang_timeout_s` is killed.
+- A request that nobody waits for any more is taken from the worker's queue. A worker that owes one answer for more than
+  `hang_timeout_s` is killed, also when it gives others: it has a thread less, for good.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class WorkerSettings:
         concurrency: inferences at once.
         start_timeout_s: until the process runs and has imported its engine.
         load_timeout_s: until the version is loaded, proven and warm; and for each later proof.
-        hang_timeout_s: a worker that owes answers and gives none for so long is killed.
+        hang_timeout_s: a worker that owes an answer for so long is killed.
         memory_headroom_bytes, memory_factor: while loading, address space may grow by the larger of the headroom and
             factor x model file.
         picture_max_bytes, picture_max_pixels: larger pictures are refused before they are decoded.
@@ -282,8 +282,8 @@ class Worker:
         finally:
             if future.cancelled():  # by this time-out, by the caller's own, or because the caller left
                 self._line.tell(Cancel(id_))
-                if self._line.get_silence_s() > self._settings.hang_timeout_s:
-                    self._spawned.kill()
+            if self._line.get_owed_s() > self._settings.hang_timeout_s:
+                self._spawned.kill()
 
     def _explain_death(self, exit_code: int) -> EdgeferryError:
         how = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"

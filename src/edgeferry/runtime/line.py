@@ -52,8 +52,8 @@ class Line:
         self._loop = asyncio.get_running_loop()
         self._socket = FrameSocket(spawned.sock)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._asked_at: dict[int, float] = {}  # oldest first; proofs take as long as they take
         self._last_id = 0
-        self._heard_at = self._loop.time()
         self._lost: WorkerLost | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self.started: asyncio.Future[None] = self._loop.create_future()
@@ -64,9 +64,10 @@ class Line:
         """False once the other end is gone."""
         return self._lost is None
 
-    def get_silence_s(self) -> float:
-        """Seconds for which the worker has owed replies and given none; 0 when it owes none."""
-        return self._loop.time() - self._heard_at if self._waiting else 0.0
+    def get_owed_s(self) -> float:
+        """Seconds for which the worker has owed the oldest answer; 0 when it owes none."""
+        now = self._loop.time()
+        return now - next(iter(self._asked_at.values()), now)
 
     def make_id(self) -> int:
         """The next request id; 0 is that of `Begin`."""
@@ -86,10 +87,10 @@ class Line:
         if body and self._socket.unsent_bytes > UNSENT_MAX_BYTES:
             raise QueueFull("expected the worker to take requests, found it busy")
         frame = make_frame(request, len(body))
-        if not self._waiting:
-            self._heard_at = self._loop.time()
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[0 if isinstance(request, Begin) else request.id] = future
+        if isinstance(request, Ask | AskTensors):
+            self._asked_at[request.id] = self._loop.time()
         self._socket.send(frame, body)
         return future
 
@@ -107,12 +108,12 @@ class Line:
         self._socket.close()
 
     def _take(self, reply: Reply, body: bytes) -> None:
-        self._heard_at = self._loop.time()
         if isinstance(reply, Started):
             if not self.started.done():
                 self.started.set_result(None)
             return
         future = self._waiting.pop(reply.id, None)
+        self._asked_at.pop(reply.id, None)
         if future is None:
             raise ProtocolViolated(f"expected a reply to a request, found one with id {reply.id}")
         if future.done():  # nobody waits any more
@@ -129,6 +130,7 @@ class Line:
             if not future.done():
                 future.set_exception(WorkerLost(reason))
         self._waiting.clear()
+        self._asked_at.clear()
         self._ended.set_result(None)
 
 

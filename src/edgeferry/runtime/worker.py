@@ -8,8 +8,8 @@ Rules:
 - Until the version is proven, soft RLIMIT_AS and RLIMIT_CPU hold: a model that wants too much fails in here.
 - Engine and numpy are imported on the proving thread, so that not even the import competes with what serves elsewhere.
 - It ends when its parent does: end of file on the socket, and PR_SET_PDEATHSIG where an engine holds the interpreter.
-- Errors of ours travel as `Failed`. What nobody foresaw ends the process while proving (that is the model's fault), and
-  becomes `invariant_broken` while serving.
+- Errors of ours travel as `Failed`. What nobody foresaw ends the process while it loads (that is the model's fault),
+  and becomes `invariant_broken` while it serves.
 """
 
 from __future__ import annotations
@@ -165,13 +165,15 @@ class WorkerProcess:
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            try:
-                self._line.send(*self._answer(job))  # also what makes no frame must not end the worker
-            except EdgeferryError as error:
-                self._line.send(_make_failed(job.ask.id, error))
-            except Exception as error:  # noqa: BLE001  request edge: one picture must not end the worker
-                broken = InvariantBroken(f"{type(error).__name__}: {error!s:.300}")
-                self._line.send(_make_failed(job.ask.id, broken))
+            self._serve_one(job)  # its answer is held no longer than it takes, however long the next job takes to come
+
+    def _serve_one(self, job: _Job) -> None:
+        try:
+            self._line.send(*self._answer(job))
+        except EdgeferryError as error:  # also of an answer that no frame holds
+            self._line.send(_make_failed(job.ask.id, error))
+        except Exception as error:  # noqa: BLE001  request edge: one picture must not end the worker
+            self._line.send(_make_unforeseen(job.ask.id, error))
 
     def _answer(self, job: _Job) -> tuple[Reply, bytes]:
         picture = self._pictures.pop(job.ask.id, None)
@@ -235,10 +237,11 @@ class WorkerProcess:
                 raise ModelNotReady("expected a proven model, found none in this worker")
             terms = make_terms(Path(request.folder), request.spec)
             report = _prove(self._model, terms, request.golden)
+            self._line.send(Proved(id=request.id, report=report, terms=terms))
         except EdgeferryError as error:
             self._line.send(_make_failed(request.id, error))
-        else:
-            self._line.send(Proved(id=request.id, report=report, terms=terms))
+        except Exception as error:  # noqa: BLE001  request edge: this worker serves another version
+            self._line.send(_make_unforeseen(request.id, error))
 
     def _hold_limits(self, model_paths: list[Path]) -> None:
         model_bytes = sum(path.stat().st_size for path in model_paths if path.is_file())
@@ -292,6 +295,10 @@ def _make_picture_settings(begin: Begin) -> PictureSettings:
 
 def _make_failed(request_id: int, error: EdgeferryError) -> Failed:
     return Failed(id=request_id, code=error.code, message=error.message, values=error.values)
+
+
+def _make_unforeseen(request_id: int, error: Exception) -> Failed:
+    return _make_failed(request_id, InvariantBroken(f"{type(error).__name__}: {error!s:.300}"))
 
 
 def _end_at_once(what: threading.ExceptHookArgs) -> None:

@@ -41,6 +41,7 @@ from edgeferry.serve.metrics import CONTENT_TYPE, Metrics
 from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute, make_openapi
 from edgeferry.serve.ports import DevicePort, Drawn, FetchPort, StorePort
 from edgeferry.serve.slots import Slots
+from edgeferry.serve.statuses import make_ready_response
 from edgeferry.serve.v2 import V2
 
 _WEIGHT = re.compile(r"[01](\.\d{0,3})?")
@@ -170,7 +171,7 @@ class Api:
         """GET /readyz."""
         models = self._slots.get_models().values()
         ready = bool(models) and all(model.ready for model in models)
-        return Response("ready\n" if ready else "not ready\n", 200 if ready else 503, media_type="text/plain")
+        return make_ready_response(b"ready\n" if ready else b"not ready\n", "text/plain", ready=ready)
 
     async def get_metrics(self, _: Request) -> Response:
         """GET /metrics."""

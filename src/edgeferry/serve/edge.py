@@ -85,12 +85,13 @@ def _log_error(route: str, error: EdgeferryError) -> None:
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself refuses (404, 405), in the shape of all errors."""
+    path: str = request.scope["path"]  # request.url is made of the Host header too, in older Starlettes
     if isinstance(error, HTTPException) and error.status_code == 405:
         refused = MethodRefused(f"expected another method than {request.method:.20} here")
-        response = make_error_response(refused, dict(error.headers or {}), path=request.url.path)
+        response = make_error_response(refused, dict(error.headers or {}), path=path)
     else:
-        missing = NotFound(f"nothing is served at {request.url.path!r:.80}")
-        response = make_error_response(missing, path=request.url.path)
+        missing = NotFound(f"nothing is served at {path!r:.80}")
+        response = make_error_response(missing, path=path)
     answer = LingeringResponse(response) if is_body_left(request) else response
     return cast("Response", answer)  # Starlette only calls it, as the ASGI application that it is
 

@@ -106,7 +106,7 @@ class FormReader:
         async with open_body(request, self._small) as body:
             try:
                 return msgspec.json.decode(body, type=kind)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise RequestInvalid(f"expected other JSON: {error}") from error
 
 

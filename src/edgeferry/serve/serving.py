@@ -3,7 +3,7 @@
 What this file leaves to others: which Serving is the one that answers (`slot.py`).
 
 Rules:
-- A worker is closed with the last Serving that holds it.
+- A worker is closed with the last Serving that holds it. One that died and was started again is held by the same.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Rules:
   counts, which is never less than what it takes of a core.
 - One picture waits at a time; those that come meanwhile are left out. Nothing here ever fails or delays a request.
 - What the candidate cannot answer counts as a picture that it does not agree on; a picture at fault counts as none.
+  A candidate whose worker died says so by `is_gone`, not in figures.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from edgeferry.errors import EdgeferryError, PictureTooLarge, PictureUnreadable
+from edgeferry.errors import EdgeferryError, PictureTooLarge, PictureUnreadable, WorkerLost
 from edgeferry.runtime.child import InferReply
 from edgeferry.serve.serving import Serving
 from edgeferry.twin.shadow import ShadowPolicy
@@ -39,10 +40,10 @@ class Shadow:
         self._due = 0.0
         self._waiting: asyncio.Queue[tuple[bytes, Answer]] = asyncio.Queue(maxsize=1)
 
-    @property
-    def alive(self) -> bool:
-        """False once the candidate's worker is gone."""
-        return self._candidate.worker.port.alive
+    def is_gone(self, live: Serving | None) -> bool:
+        """Whether the candidate's worker died; one that it shares with `live` comes back."""
+        worker = self._candidate.worker
+        return not worker.port.alive and (live is None or live.worker is not worker)
 
     def offer(self, picture: bytes, reply: InferReply) -> None:
         """Takes note of a live picture and its answer, if it is one of the share; never waits."""
@@ -54,8 +55,8 @@ class Shadow:
         self._waiting.put_nowait((bytes(picture), reply.answer))
 
     async def run(self) -> None:
-        """Compares, until cancelled or until the candidate is gone."""
-        while self.alive:
+        """Compares, until cancelled."""
+        while True:
             picture, live = await self._waiting.get()
             await asyncio.sleep(_SENT_AFTER_S)
             if not await self._wait_idle():
@@ -80,7 +81,7 @@ class Shadow:
         try:
             reply = await candidate.worker.port.infer(picture, terms=candidate.terms, timeout_s=_TIMEOUT_S)
             self.agreement += compare(live, reply.answer)
-        except (PictureUnreadable, PictureTooLarge):
+        except (PictureUnreadable, PictureTooLarge, WorkerLost):
             pass
         except EdgeferryError:
             self.agreement += Agreement(1)

@@ -61,7 +61,7 @@ class Lease:
             self._tally.failed += 1
             raise
         self._tally.note_answer(reply)
-        if self._shadow is not None:
+        if self._shadow is not None and not draw:  # a drawing takes the place of a picture that was made
             self._shadow.offer(picture, reply)
         return reply
 
@@ -250,13 +250,12 @@ class Slot:
         current = self.serving
         if current is None or current.worker.share_key != share_key or not current.worker.port.alive:
             return None
-        worker = current.worker.hold()
+        worker, port = current.worker.hold(), current.worker.port
         try:
-            proven = await worker.port.reprove(version)
+            proven = await port.reprove(version)
         except (ModelError, WorkerLost):
-            alive = worker.port.alive
             await worker.release(0.0)
-            if alive:
+            if port.alive:
                 raise
             return None  # it died, perhaps of a picture: a worker of its own gives the verdict on this version
         except BaseException:
@@ -375,10 +374,14 @@ class Slot:
         await asyncio.sleep(pause_s)
 
     async def _take_restarted(self, dead: Serving, port: WorkerPort) -> None:
+        unused = port
         if self.serving is dead:
-            self._point_at(Serving(dead.version, HeldWorker(port, dead.worker.share_key), port.terms))
-        else:
-            await port.close(drain_timeout_s=0.0)
+            unused, dead.worker.port = (
+                dead.worker.port,
+                port,
+            )  # a candidate that shares the worker goes on with this one
+            self._point_at(Serving(dead.version, dead.worker.hold(), port.terms))
+        await unused.close(drain_timeout_s=0.0)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

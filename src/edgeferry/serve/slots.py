@@ -7,7 +7,8 @@ that serve beside the active one (`residents.py`).
 Rules:
 - The queue is bounded over all models; beyond it QueueFull at once.
 - A request waits for a core before it takes its lease: it is answered by the newest version and never delays a drain.
-- While a model is switched without room for two workers its requests wait aside (`gate.py`): none fails of it.
+- While a model is switched without room for two workers, or its worker is started again, its requests wait aside
+  (`gate.py`), also those that came before: none fails of the switch, nor takes a place from another model's.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease, Slot, SlotSettings
 from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
 
-_WAITING_PER_CORE = 2
-"""Who is taken then waits for as long as two answers take; beyond that an answer that comes late is no help."""
-
 
 def _count_waiting() -> int:
-    return _WAITING_PER_CORE * (os.cpu_count() or 1)
+    """One for each core and one more: who waits is answered within the time of two; later is no help to a camera."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
-    `aside` more wait while their model is switched without room for two workers.
+    `surge` more wait when answers stall for a moment; `aside` more while their model is switched without room for two
+    workers, or its worker is started again.
     """
 
-    concurrency: int = field(default_factory=lambda: os.cpu_count() or 1)
+    concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     waiting: int = field(default_factory=_count_waiting)
+    surge: int = 0
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
@@ -67,7 +68,9 @@ class Slots:
     def __init__(self, engine: EnginePort, settings: SlotsSettings | None = None, *, default_model: str = "") -> None:
         settings = settings or SlotsSettings()
         self.default_model = default_model
-        self.gate = Gate(running=settings.concurrency, waiting=settings.waiting, aside=settings.aside)
+        self.gate = Gate(
+            running=settings.concurrency, waiting=settings.waiting, aside=settings.aside, surge=settings.surge
+        )
         self._engine = engine
         self._settings = settings.slot
         self._slots: dict[str, Slot] = {}
@@ -85,6 +88,8 @@ class Slots:
 
     async def load_resident(self, version: StoredVersion) -> None:
         """Serves `version` beside what is active; raises as `Residents.load`, and Conflict without memory for it."""
+        if any(slot.paused for slot in self._slots.values()):
+            raise Conflict(f"expected memory for {version}, found none: a switch is under way without room for two")
         live = next((slot.serving for slot in self._slots.values() if slot.ready and slot.serving), None)
         if live is not None and self.residents.find(version.model, version.version) is None:
             pid = live.worker.port.pid
@@ -107,8 +112,10 @@ class Slots:
 
     def find_agreement(self, model: str) -> Agreement | None:
         """How far candidate and live version agree so far; None once the candidate is gone."""
-        shadow = self._slots[model].shadow if model in self._slots else None
-        return shadow.agreement if shadow is not None and shadow.alive else None
+        slot = self._slots.get(model)
+        if slot is None or slot.shadow is None or slot.shadow.is_gone(slot.serving):
+            return None
+        return slot.shadow.agreement
 
     def stop_shadow(self, model: str) -> None:
         """Shows the candidate nothing more."""
@@ -159,8 +166,8 @@ class Slots:
         slot = self.residents.find(model, version) or self._slots.get(model)
         if slot is None:
             raise ModelNotReady(NOT_READY_MESSAGE, model=model)
-        with self.gate.queue_aside() if slot.paused else self.gate.queue():
-            while True:
+        while True:
+            with self.gate.queue() if slot.ready else self.gate.queue_aside():
                 await slot.wait_ready()
                 async with self.gate.run():
                     if not slot.ready:  # it died while this request waited for a core: wait without holding one

@@ -126,6 +126,12 @@ def _find_body(path: str) -> tuple[type[msgspec.Struct], MakeBody]:
     return next(found for start, found in BODIES.items() if path == start or path.startswith(start + "/" * bool(start)))
 
 
+def make_ready_response(body: bytes, media_type: str, *, ready: bool) -> Response:
+    """The answer to a question whether something is ready."""
+    headers = {} if ready else {"Retry-After": str(math.ceil(RETRY_AFTER_S[errors.ModelNotReady]))}
+    return Response(body, 200 if ready else 503, headers, media_type)
+
+
 def get_status(error: type[EdgeferryError]) -> int:
     """The HTTP status of an error class: its own row, else that of its nearest ancestor."""
     return next(STATUSES[kind] for kind in error.__mro__ if kind in STATUSES)

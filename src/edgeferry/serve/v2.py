@@ -26,6 +26,7 @@ from edgeferry.serve.openapi import JSON, ApiAnswer, ApiParameter, ApiRoute
 from edgeferry.serve.ports import StorePort
 from edgeferry.serve.residents import order_version
 from edgeferry.serve.slots import ServedModel, Slots
+from edgeferry.serve.statuses import make_ready_response
 from edgeferry.serve.v2_infer import infer_tensors, make_body
 from edgeferry.serve.v2_repository import IndexEntry, IndexRequest, Repository, RepositoryRequest
 from edgeferry.wire.v2_models import (
@@ -225,7 +226,7 @@ def _make_answer(body: Any) -> ApiAnswer:
 
 
 def _make_ready(ready: bool) -> Response:
-    return Response(msgspec.json.encode(ReadyAnswer(ready)), 200 if ready else 503, media_type=JSON)
+    return make_ready_response(msgspec.json.encode(ReadyAnswer(ready)), JSON, ready=ready)
 
 
 def _make_json(value: Any) -> Response:

@@ -20,14 +20,15 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeferry.errors import ConfigInvalid
 from edgeferry.transport.accept_loop import (
@@ -40,6 +41,7 @@ from edgeferry.transport.accept_loop import (
 from edgeferry.transport.http_guest import HEADERS_MAX_BYTES, H11Guest, HttpGuest, find_fast_guest
 
 _BACKLOG = 2048
+_RETRY_AFTER_S = "1"
 MakeUpgraded = Callable[[], asyncio.Protocol]
 
 
@@ -108,7 +110,9 @@ async def open_http_server(
     then on. Without it the request is answered like any other.
     """
     limits = limits or ServerLimits()
-    server = uvicorn.Server(_make_config(app, limits, make_upgraded))
+    bounded = _Bounded(app, limits.connections)
+    server = uvicorn.Server(_make_config(bounded, limits, make_upgraded))
+    bounded.held = server.server_state.connections
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment] # signals are the process's
     serving = asyncio.create_task(server.serve(sockets=[]), name="http server")
     gate = CountingGate(get_http_connections_max(raise_file_limit()))
@@ -149,8 +153,29 @@ def _make_config(app: ASGIApp, limits: ServerLimits, make_upgraded: MakeUpgraded
         timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=limits.stop_patience_s,
         h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
-        limit_concurrency=limits.connections,
     )
+
+
+class _Bounded:
+    """`app` while at most `connections_max` of `held` are open; who comes then is told to come later.
+
+    uvicorn's own `limit_concurrency` does not say when.
+    """
+
+    held: Collection[object] = ()
+
+    def __init__(self, app: ASGIApp, connections_max: int) -> None:
+        self._app, self._connections_max = app, connections_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        app = self._app if len(self.held) < self._connections_max else _make_busy()
+        await app(scope, receive, send)
+
+
+def _make_busy() -> ASGIApp:
+    headers = {"Retry-After": _RETRY_AFTER_S, "Connection": "close"}
+    return PlainTextResponse("too many connections\n", 503, headers)
 
 
 async def _close_silent(server: uvicorn.Server, limits: ServerLimits) -> None:

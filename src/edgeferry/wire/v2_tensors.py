@@ -8,7 +8,7 @@ Rules:
   not fit is RequestInvalid.
 - Binary tensors are never copied or looked at here (BYTES: their length prefixes are counted).
 - Tensors as JSON cost an object per element, in this process, while all others wait: about 20 ms for 300x300x3. They
-  are held to JSON_ELEMENTS_MAX; whoever has more sends and asks for binary data.
+  are held to JSON_ELEMENTS_MAX in all; whoever has more sends and asks for binary data.
 - No numpy: this runs in the main process. Raw tensors are little-endian, row by row; a BYTES element has its length
   before it, 4 bytes. JSON arrays may be nested or flat: brackets inside are not compared with the shape.
 """
@@ -167,9 +167,10 @@ def read_infer(body: bytes, header_length: str | None = None) -> TensorRequest:
     sizes = [_get_binary_size(one) for one in request.inputs]
     if sum(size or 0 for size in sizes) != len(tail):
         raise RequestInvalid(f"expected {sum(size or 0 for size in sizes)} bytes after the JSON, found {len(tail)}")
+    counts = [_count_elements(one) for one in request.inputs]
+    _require_few_numbers(sum(count for count, size in zip(counts, sizes, strict=True) if size is None), "inputs")
     blocks, at = [], 0
-    for one, size in zip(request.inputs, sizes, strict=True):
-        count = _count_elements(one)
+    for one, size, count in zip(request.inputs, sizes, counts, strict=True):
         block = _pack_json(one, count) if size is None else tail[at : at + size]
         _require_size(one, block, count)
         blocks.append(block)
@@ -208,6 +209,12 @@ def _require_few(request: InferRequest) -> None:
             raise RequestInvalid(f"expected at most {TENSORS_MAX} {what}, each once, found {len(names)}")
     if not request.inputs:
         raise RequestInvalid("expected at least one input, found none")
+
+
+def _require_few_numbers(count: int, what: str) -> None:
+    if count > JSON_ELEMENTS_MAX:
+        raise RequestInvalid(f"expected {what} of at most {JSON_ELEMENTS_MAX} elements as JSON in all, found {count}:"
+                             " send or ask for binary data")  # fmt: skip
 
 
 def _get_binary_size(one: InputTensor) -> int | None:
@@ -250,11 +257,8 @@ def _pack_json(one: InputTensor, count: int) -> bytes:
     if one.datatype == BYTES:
         return _pack_texts(one, raw)
     found = raw.count(b",") + 1 if raw.startswith(b"[") else 0
-    if found != count or count > JSON_ELEMENTS_MAX:
-        most = f" and at most {JSON_ELEMENTS_MAX} as JSON" if count > JSON_ELEMENTS_MAX else ""
-        raise RequestInvalid(
-            f"expected {count} elements in input {one.name!r:.80} {list(one.shape)}{most}, found {found}"
-        )
+    if found != count:
+        raise RequestInvalid(f"expected {count} elements in input {one.name!r:.80} {list(one.shape)}, found {found}")
     try:
         return _pack(one.datatype, _FLAT[one.datatype].decode(b"[" + raw.translate(None, b"[]") + b"]"))
     except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, struct.error) as error:
@@ -323,6 +327,7 @@ def make_answer(request_id: str, model: str, version: str, outputs: Sequence[Out
     Raises:
         RequestInvalid: an output does not go into JSON; ask for binary data.
     """
+    _require_few_numbers(sum(math.prod(one.entry.shape) for one in outputs if not one.is_binary), "outputs")
     tensors = tuple(_make_tensor(one) for one in outputs)
     head = msgspec.json.encode(InferAnswer(model, version, tensors, request_id))
     raw = [one.data for one in outputs if one.is_binary]
@@ -337,15 +342,9 @@ def _make_tensor(one: OutTensor) -> AnswerTensor:
 
 
 def _list_elements(entry: TensorEntry, data: Data) -> list[Number | str | None]:
-    count = math.prod(entry.shape)
-    if count > JSON_ELEMENTS_MAX:
-        raise RequestInvalid(
-            f"expected at most {JSON_ELEMENTS_MAX} elements as JSON, output {entry.name!r:.80} has {count}: "
-            "ask for binary_data"
-        )
     if entry.datatype != BYTES:
         return list(unpack(entry.datatype, data))
     try:
-        return [bytes(element).decode() for element in iterate_bytes(data, limit=count)]
+        return [bytes(element).decode() for element in iterate_bytes(data, limit=math.prod(entry.shape))]
     except UnicodeDecodeError as error:
         raise RequestInvalid(f"output {entry.name!r:.80} is no text: ask for binary_data") from error
