@@ -49,7 +49,7 @@ def test_movenet_is_told_by_its_output_and_needs_nothing(draft: Any, shape: Sequ
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 21, 3), (1, 17, 3), (2, 1, 17, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 21, 3), (1, 17, 3), (2, 1, 17, 3), (1, 8400, 56), (2, 6, 56)])
 def test_other_points_are_not_taken_for_movenet(draft: Any, shape: Sequence[Any]) -> None:
     assert name_family(draft(PHOTO, "Concat", shape)) != "movenet"
 
@@ -91,6 +91,10 @@ def test_masks_are_told_by_their_size_and_their_last_operator_or_labels(
     assert name_family(made) == family
     assert set(made.missing) >= {"input.mean", "input.std", "input.fit"}
     assert ("task" in made.missing) == (not family)
+
+
+def test_of_a_grey_picture_a_sigmoid_in_its_size_may_as_well_be_that_picture_made_anew(draft: Any) -> None:
+    assert name_family(draft(GREY, "Sigmoid", (1, 1, 32, 32))) == ""
 
 
 def test_scores_with_their_axes_the_other_way_round_say_so(draft: Any) -> None:

@@ -238,6 +238,11 @@ def test_class_indices_that_no_byte_holds_are_refused(worst: float) -> None:
         see_mask("class_map", classes[None])
 
 
+def test_scores_are_not_taken_for_class_indices() -> None:
+    with pytest.raises(ModelUnsupported, match="not whole"):
+        see_mask("class_map", np.full((1, 8, 8), 0.7, np.float32))
+
+
 def test_the_padding_of_a_letterbox_is_no_part_of_the_mask() -> None:
     answer = see_mask("class_map", make_classes()[None], WIDE, LABELS)
     assert (answer.width, answer.height) == (8, 4)

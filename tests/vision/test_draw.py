@@ -21,7 +21,7 @@ from edgeferry.vision.answer import (
     SegmentationAnswer,
 )
 from edgeferry.vision.draw import SIDE_MAX_PX, draw_answer
-from edgeferry.vision.limbs import LEAST_SCORE, list_limbs
+from edgeferry.vision.limbs import list_limbs
 
 
 def make_png(width: int = 320, height: int = 200) -> bytes:
