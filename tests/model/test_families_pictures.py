@@ -135,6 +135,7 @@ def test_super_resolution_is_told_by_a_grey_picture_that_a_pixel_shuffle_enlarge
     assert (name_family(made) == "super_resolution") == found
     if found:
         assert (made.stage["task"], made.input["fit"], made.missing) == ("image", "letterbox_edge", {})
+        assert made.input["resample"] == "bicubic"
 
 
 def test_the_only_class_is_named_by_the_operator_first(make_litert: Maker) -> None:
@@ -147,6 +148,18 @@ def test_the_only_class_is_named_by_the_operator_first(make_litert: Maker) -> No
     assert said.stages[0].labels.names == ("worker",)
     filed = make_spec(inspection, labels=("worker",), labels_file="labels.txt").stages[0].labels
     assert (filed.names, filed.file) == ((), "labels.txt")
+
+
+def test_hand_landmarks_alone_keep_the_shape_of_the_picture(make_litert: Maker) -> None:
+    kind = schema.TensorType.FLOAT32
+    outputs = [(f"out{at}", kind, (1, numbers)) for at, numbers in enumerate((63, 1, 1, 63))]
+    (stage,) = make_spec(inspect_model("m.tflite", make_litert([("image", kind, (1, 224, 224, 3))], outputs))).stages
+    assert stage.input is not None
+    assert (stage.input.fit, stage.input.std, stage.labels.names) == (
+        "letterbox",
+        (255.0,),
+        ("left hand", "right hand"),
+    )
 
 
 @pytest.mark.parametrize(("quant", "missing"), [((0.5, -3), ""), (None, "input.quant_scale")])

@@ -379,6 +379,23 @@ def test_a_larger_picture_shows_what_the_model_has_seen_in_its_colours(fit: Fit,
     assert np.abs(made - wanted)[6:-6, 6:-6].max() <= 4  # the luma was rounded once more; at edges padding shows
 
 
+def test_where_the_edge_is_repeated_a_larger_picture_has_no_frame() -> None:
+    photo = make_photo(48, 24)
+    wanted = np.asarray(Image.fromarray(photo).resize((72, 36), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(enlarge(photo, "letterbox_edge") - wanted).max() <= 4
+
+
+def test_luma_is_in_the_unit_of_the_input() -> None:
+    photo = make_photo(24, 24)
+    stage = make_stage("super_resolution", task="image", side=24, colour="grey")
+    assert stage.input is not None
+    spec = msgspec.structs.replace(stage.input, mean=(127.5,), std=(64.0,))
+    tensor, placement = make_input(Picture(photo, 24, 24), spec)
+    answer = decode(msgspec.structs.replace(stage, input=spec), {"out": tensor}, placement, ())
+    assert isinstance(answer, PictureAnswer)
+    assert np.abs(read_png(answer.png).astype(int) - photo).max() <= 1
+
+
 def test_luma_beyond_its_range_is_clipped() -> None:
     assert enlarge(make_photo(48, 24), "stretch", gain=4.0).max() == 255
 
