@@ -142,6 +142,13 @@ def test_a_known_family_that_lacks_something_is_never_plain_tensors(tmp_path: Pa
         pass
 
 
+def test_a_lone_classifier_of_42_numbers_is_not_taken_for_one_of_hands(tmp_path: Path) -> None:
+    path, said = write_odd_model(tmp_path, [1, 42]), list[str]()
+    with open_local_versions([path], say=said.append) as (version,):
+        assert version.spec.stages[0].task == "tensors"
+    assert "only /v2" in said[0]
+
+
 def test_a_model_with_a_spec_or_labels_is_meant_for_a_family(tmp_path: Path) -> None:
     path = write_odd_model(tmp_path)
     for name, text in (("labels", "a\nb\n"), ("spec", "thresholds.score = 0.4\n")):

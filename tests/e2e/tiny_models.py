@@ -169,9 +169,9 @@ def make_model(nodes: Sequence[onnx.NodeProto]) -> bytes:
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
 
 
-def write_odd_model(folder: Path) -> Path:
+def write_odd_model(folder: Path, shape: Sequence[int] = (5,)) -> Path:
     """A model that no family fits: five numbers in, their double out."""
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [5]) for name in ("numbers", "doubled")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("numbers", "doubled")]
     graph = helper.make_graph([helper.make_node("Add", ["numbers", "numbers"], ["doubled"])], "g", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     model.ir_version = 8

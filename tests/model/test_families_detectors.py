@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from edgeferry.errors import ModelUnreadable, SpecIncomplete
 from edgeferry.model.families.ultralytics import find_names
 from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
-from edgeferry.model.spec import LabelSpec, Stage
+from edgeferry.model.spec import LabelSpec, Stage, Thresholds
 
 Maker = Callable[..., bytes]
 FLOAT = TensorProto.FLOAT
@@ -270,4 +270,10 @@ def test_palms_are_told_by_the_anchors_of_their_input(
         [("input", kind, (1, side, side, 3))],
         [("Identity", kind, (1, anchors, 18)), ("Identity_1", kind, (1, anchors, 1))],
     )
-    assert inspect_model("m.tflite", data).found.get("answer", {}).get("family") == family
+    inspection = inspect_model("m.tflite", data)
+    assert inspection.found.get("answer", {}).get("family") == family
+    if family:
+        stage = get_stage(inspection)
+        assert stage.thresholds == Thresholds(score=0.5, iou=0.3, max_results=2)
+        assert stage.input is not None
+        assert (stage.input.std, stage.input.fit, stage.input.pad) == ((255.0,), "letterbox", 0)

@@ -49,7 +49,7 @@ def test_movenet_is_told_by_its_output_and_needs_nothing(draft: Any, shape: Sequ
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 21, 3), (1, 17, 3), (2, 1, 17, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 21, 3), (1, 17, 3), (2, 1, 17, 3), (1, 8400, 56), (2, 6, 56)])
 def test_other_points_are_not_taken_for_movenet(draft: Any, shape: Sequence[Any]) -> None:
     assert name_family(draft(PHOTO, "Concat", shape)) != "movenet"
 
@@ -93,6 +93,10 @@ def test_masks_are_told_by_their_size_and_their_last_operator_or_labels(
     assert ("task" in made.missing) == (not family)
 
 
+def test_of_a_grey_picture_a_sigmoid_in_its_size_may_as_well_be_that_picture_made_anew(draft: Any) -> None:
+    assert name_family(draft(GREY, "Sigmoid", (1, 1, 32, 32))) == ""
+
+
 def test_scores_with_their_axes_the_other_way_round_say_so(draft: Any) -> None:
     assert draft(PHOTO, "Softmax", (1, 64, 48, 3)).answer == {
         "family": "class_map", "parameters": {"layout": "nhwc"},
@@ -131,6 +135,7 @@ def test_super_resolution_is_told_by_a_grey_picture_that_a_pixel_shuffle_enlarge
     assert (name_family(made) == "super_resolution") == found
     if found:
         assert (made.stage["task"], made.input["fit"], made.missing) == ("image", "letterbox_edge", {})
+        assert made.input["resample"] == "bicubic"
 
 
 def test_the_only_class_is_named_by_the_operator_first(make_litert: Maker) -> None:
@@ -143,6 +148,18 @@ def test_the_only_class_is_named_by_the_operator_first(make_litert: Maker) -> No
     assert said.stages[0].labels.names == ("worker",)
     filed = make_spec(inspection, labels=("worker",), labels_file="labels.txt").stages[0].labels
     assert (filed.names, filed.file) == ((), "labels.txt")
+
+
+def test_hand_landmarks_alone_keep_the_shape_of_the_picture(make_litert: Maker) -> None:
+    kind = schema.TensorType.FLOAT32
+    outputs = [(f"out{at}", kind, (1, numbers)) for at, numbers in enumerate((63, 1, 1, 63))]
+    (stage,) = make_spec(inspect_model("m.tflite", make_litert([("image", kind, (1, 224, 224, 3))], outputs))).stages
+    assert stage.input is not None
+    assert (stage.input.fit, stage.input.std, stage.labels.names) == (
+        "letterbox",
+        (255.0,),
+        ("left hand", "right hand"),
+    )
 
 
 @pytest.mark.parametrize(("quant", "missing"), [((0.5, -3), ""), (None, "input.quant_scale")])

@@ -39,6 +39,10 @@ def _mask(*runs: tuple[int, int]) -> SegmentationAnswer:
     return SegmentationAnswer(width=4, height=2, classes=classes, runs=runs, png=b"")
 
 
+def test_a_score_that_sank_shifts_below_0_for_classes_too() -> None:
+    assert compare(_name("cat", 0.9), _name("cat", 0.5)).shift == pytest.approx(-0.4)
+
+
 @pytest.mark.parametrize(
     ("live", "candidate", "agreed"),
     [

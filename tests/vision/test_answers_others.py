@@ -148,6 +148,14 @@ def test_tiny_yolov3_refuses_other_outputs() -> None:
             detect(make_stage("tiny_yolov3"), rest)
 
 
+@pytest.mark.parametrize("name", ["yolo", "yolo:1"])
+def test_tiny_yolov3_refuses_outputs_of_no_picture(name: str) -> None:
+    outputs = make_yolo([[0, 0, 3]])
+    outputs[name] = outputs[name][:0]
+    with pytest.raises(ModelUnsupported, match="indices"):
+        detect(make_stage("tiny_yolov3"), outputs)
+
+
 def make_ef(n: int = 2) -> dict[str, np.ndarray]:
     boxes = np.array([[0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0]], np.float32)
     return {

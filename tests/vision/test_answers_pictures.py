@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -145,6 +146,15 @@ def test_a_mesh_has_468_points_in_the_unit_of_the_picture_with_depths_in_its_wid
     assert (last.x, last.y, last.z) == (pytest.approx(0.75), pytest.approx(0.625), pytest.approx(-0.25))
 
 
+def test_of_an_input_that_is_no_square_y_is_told_by_its_height_and_x_and_depth_by_its_width() -> None:
+    stage = make_stage("face_landmarks", task="landmarks")
+    assert stage.input is not None
+    tall = msgspec.structs.replace(stage, input=msgspec.structs.replace(stage.input, height=16))
+    (face,) = list_objects(decode(tall, make_mesh(), WHOLE, ()))
+    last = face.points[467]
+    assert (last.x, last.y, last.z) == (pytest.approx(0.75), pytest.approx(0.3125), pytest.approx(-0.25))
+
+
 def test_where_the_input_shows_a_part_depths_shrink_with_the_picture() -> None:
     crop = Placement(-0.5, -0.5, 2.0, 2.0, 16, 16)
     (face,) = see_face(make_mesh(), crop).objects
@@ -228,6 +238,11 @@ def test_class_indices_that_no_byte_holds_are_refused(worst: float) -> None:
         see_mask("class_map", classes[None])
 
 
+def test_scores_are_not_taken_for_class_indices() -> None:
+    with pytest.raises(ModelUnsupported, match="not whole"):
+        see_mask("class_map", np.full((1, 8, 8), 0.7, np.float32))
+
+
 def test_the_padding_of_a_letterbox_is_no_part_of_the_mask() -> None:
     answer = see_mask("class_map", make_classes()[None], WIDE, LABELS)
     assert (answer.width, answer.height) == (8, 4)
@@ -283,6 +298,12 @@ def test_a_probability_mask_keeps_the_probabilities_and_parts_them_at_the_thresh
     assert [(one.label, one.share) for one in answer.classes] == [("background", 0.75), ("person", 0.25)]
     assert (unroll(answer) == (np.nan_to_num(make_probabilities()) > 0.5)).all()
     assert set(read_png(answer.png).reshape(-1).tolist()) == {0, 26, 230}
+
+
+@pytest.mark.parametrize(("score", "share"), [(0.05, 63 / 64), (0.8, 0.25), (0.95, 0.0)])
+def test_the_threshold_of_a_mask_is_the_one_that_is_declared(score: float, share: float) -> None:
+    answer = see_mask("probability_mask", make_probabilities()[None], thresholds=Thresholds(score=score))
+    assert sum(one.share for one in answer.classes if one.class_index == 1) == share
 
 
 def test_logits_of_a_mask_go_through_the_sigmoid_that_is_declared() -> None:
@@ -356,6 +377,23 @@ def test_a_larger_picture_shows_what_the_model_has_seen_in_its_colours(fit: Fit,
     wanted = np.asarray(seen.resize(size, Image.Resampling.BICUBIC)).astype(int)
     assert made.shape == wanted.shape
     assert np.abs(made - wanted)[6:-6, 6:-6].max() <= 4  # the luma was rounded once more; at edges padding shows
+
+
+def test_where_the_edge_is_repeated_a_larger_picture_has_no_frame() -> None:
+    photo = make_photo(48, 24)
+    wanted = np.asarray(Image.fromarray(photo).resize((72, 36), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(enlarge(photo, "letterbox_edge") - wanted).max() <= 4
+
+
+def test_luma_is_in_the_unit_of_the_input() -> None:
+    photo = make_photo(24, 24)
+    stage = make_stage("super_resolution", task="image", side=24, colour="grey")
+    assert stage.input is not None
+    spec = msgspec.structs.replace(stage.input, mean=(127.5,), std=(64.0,))
+    tensor, placement = make_input(Picture(photo, 24, 24), spec)
+    answer = decode(msgspec.structs.replace(stage, input=spec), {"out": tensor}, placement, ())
+    assert isinstance(answer, PictureAnswer)
+    assert np.abs(read_png(answer.png).astype(int) - photo).max() <= 1
 
 
 def test_luma_beyond_its_range_is_clipped() -> None:

@@ -120,10 +120,12 @@ def _make_found_spec(folder: Path, names: Sequence[str], given: _Given) -> Model
     try:
         return make_bundle_spec(names, lambda name: read_part(folder / name), _read_overrides(given))
     except SpecIncomplete as error:
-        is_unknown = "task" in str(error.values.get("missing", "")).split(", ")
-        if given.say is None or given.spec is not None or not is_unknown or SPEC_FILE in names:
+        if given.say is None or given.spec is not None or SPEC_FILE in names:
             raise
         file = find_model_file(names)
+        sees_picture = "input" in inspect_model(file, read_part(folder / file)).found  # alone, it must
+        if sees_picture and "task" not in str(error.values.get("missing", "")).split(", "):
+            raise
         given.say(f"{file}: no answer family is recognised, so only /v2 serves it, as plain tensors. {error.message}")
         return ModelSpec(stages=(make_tensors_stage(file),))
 

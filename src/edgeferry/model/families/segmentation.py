@@ -1,8 +1,9 @@
 """Segmentation: one picture in; for each of its pixels a class, the scores of all classes, or a probability out.
 
 Recognised are whole-numbered class maps in the size of the input, scores in that size whose classes are told by a
-softmax or by as many labels, and single probabilities in that size. A map in another size may as well be a head of a
-detector, and three channels without labels a picture: those are for the operator to say.
+softmax or by as many labels, and single probabilities in that size of a picture in colour. A map in another size may as
+well be a head of a detector, three channels without labels a picture, and one beside a grey picture that picture made
+anew: those are for the operator to say.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ def _draft_classes(facts: ModelFacts, draft: Draft, classes: int | None) -> bool
 
 
 def _draft_probability(facts: ModelFacts, draft: Draft) -> bool:
+    picture = find_picture(facts)
+    if picture is None or picture.shape[find_layout(picture, facts).index("c")] == 1:
+        return False
     draft.stage["task"] = "segmentation"
     draft.answer["family"] = "probability_mask"
     fill_picture(facts, draft)

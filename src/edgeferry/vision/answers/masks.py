@@ -119,8 +119,11 @@ def _list_runs(classes: ClassMap) -> tuple[tuple[int, int], ...]:
 
 
 def make_class_map(values: Tensor) -> ClassMap:
-    """Whole numbers [h, w] as class indices; raises ModelUnsupported beyond 0..255."""
+    """Whole numbers [h, w] as class indices; raises ModelUnsupported for others, and beyond 0..255."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high < CLASSES_MAX):  # also where they are no numbers
         raise ModelUnsupported(f"expected class indices of a mask in 0..{CLASSES_MAX - 1}, found {low}..{high}")
-    return values.astype(np.uint8)
+    classes = values.astype(np.uint8)
+    if (classes != values).any():
+        raise ModelUnsupported("expected class indices of a mask, found numbers that are not whole: scores?")
+    return classes

@@ -51,7 +51,8 @@ def _find_roles(outputs: Outputs, declared: dict[str, str]) -> tuple[Tensor, Ten
 
 
 def _fit(boxes: Tensor, scores: Tensor) -> bool:
-    return boxes.ndim == 3 and boxes.shape[2] == 4 and scores.ndim == 3 and scores.shape[2] == boxes.shape[1]
+    fits = boxes.ndim == scores.ndim == 3 and boxes.shape[2] == 4 and scores.shape[2] == boxes.shape[1]
+    return fits and boxes.shape[0] == scores.shape[0] == 1
 
 
 def _are_indices(value: Tensor) -> bool:
