@@ -65,6 +65,16 @@ def test_every_task_has_its_rows(answer: Answer, rows: list[str]) -> None:
     assert tabulate_answer(answer) == rows
 
 
+def test_a_label_cannot_write_to_the_terminal() -> None:
+    evil = "\x1b[2Jcat\r\n" + "x" * 999
+    (shown,) = {
+        row.split("  ")[2]
+        for row in tabulate_answer(ClassificationAnswer(classes=(ClassScore(class_index=0, label=evil, score=0.5),)))
+    }
+    assert shown.startswith("?[2Jcat??xxx")
+    assert len(shown) == 60
+
+
 @pytest.mark.needs_shared
 @pytest.mark.parametrize(
     ("model", "photo", "said"),

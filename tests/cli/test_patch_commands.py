@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeferry.cli.main import cli
-from edgeferry.cli.patch_commands import clean_name
+from edgeferry.cli.plain_text import clean_name
 from edgeferry.delta import codecs
 from edgeferry.delta.container import (
     MAGIC,

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeferry.cli.patch_commands import PLAIN_WIDTH, clean_name
+from edgeferry.cli.patch_commands import PLAIN_WIDTH
+from edgeferry.cli.plain_text import clean_name
 from edgeferry.publish.forecast import DeviceForecast, FleetForecast, StepForecast
 
 _WHY = {

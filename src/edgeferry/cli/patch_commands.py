@@ -25,6 +25,7 @@ from edgeferry.app import patch_files
 from edgeferry.app.patch_files import Made
 from edgeferry.cli.byte_progress import open_byte_progress
 from edgeferry.cli.exit_codes import ends_with_exit_code
+from edgeferry.cli.plain_text import clean_name
 from edgeferry.delta.container import DIGEST_BYTES
 from edgeferry.delta.explain import Explanation, Part
 
@@ -32,7 +33,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PLAIN_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_NAME_MAX_CHARS = 60
 
 
 def _json_option(command: Command) -> Command:
@@ -192,12 +192,6 @@ def _make_causes(found: Explanation) -> Table:
         share = f"{(cause.patch_bytes or 0) / found.patch_bytes:.1%}" if known else "?"
         table.add_row(cause.name, str(cause.count or ""), f"{cause.target_bytes:,}", bytes_text, share)
     return table
-
-
-def clean_name(name: str) -> str:
-    """A name from a file as a terminal may show it: printable, and not endless."""
-    shown = "".join(char if char.isprintable() else "?" for char in name)
-    return shown if len(shown) <= _NAME_MAX_CHARS else f"{shown[: _NAME_MAX_CHARS - 3]}..."
 
 
 def _print_json(value: Any) -> None:
