@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -56,7 +57,16 @@ async def open_server(limits: ServerLimits, tls_folder: Path | None = None) -> A
     sock = listen_on_address("127.0.0.1", 0)
     port = sock.getsockname()[1]
     async with open_http_server(make_app(), sock, tls=server_tls, limits=limits):
-        yield lambda: asyncio.ensure_future(asyncio.open_connection("127.0.0.1", port, ssl=client_tls))
+        yield lambda: asyncio.ensure_future(_connect(port, client_tls))
+
+
+async def _connect(port: int, tls: ssl.SSLContext | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A caller whose kernel takes little that nobody reads: else it would take a whole answer for one who is slow."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 << 10)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    return await asyncio.open_connection(sock=sock, ssl=tls, server_hostname="localhost" if tls else None)
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
