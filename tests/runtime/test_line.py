@@ -29,13 +29,14 @@ class Ends:
 
 
 @pytest.fixture
-async def ends() -> AsyncIterator[Ends]:
+async def ends(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ends]:
     @dataclass
     class Process:
         sock: socket.socket
         bodies: SharedBodies
 
     ours, theirs = socket.socketpair()
+    monkeypatch.setattr(shared_bodies, "LEAST_BYTES", 1 << 30)  # as when the shared memory is full
     line = Line(cast("Spawned", Process(ours, SharedBodies())))
     with theirs:
         yield Ends(line, theirs)
@@ -59,7 +60,6 @@ async def test_a_worker_that_reads_nothing_does_not_fill_our_memory(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_file, "UNSENT_MAX_BYTES", 1 << 20)
-    monkeypatch.setattr(shared_bodies, "LEAST_BYTES", 1 << 30)  # as when the shared memory is full
     with pytest.raises(QueueFull):
         for id_ in range(1, 10):
             ends.line.ask(Ask(id=id_), bytes(1 << 20)).cancel()

@@ -31,7 +31,7 @@ def test_an_answer_that_no_frame_holds_fails_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(worker_frames, "BODY_MAX_BYTES", 1000)
     ours, other = socket.socketpair()
     with ours, other:
-        worker = WorkerProcess(Line(ours), cast("Begin", type("Few", (), {"concurrency": 1})))
+        worker = WorkerProcess(Line(ours), cast("Begin", type("Few", (), {"concurrency": 1})), memoryview(b""))
         worker._model = cast("ServedModel", Draws())
         replies = []
         for id_, picture in ((1, bytes(1001)), (2, b"small")):
