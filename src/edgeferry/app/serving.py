@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from edgeferry.transport.http_server import ServerLimits
 
-_SURGE = 32
 _log = structlog.get_logger(__name__)
 
 
@@ -72,8 +72,10 @@ async def open_api(
 
 
 def make_slots_settings(queue: int | None) -> SlotsSettings:
-    """Settings with `queue` requests that may wait for a core; None: one for each core and one more."""
-    return SlotsSettings(surge=_SURGE) if queue is None else SlotsSettings(waiting=queue)
+    """Settings with `queue` requests that may wait for a core; None: 32 in a burst, one for two cores in overload."""
+    if queue is not None:
+        return SlotsSettings(waiting=queue)
+    return SlotsSettings(standing=max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 @asynccontextmanager

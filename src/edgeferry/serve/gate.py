@@ -5,8 +5,9 @@ Latency under load is queue length times service time, so the queue is short and
 
 Rules:
 - A place is given back however its request ends: answered, failed or cancelled.
-- A queue that grows while answers come as fast as ever means overload, and is kept short. One that grows while none
-  comes at all (a core was taken away for a moment, many cameras spoke at once) empties by itself: it may be longer.
+- A queue that empties again within BURST_S is a burst (cameras that speak at once, a core that was away for a moment)
+  and may be long. One that stands is overload, in which every place only makes all wait longer: it is kept short until
+  nobody was refused for as long.
 - The gate spans all models: cores are shared by all.
 - Who asks a model while it is being switched without room for two, or started again, waits aside, in a queue of its
   own: it is longer, because it ends with the switch, and stands in nobody's way who asks another model.
@@ -21,17 +22,13 @@ from contextlib import asynccontextmanager, contextmanager
 
 from edgeferry.errors import QueueFull
 
-_STALL_FACTOR, _STALL_S = 2.0, 0.005
-"""No answer for twice as long as one usually takes, and a little more, is a stall."""
-_SURGE_S = 0.1
-"""For so long after a stall the queue may be longer: what has gathered is answered then."""
-_WEIGHT = 0.1
+BURST_S = 0.1
 
 
 class Gate:
     """At most `running` requests inside `run()`, at most `waiting` more inside `queue()`, and `aside` aside.
 
-    `surge`: so many more may wait when answers stall; `clock`: seconds.
+    `standing`: so many wait at most while the queue stands; None: `waiting` then too. `clock`: seconds.
     """
 
     def __init__(
@@ -40,14 +37,15 @@ class Gate:
         running: int,
         waiting: int,
         aside: int = 0,
-        surge: int = 0,
+        standing: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._clock = clock
-        self._surge = surge
-        self._usual_s = 0.0
-        self._answered_at = self._stalled_at = -_SURGE_S
+        self._running = running
         self._places = running + waiting
+        self._places_standing = running + (waiting if standing is None else standing)
+        self._clock = clock
+        self._queues_since: float | None = None
+        self._refused_at = -BURST_S
         self._places_aside = aside
         self._taken = 0
         self._taken_aside = 0
@@ -65,24 +63,28 @@ class Gate:
 
     def require_place(self) -> None:
         """Raises QueueFull when no place is free: asked before a body is read that could not be answered."""
-        if self._taken >= self._places and self._taken >= self._places + self._get_surge():
+        if self._taken >= self._places_standing and self._taken >= self._count_places():
+            self._refused_at = self._clock()
             raise QueueFull(f"expected a free place, found {self._taken} requests running or waiting")
 
-    def _get_surge(self) -> int:
+    def _count_places(self) -> int:
         now = self._clock()
-        if now - self._answered_at > _STALL_FACTOR * self._usual_s + _STALL_S:
-            self._stalled_at = now
-        return self._surge if now - self._stalled_at < _SURGE_S else 0
+        stands = self._queues_since is not None and now - self._queues_since > BURST_S
+        return self._places_standing if stands or now - self._refused_at < BURST_S else self._places
 
     @contextmanager
     def queue(self) -> Iterator[None]:
         """Holds a place; raises QueueFull at once when there is none."""
         self.require_place()
         self._taken += 1
+        if self._queues_since is None and self._taken > self._running:
+            self._queues_since = self._clock()
         try:
             yield
         finally:
             self._taken -= 1
+            if self._taken <= self._running:
+                self._queues_since = None
 
     @contextmanager
     def queue_aside(self) -> Iterator[None]:
@@ -99,9 +101,4 @@ class Gate:
     async def run(self) -> AsyncIterator[None]:
         """Waits for a core and holds it."""
         async with self._cores:
-            began_at = self._clock()
-            try:
-                yield
-            finally:
-                self._answered_at = self._clock()
-                self._usual_s += _WEIGHT * (self._answered_at - began_at - self._usual_s)
+            yield

@@ -31,22 +31,17 @@ from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.vision.agreement import Agreement
 
 
-def _count_waiting() -> int:
-    """One for each core and one more: who waits is answered within the time of two; later is no help to a camera."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @dataclass(frozen=True, slots=True)
 class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
-    `surge` more wait when answers stall for a moment; `aside` more while their model is switched without room for two
-    workers, or its worker is started again.
+    `standing`: so many of them while the queue stands (`gate.py`). `aside` more wait while their model is switched
+    without room for two workers, or its worker is started again.
     """
 
     concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    waiting: int = field(default_factory=_count_waiting)
-    surge: int = 0
+    waiting: int = 32
+    standing: int | None = None
     aside: int = 128
     slot: SlotSettings = field(default_factory=SlotSettings)
 
@@ -69,7 +64,7 @@ class Slots:
         settings = settings or SlotsSettings()
         self.default_model = default_model
         self.gate = Gate(
-            running=settings.concurrency, waiting=settings.waiting, aside=settings.aside, surge=settings.surge
+            running=settings.concurrency, waiting=settings.waiting, aside=settings.aside, standing=settings.standing
         )
         self._engine = engine
         self._settings = settings.slot
