@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 _NICE = 10
 _LOAD_ID = 0
 _IN_PLACE_BYTES = 256 << 10
+_BLOCK_BYTES = 64 << 10
 _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -84,16 +85,39 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sending = threading.Lock()
+        self._seen = bytearray()
 
     def receive(self) -> tuple[Request, bytearray] | None:
-        """The next frame, or None when the parent is gone."""
-        prefix = self._receive_exactly(PREFIX_BYTES)
-        if prefix is None:
-            return None
-        size = read_prefix(prefix)
-        header = self._receive_exactly(size.header_bytes)
-        body = self._receive_exactly(size.body_bytes)
-        return None if header is None or body is None else (read_request(header), body)
+        """The next frame, or None when the parent is gone. A small one costs one call: each has to win the GIL back."""
+        while len(self._seen) < PREFIX_BYTES:
+            if not self._receive_more():
+                return None
+        size = read_prefix(self._seen[:PREFIX_BYTES])
+        body_at = PREFIX_BYTES + size.header_bytes
+        while len(self._seen) < body_at:
+            if not self._receive_more():
+                return None
+        request = read_request(self._seen[PREFIX_BYTES:body_at])
+        body = self._seen[body_at : body_at + size.body_bytes]
+        del self._seen[: body_at + len(body)]
+        return (request, body) if self._fill(body, size.body_bytes) else None
+
+    def _receive_more(self) -> bool:
+        block = self._sock.recv(_BLOCK_BYTES)
+        self._seen += block
+        return bool(block)
+
+    def _fill(self, body: bytearray, size_bytes: int) -> bool:
+        """Receives what is missing of a body; False when the parent is gone."""
+        have = len(body)
+        body.extend(bytes(size_bytes - have))
+        view = memoryview(body)
+        while have < size_bytes:
+            got = self._sock.recv_into(view[have:])
+            if got == 0:
+                return False
+            have += got
+        return True
 
     def send(self, reply: Reply, body: bytes = b"") -> None:
         """Sends a frame whole. A parent that is gone ends this process."""
@@ -105,16 +129,6 @@ class Line:
                     self._sock.sendall(body)
         except OSError:
             os._exit(0)
-
-    def _receive_exactly(self, size_bytes: int) -> bytearray | None:
-        data = bytearray(size_bytes)
-        view, have = memoryview(data), 0
-        while have < size_bytes:
-            got = self._sock.recv_into(view[have:])
-            if got == 0:
-                return None
-            have += got
-        return data
 
 
 class WorkerProcess:
