@@ -52,8 +52,6 @@ OURS = "edgeferry"
 SHARED = Path(os.environ.get("EDGEFERRY_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "models"
 MODEL = Path("detection") / "yolox_nano.onnx"
 """The model at hand whose answer costs about 10 ms of CPU in process, pipeline and all, on such machines."""
-QUEUE = 32
-"""More clients wait here than the usual queue takes, so that what an answer costs can be told."""
 PICTURE = (640, 480)
 LARGE = (4000, 3000)
 LARGE_FROM = ("dog_bicycle_car.jpg", "person_dog_horse.jpg", "cat.jpg")
@@ -234,7 +232,7 @@ def make_section(figures: Figures, checks: Sequence[Check], took_s: float) -> st
         f"YOLOX-Nano (COCO, 416x416, ONNX), {PICTURE[0]}x{PICTURE[1]} JPEG, the same pipeline in every server;"
         f" the limit is that pipeline in a loop in one process ({limit_ms:.1f} ms of CPU an answer)."
         f" CPU is that of the whole tree of processes, judged at 4 clients. Medians of {ROUNDS} rounds in turns; with"
-        f" several clients the limit has two callers, and ours a queue of {QUEUE}. Overload meets the usual queue."
+        f" several clients the limit has two callers."
         f" ({describe_machine()}; the whole run took {took_s:.0f} s.)\n\n"
         f"{make_table(figures)}\n{make_checks_table(checks)}\n"
         f"A picture of 12 megapixels: {large}. Cold start to the first answer and idle memory (PSS): {starts or '-'}.\n"
@@ -286,7 +284,7 @@ def measure(options: argparse.Namespace) -> Figures:
         limit.run(picture, callers=2, requests=100)
         with ExitStack() as others:
             _tell("starting the peers")
-            ours = others.enter_context(open_ours(site, picture.read_bytes(), queue=QUEUE))
+            ours = others.enter_context(open_ours(site, picture.read_bytes()))
             servers, missing = open_peers(others, site, picture.read_bytes(), peers)
             figures.missing |= missing
             _tell(f"rounds, {len(servers) + 1} servers")

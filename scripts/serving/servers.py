@@ -64,12 +64,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def open_ours(site: Site, picture: bytes, *, queue: int | None = None) -> Iterator[Server]:
-    """`edgeferry serve`, with a queue of its own choice or of `queue`."""
+def open_ours(site: Site, picture: bytes) -> Iterator[Server]:
+    """`edgeferry serve`."""
     port = _find_port()
     command = [sys.executable, "-m", "edgeferry.cli.main", "serve", site.model, "--port", str(port)]
     command += ["--log-level", "warning", *(["--labels", site.labels] if site.labels else [])]
-    command += ["--queue", str(queue)] if queue is not None else []
     variables = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     with _run("edgeferry", command, variables, site.folder, port) as (process, began):
         url = f"http://127.0.0.1:{port}"

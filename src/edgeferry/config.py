@@ -52,7 +52,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_networks: tuple[str, ...] = ()
     default_model: str = ""
     queue: int | None = None
-    """Requests that may wait for a core; None: 32 in a burst, one for two cores in overload. Any more come again."""
+    """Requests that may wait for a core; None: 32, and in overload none. Any more are told to come again."""
     picture_hosts: tuple[str, ...] = ()
     """`host` or `host:port` from where pictures are fetched that a request names by URL; empty: none are."""
     rate_bps: int = 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -72,10 +71,10 @@ async def open_api(
 
 
 def make_slots_settings(queue: int | None) -> SlotsSettings:
-    """Settings with `queue` requests that may wait for a core; None: 32 in a burst, one for two cores in overload."""
+    """Settings with `queue` requests that may wait for a core; None: 32, and in overload none."""
     if queue is not None:
         return SlotsSettings(waiting=queue)
-    return SlotsSettings(standing=max(1, len(os.sched_getaffinity(0)) // 2))
+    return SlotsSettings(standing=0)
 
 
 @asynccontextmanager

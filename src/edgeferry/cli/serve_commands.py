@@ -57,7 +57,7 @@ _EXISTING = click.Path(path_type=Path)
 @click.option(
     "--queue",
     type=click.IntRange(0, 10_000),
-    help="Requests that may wait for a core; if not said many in a burst, few in overload.",
+    help="Requests that may wait for a core; 32 if not said, and in overload none.",
 )
 @click.option("--picture-hosts", default="", metavar="HOST,...", help="Hosts that POST /url may fetch pictures from.")
 @click.option(

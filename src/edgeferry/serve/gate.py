@@ -5,9 +5,9 @@ Latency under load is queue length times service time, so the queue is short and
 
 Rules:
 - A place is given back however its request ends: answered, failed or cancelled.
-- A queue that empties again within BURST_S is a burst (cameras that speak at once, a core that was away for a moment)
-  and may be long. One that stands is overload, in which every place only makes all wait longer: it is kept short until
-  nobody was refused for as long.
+- A queue alone is no overload: clients that wait for their answers before they ask again, or cameras that speak at
+  once, are served in turn. Overload is when far more come than are answered: then every place only makes all wait
+  longer, and nobody waits.
 - The gate spans all models: cores are shared by all.
 - Who asks a model while it is being switched without room for two, or started again, waits aside, in a queue of its
   own: it is longer, because it ends with the switch, and stands in nobody's way who asks another model.
@@ -17,18 +17,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from edgeferry.errors import QueueFull
 
-BURST_S = 0.1
+_ANSWERS = 64
+"""Over so many answers it is counted who came."""
+_FORGOTTEN_S = 1.0
+"""What was before such a silence says nothing of now."""
 
 
 class Gate:
     """At most `running` requests inside `run()`, at most `waiting` more inside `queue()`, and `aside` aside.
 
-    `standing`: so many wait at most while the queue stands; None: `waiting` then too. `clock`: seconds.
+    `standing`: so many wait in overload, that is when more than `waiting` came beyond those that were answered; None:
+    `waiting` then too. `clock`: seconds.
     """
 
     def __init__(
@@ -40,12 +45,13 @@ class Gate:
         standing: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._running = running
+        self._waiting = waiting
         self._places = running + waiting
         self._places_standing = running + (waiting if standing is None else standing)
         self._clock = clock
-        self._queues_since: float | None = None
-        self._refused_at = -BURST_S
+        self._came = 0
+        self._came_at_answers: deque[int] = deque([0], maxlen=_ANSWERS)
+        self._left_at = 0.0
         self._places_aside = aside
         self._taken = 0
         self._taken_aside = 0
@@ -63,28 +69,30 @@ class Gate:
 
     def require_place(self) -> None:
         """Raises QueueFull when no place is free: asked before a body is read that could not be answered."""
-        if self._taken >= self._places_standing and self._taken >= self._count_places():
-            self._refused_at = self._clock()
+        if self._taken < self._places_standing:
+            return
+        if self._taken >= self._places or self._is_overloaded():
+            self._came += 1
             raise QueueFull(f"expected a free place, found {self._taken} requests running or waiting")
 
-    def _count_places(self) -> int:
-        now = self._clock()
-        stands = self._queues_since is not None and now - self._queues_since > BURST_S
-        return self._places_standing if stands or now - self._refused_at < BURST_S else self._places
+    def _is_overloaded(self) -> bool:
+        return self._came - self._came_at_answers[0] - len(self._came_at_answers) > self._waiting
 
     @contextmanager
     def queue(self) -> Iterator[None]:
         """Holds a place; raises QueueFull at once when there is none."""
+        if not self._taken and self._clock() - self._left_at > _FORGOTTEN_S:
+            self._came_at_answers.clear()
+            self._came_at_answers.append(self._came)
         self.require_place()
         self._taken += 1
-        if self._queues_since is None and self._taken > self._running:
-            self._queues_since = self._clock()
+        self._came += 1
         try:
             yield
         finally:
             self._taken -= 1
-            if self._taken <= self._running:
-                self._queues_since = None
+            self._came_at_answers.append(self._came)
+            self._left_at = self._clock()
 
     @contextmanager
     def queue_aside(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ from edgeferry.vision.agreement import Agreement
 class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
-    `standing`: so many of them while the queue stands (`gate.py`). `aside` more wait while their model is switched
+    `standing`: so many of them in overload (`gate.py`). `aside` more wait while their model is switched
     without room for two workers, or its worker is started again.
     """
 
