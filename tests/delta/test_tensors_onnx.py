@@ -281,8 +281,11 @@ def test_a_model_of_many_tensors_parses_in_linear_time() -> None:
         names = [f"layer.{place}.weight" for place in range(count)]
         nodes = [helper.make_node("MatMul", [f"x{name}", name], [f"y{name}"]) for name in names]
         data = make_model(nodes, [make_weight(name, (8, 9)) for name in names])
-        started = time.process_time()
-        assert len(find_tensors(data)) == count
-        return time.process_time() - started
+        took_s = []
+        for _ in range(3):
+            started = time.process_time()
+            assert len(find_tensors(data)) == count
+            took_s.append(time.process_time() - started)
+        return min(took_s)
 
     assert measure(8_000) < 6 * measure(2_000) + 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_closing_twice_gives_one_descriptor_back() -> None:
         shared.close()
     assert shared.put([b"x" * LEAST_BYTES]) is None
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_where_files_may_not_be_that_large_every_body_is_left_to_the_socket() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        shared = SharedBodies()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert shared.fd == -1 and shared.put([b"x" * LEAST_BYTES]) is None
+    assert len(open_shared_bodies(shared.fd)) == 0
+    shared.close()
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(LEAST_BYTES, 300 << 10)), max_size=40))

@@ -70,10 +70,7 @@ class Spawned:
 
 async def spawn_worker() -> Spawned:
     """Starts `python -m edgeferry.runtime.worker_start`; raises WorkerStartFailed."""
-    try:
-        bodies = SharedBodies()
-    except OSError as error:
-        raise WorkerStartFailed(f"cannot make memory to share with a worker: {error.strerror}") from error
+    bodies = SharedBodies()
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     try:
@@ -82,7 +79,7 @@ async def spawn_worker() -> Spawned:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            pass_fds=[theirs.fileno(), bodies.fd],
+            pass_fds=[fd for fd in (theirs.fileno(), bodies.fd) if fd >= 0],
             env=_make_environment(),
             start_new_session=True,
         )
