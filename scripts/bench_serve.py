@@ -304,6 +304,20 @@ def _give_up(*_: object) -> None:
     raise SystemExit(f"FALLS SHORT: not done after {END_AFTER_S / 60:.0f} minutes")
 
 
+def report(options: argparse.Namespace, name: str, *, figures: Any, checks: Sequence[Check], section: str) -> int:
+    """Writes what was asked for, tells what falls short; returns the exit code."""
+    if options.json:
+        options.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
+    if options.write:
+        write_section(options.write, name, section)
+    short = [check for check in checks if not check.holds]
+    for check in short:
+        print(
+            f"FALLS SHORT: {check.name} is {check.value:.3f}, {'>=' if check.at_least else '<='} {check.bound:g} asked"
+        )
+    return 1 if short else 0
+
+
 def main() -> int:
     """Runs the scenes, prints, writes; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -323,17 +337,9 @@ def main() -> int:
     except NotStarted as error:
         raise SystemExit(f"FALLS SHORT: {error}") from error
     checks = make_checks(figures)
+    section = make_section(figures, checks, time.monotonic() - began)
     print(make_table(figures), make_checks_table(checks), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
-    if options.write:
-        write_section(options.write, "make bench-serve", make_section(figures, checks, time.monotonic() - began))
-    short = [check for check in checks if not check.holds]
-    for check in short:
-        print(
-            f"FALLS SHORT: {check.name} is {check.value:.3f}, {'>=' if check.at_least else '<='} {check.bound:g} asked"
-        )
-    return 1 if short else 0
+    return report(options, "make bench-serve", figures=figures, checks=checks, section=section)
 
 
 if __name__ == "__main__":

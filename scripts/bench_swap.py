@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench_serve import Check, make_checks_table, make_environments, make_site
-from page_sections import write_section
+from bench_serve import Check, make_checks_table, make_environments, make_site, report
 from serving.load import Run, get_quantile, run_closed, run_open
 from serving.machine import describe_machine, read_own_bytes
 from serving.servers import NotStarted
@@ -263,17 +261,9 @@ def main() -> int:
     figures = measure(options)
     names = dict.fromkeys(one.scene for one in figures.found)
     checks = make_checks(figures, [one.get_bounds() for one in make_scenes(None) if one.name in names])
+    section = make_section(figures, checks, time.monotonic() - began)
     print(make_table(figures), make_checks_table(checks), sep="\n")
-    if options.json:
-        options.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
-    if options.write:
-        write_section(options.write, "make bench-swap", make_section(figures, checks, time.monotonic() - began))
-    short = [check for check in checks if not check.holds]
-    for check in short:
-        print(
-            f"FALLS SHORT: {check.name} is {check.value:.3f}, {'>=' if check.at_least else '<='} {check.bound:g} asked"
-        )
-    return 1 if short else 0
+    return report(options, "make bench-swap", figures=figures, checks=checks, section=section)
 
 
 if __name__ == "__main__":
