@@ -5,8 +5,8 @@ Rules:
 - The two modules renew side by side, one with its key, one through the workload API.
 - A method whose request meets the very moment between two connections is called again, as callers of IoT Hub must;
   this is seldom, and counted.
-- An input whose acknowledgement met that moment is delivered again, as QoS 1 says: none is lost, none overtakes another,
-  and how often this happens is counted too.
+- An input whose acknowledgement met that moment is delivered again, as QoS 1 says: none is lost, none overtakes
+  another, and how often this happens is counted too.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class Interpreter:
         open(self.path + ".seen", "w").close()
         if what == "hang": time.sleep(1000)
         if what == "spin":
-            while True: pass
+            ends = time.thread_time() + float((self.word + ["inf"])[2])
+            while time.thread_time() < ends: pass
         if what == "sleep": time.sleep(float(self.word[2]))
         if what == "exit": sys.stderr.write("last words of the engine\\n"); sys.stderr.flush(); os._exit(3)
         if what == "signal": die(self.word[2])

@@ -33,6 +33,7 @@ from edgeferry.errors import (
 )
 from edgeferry.model.spec import Thresholds
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.brake import Brake
 from edgeferry.runtime.child import InferReply, Terms, Worker, WorkerSettings, start_worker
 from edgeferry.vision.answer import ClassificationAnswer
 from runtime.versions import MakeVersion, make_picture
@@ -54,6 +55,12 @@ async def open_worker(version: StoredVersion, settings: WorkerSettings = SETTING
 def get_label(reply: InferReply) -> str:
     assert isinstance(reply.answer, ClassificationAnswer)
     return reply.answer.classes[0].label
+
+
+def read_state(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""
 
 
 def is_running(pid: int) -> bool:
@@ -465,8 +472,37 @@ async def test_a_file_of_another_kind_is_unsupported(make_fake: MakeVersion) -> 
         await start_worker(replace(version, spec=msgspec.structs.replace(version.spec, stages=(stage,))), SETTINGS)
 
 
+async def test_time_for_which_a_load_stood_still_is_not_counted_against_it(make_fake: MakeVersion) -> None:
+    brake = Brake(2)
+    async with open_worker(make_fake()) as live:
+        with brake.run():  # from now on a load runs a fifth of the time
+            version, settings = make_fake("load spin 0.6"), replace(SETTINGS, nice=0, load_timeout_s=2.0)
+            worker = await start_worker(version, settings, brake)
+        await worker.close()
+        await live.close()
+
+
+async def test_a_load_beside_requests_stands_still_while_they_run_and_serves_then(make_fake: MakeVersion) -> None:
+    brake, stood = Brake(2), 0
+    live = await start_worker(make_fake("run sleep 0.2", golden=False), SETTINGS, brake)
+    asking = asyncio.create_task(live.infer(RED, timeout_s=DEADLINE_S))
+    await asyncio.sleep(0.05)
+    starting = asyncio.create_task(start_worker(make_fake(), SETTINGS, brake))
+    while not starting.done():
+        await asyncio.sleep(0.005)
+        if asking.done():
+            asking = asyncio.create_task(live.infer(RED, timeout_s=DEADLINE_S))
+        stood += any(read_state(pid) == "T" for pid in find_workers() - {live.pid})
+    worker = await starting
+    assert stood > 0 and get_label(await worker.infer(BLUE, timeout_s=5)) == "blue"
+    assert get_label(await asking) == "red"
+    await worker.close()
+    await live.close()
+
+
 @pytest.mark.parametrize("word", ["load hang", "run hang"])
-async def test_a_worker_dies_with_its_parent(make_fake: MakeVersion, tmp_path: Path, word: str) -> None:
+@pytest.mark.parametrize("stands", [False, True], ids=["runs", "stands still"])
+async def test_a_worker_dies_with_its_parent(make_fake: MakeVersion, tmp_path: Path, word: str, stands: bool) -> None:
     make_fake(word, golden=False)
     program = tmp_path / "parent.py"
     program.write_text(_PARENT.format(folder=str(Path(__file__).parent.parent), tmp=str(tmp_path)))
@@ -474,6 +510,8 @@ async def test_a_worker_dies_with_its_parent(make_fake: MakeVersion, tmp_path: P
     assert parent.stdout is not None
     pid = int(await asyncio.to_thread(parent.stdout.readline))
     assert is_running(pid)
+    if stands:
+        os.kill(pid, signal.SIGSTOP)
     parent.kill()
     parent.wait()
     parent.stdout.close()

@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.brake import Brake
 from edgeferry.runtime.child import WorkerSettings
 from edgeferry.serve import engine as engine_file
 from edgeferry.serve.engine import ChildEngine
@@ -22,8 +23,10 @@ class Started:
 
 async def test_a_load_gives_way_only_where_another_worker_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     nices: list[int] = []
+    brakes: set[Brake] = set()
 
-    async def start(_: StoredVersion, settings: WorkerSettings) -> Started:
+    async def start(_: StoredVersion, settings: WorkerSettings, brake: Brake) -> Started:
+        brakes.add(brake)
         nices.append(settings.nice)
         return Started()
 
@@ -33,4 +36,4 @@ async def test_a_load_gives_way_only_where_another_worker_lives(monkeypatch: pyt
     second = await engine.start(version)
     cast("Started", first).alive = cast("Started", second).alive = False
     await engine.start(version)
-    assert nices == [0, 10, 0]
+    assert nices == [0, 10, 0] and len(brakes) == 1

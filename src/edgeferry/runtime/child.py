@@ -8,6 +8,7 @@ Rules:
 - Whose fault a death is: before the worker says `Started` it is ours (WorkerStartFailed), while it loads and proves it
   is the model's (any signal, non-zero exit or time-out), after that nobody's: what was asked fails with WorkerLost.
 - Whatever goes wrong in `start_worker`, also cancellation, the process is gone when it raises.
+- While it loads it stands still whenever requests need the cores (`brake.py`), and its time-outs wait as long.
 - A request that nobody waits for any more is taken from the worker's queue. A worker that owes one answer for more than
   `hang_timeout_s` is killed, also when it gives others: it has a thread less, for good.
 """
@@ -18,7 +19,9 @@ import asyncio
 import math
 import os
 import signal
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgeferry.errors import (
     EdgeferryError,
@@ -31,6 +34,7 @@ from edgeferry.errors import (
     WorkerStartFailed,
 )
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.brake import Brake, Load
 from edgeferry.runtime.line import Body, Line
 from edgeferry.runtime.spawn import Spawned, spawn_worker
 from edgeferry.vision.answer import Answer
@@ -60,6 +64,9 @@ __all__ = [
 ]  # fmt: skip
 
 _PRINTED_MAX_CHARS = 300
+_QUIET_MAX_S = 0.5
+_LEAVES_S = 0.5
+"""A worker that was told to stop and owes nothing has ended long before."""
 
 
 def _count_cores() -> int:
@@ -141,13 +148,14 @@ class Worker:
         report, terms, tensors: of the proof at its start.
     """
 
-    def __init__(self, version: StoredVersion, settings: WorkerSettings, spawned: Spawned) -> None:
+    def __init__(self, version: StoredVersion, settings: WorkerSettings, spawned: Spawned, brake: Brake) -> None:
         self.version = version
         self.report = ProofReport()
         self.terms = Terms((), ())
         self.tensors = ModelTensors()
         self._settings = settings
         self._spawned = spawned
+        self._brake = brake
         self._line = Line(spawned)
         self._last_terms: Terms | None = None
         self._closing = False
@@ -177,6 +185,7 @@ class Worker:
         if len(picture) > self._settings.picture_max_bytes:
             limit = self._settings.picture_max_bytes
             raise PictureTooLarge(f"expected a picture of at most {limit} bytes, found {len(picture)}")
+        await self._brake.wait_turn()
         wanted = terms or self.terms
         told = None if wanted is self._last_terms else wanted
         id_ = self._line.make_id()
@@ -197,6 +206,7 @@ class Worker:
             RequestInvalid: they are not what the model takes.
             RequestTimeout, WorkerLost: as `infer`.
         """
+        await self._brake.wait_turn()
         id_ = self._line.make_id()
         future = self._line.ask(AskTensors(id=id_, inputs=inputs, outputs=outputs), body)
         reply, found = await self._wait_answer(future, id_, timeout_s)
@@ -230,12 +240,19 @@ class Worker:
         return await asyncio.shield(self._life)
 
     async def close(self, *, drain_timeout_s: float = 10.0) -> None:
-        """Lets running requests finish for at most `drain_timeout_s`, then ends the process. Safe to call twice."""
-        if not self._closing:
-            self._closing = True
-            self._line.tell(Stop())
-        await asyncio.wait((self._life,), timeout=drain_timeout_s)
-        await self.kill()
+        """Lets running requests finish for at most `drain_timeout_s`, then ends the process. Safe to call twice.
+
+        It ends by itself, niced, in a moment when no request runs: giving its memory back takes milliseconds.
+        """
+        is_first, self._closing = not self._closing, True
+        try:
+            if is_first:
+                await self._brake.wait_quiet(_QUIET_MAX_S)
+                self._line.tell(Stop())
+            await asyncio.wait((self._life,), timeout=max(drain_timeout_s, _LEAVES_S))
+        finally:
+            self._spawned.kill()
+        await asyncio.wait((self._life,))
 
     async def kill(self) -> None:
         """Ends the process at once; what was asked gets WorkerLost."""
@@ -243,19 +260,18 @@ class Worker:
         self._spawned.kill()
         await asyncio.wait((self._life,))
 
-    async def load(self) -> None:
+    async def load(self, load: Load) -> None:
         """Sends the version and waits until it is proven; raises as `start_worker` does."""
         future = self._line.ask(_make_begin(self.version, self._settings))
         start_timeout_s, load_timeout_s = self._settings.start_timeout_s, self._settings.load_timeout_s
-        await asyncio.wait((self._line.started, future), timeout=start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not self._line.started.done() and not future.done():
+        if not await _wait_beside(load, {self._line.started, future}, start_timeout_s):
             future.cancel()
             raise WorkerStartFailed(f"expected a worker to be ready within {start_timeout_s:g} s, found it was not")
+        if not await _wait_beside(load, {future}, load_timeout_s):
+            future.cancel()
+            raise ModelTimeout(f"{self.version} was not loaded and proven within {load_timeout_s:g} s")
         try:
-            async with asyncio.timeout(load_timeout_s):
-                proven = _require_proven((await future)[0])
-        except TimeoutError as error:
-            raise ModelTimeout(f"{self.version} was not loaded and proven within {load_timeout_s:g} s") from error
+            proven = _require_proven(future.result()[0])
         except WorkerLost as error:
             raise self._explain_death(await self.wait_dead()) from error
         self.report, self.terms, self.tensors = proven.report, proven.terms, proven.tensors
@@ -275,8 +291,9 @@ class Worker:
         self, future: asyncio.Future[tuple[Reply, bytes]], id_: int, timeout_s: float
     ) -> tuple[Reply, bytes]:
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
+            with self._brake.run():
+                async with asyncio.timeout(timeout_s):
+                    return await future
         except TimeoutError as error:
             raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
         finally:
@@ -295,21 +312,36 @@ class Worker:
         return ModelCrashed(f"the worker ended with {how} while {self.version} was loaded and proven: {said}")
 
 
-async def start_worker(version: StoredVersion, settings: WorkerSettings) -> Worker:
+async def start_worker(version: StoredVersion, settings: WorkerSettings, brake: Brake | None = None) -> Worker:
     """Starts `python -m edgeferry.runtime.worker`, which loads `version`, proves it on its golden truth and warms up.
+
+    `brake`: of all workers that share the cores with it; None: it shares them with none.
 
     Raises:
         ModelUnreadable, ModelUnsupported, ModelCrashed, ModelTimeout, GoldenMismatch: the model's fault.
         BundleUnreadable, BundleTooLarge: its label file is none.
         WorkerStartFailed, ToolMissing: the process or its engine could not be started.
     """
-    worker = Worker(version, settings, await spawn_worker())
+    brake = brake or Brake()
+    await brake.wait_quiet(_QUIET_MAX_S)
+    worker = Worker(version, settings, await spawn_worker(settings.start_timeout_s), brake)
     try:
-        await worker.load()
+        with brake.load(worker.pid) as load:
+            await worker.load(load)
     except BaseException:
         await worker.kill()
         raise
     return worker
+
+
+async def _wait_beside(load: Load, futures: set[asyncio.Future[Any]], timeout_s: float) -> bool:
+    """Waits for one of `futures`; False once the load has run for `timeout_s` seconds without one."""
+    began_s = time.monotonic() - load.stood_s
+    while (left_s := timeout_s - (time.monotonic() - load.stood_s - began_s)) > 0:
+        done, _ = await asyncio.wait(futures, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            return True
+    return False
 
 
 def _make_begin(version: StoredVersion, settings: WorkerSettings) -> Begin:

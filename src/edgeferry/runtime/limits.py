@@ -14,12 +14,10 @@ import contextlib
 import ctypes
 import os
 import resource
-import signal
 import threading
 import time
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _TRIES, _TRY_AGAIN_S = 50, 0.11
 
 
@@ -63,12 +61,6 @@ def read_cpu_seconds() -> float:
     """CPU time this process has used so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def die_with_parent() -> None:
-    """SIGKILL when the thread that started this process ends, even while an engine holds everything else up."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def trim_heap() -> None:

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import simplejpeg
 
-from edgeferry.errors import ModelUnreadable, ModelUnsupported, RequestInvalid
+from edgeferry.errors import ModelUnreadable, ModelUnsupported, PictureTooLarge, RequestInvalid
 from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import InputSpec, LabelSpec, ModelSpec, Stage
@@ -100,6 +103,16 @@ class ServedModel:
             else:
                 session.warm_up({info.name: _make_blank(info, stage.input) for info in session.inputs})
 
+    def answer_example(self, terms: Terms) -> None:
+        """Answers a black picture, for the sake of what is cold on the calling thread.
+
+        Raises:
+            ModelUnsupported: as `answer`.
+        """
+        with suppress(PictureTooLarge):  # a device that takes smaller ones only
+            if self._stages[0].task != "tensors":
+                self.answer(_make_example(), terms)
+
     def prove(self, terms: Terms, golden: Iterable[GoldenInput]) -> GoldenReport:
         """Answers the golden pictures and judges the answers.
 
@@ -137,6 +150,12 @@ class ServedModel:
         if call.size is not None and spec is not None:
             inputs[spec.size_tensor] = call.size
         return inputs
+
+
+@cache
+def _make_example() -> bytes:
+    """A black JPEG, as large as cameras' pictures often are."""
+    return bytes(simplejpeg.encode_jpeg(np.zeros((480, 640, 3), np.uint8)))
 
 
 class _Watch:

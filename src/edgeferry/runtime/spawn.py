@@ -5,6 +5,7 @@ What this file leaves to others: what is said over the socket (`child.py`), what
 Rules:
 - `python -m`, never fork; in a session of its own, so that a terminal's Ctrl-C reaches only us.
 - The environment is a short list of names: connection strings and keys of this device are not among them.
+- It is there once its first byte has come: it ends with us from then on, also when it stands still.
 - Of stdout and stderr the last STDERR_MAX_BYTES are kept, for diagnosis; the rest is read and dropped.
 """
 
@@ -68,8 +69,12 @@ class Spawned:
         return " ".join(self.printed.decode("utf-8", "replace").split())
 
 
-async def spawn_worker() -> Spawned:
-    """Starts `python -m edgeferry.runtime.worker_start`; raises WorkerStartFailed."""
+async def spawn_worker(timeout_s: float) -> Spawned:
+    """Starts `python -m edgeferry.runtime.worker_start`; waits `timeout_s` seconds at most for its first byte.
+
+    Raises:
+        WorkerStartFailed: there is no such process.
+    """
     bodies = SharedBodies()
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -90,7 +95,23 @@ async def spawn_worker() -> Spawned:
     finally:
         theirs.close()
     printed = bytearray()
-    return Spawned(process, ours, bodies, printed, asyncio.create_task(_keep_tail(process, printed)))
+    spawned = Spawned(process, ours, bodies, printed, asyncio.create_task(_keep_tail(process, printed)))
+    try:
+        await _wait_first_byte(ours, timeout_s)
+    except BaseException:
+        spawned.kill()
+        ours.close()
+        bodies.close()
+        raise
+    return spawned
+
+
+async def _wait_first_byte(ours: socket.socket, timeout_s: float) -> None:
+    """Also returns when the process has died or says nothing: whoever waits for it to be ready will tell."""
+    ours.setblocking(False)
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(timeout_s):
+            await asyncio.get_running_loop().sock_recv(ours, 1)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

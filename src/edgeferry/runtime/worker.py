@@ -7,7 +7,8 @@ Rules:
   serve, started before anything is niced.
 - Until the version is proven, soft RLIMIT_AS and RLIMIT_CPU hold: a model that wants too much fails in here.
 - Engine and numpy are imported on the proving thread, so that not even the import competes with what serves elsewhere.
-- It ends when its parent does: end of file on the socket, and PR_SET_PDEATHSIG where an engine holds the interpreter.
+- It ends when its parent does: end of file on the socket, and PR_SET_PDEATHSIG (`worker_start.py`) where an engine
+  holds the interpreter.
 - Errors of ours travel as `Failed`. What nobody foresaw ends the process while it loads (that is the model's fault),
   and becomes `invariant_broken` while it serves.
 """
@@ -67,6 +68,8 @@ if TYPE_CHECKING:
     from edgeferry.runtime.session import EngineSettings
 
 _NICE = 10
+_LEAVES_NICE = 19
+"""The end of a process takes milliseconds, to give its memory back."""
 _LOAD_ID = 0
 _IN_PLACE_BYTES = 256 << 10
 _BLOCK_BYTES = 64 << 10
@@ -77,6 +80,16 @@ _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 class _Job:
     ask: Ask | AskTensors
     terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class _Warm:
+    """What each serving thread does once, all at the same time."""
+
+    model: ServedModel
+    terms: Terms
+    together: threading.Barrier
+    faults: list[EdgeferryError]
 
 
 class Line:
@@ -138,7 +151,7 @@ class WorkerProcess:
         self._line = line
         self._bodies = bodies
         self._begin = begin
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | _Warm | None] = queue.SimpleQueue()
         self._pictures: dict[
             int, bytearray | bytes | memoryview
         ] = {}  # or tensors, of asks that wait; a Cancel takes them out at once
@@ -154,6 +167,7 @@ class WorkerProcess:
         while (frame := self._line.receive()) is not None:
             if not self._take(*frame):
                 self._drain()
+                limits.set_thread_nice(_LEAVES_NICE)
                 return
 
     def _take(self, request: Request, body: bytearray) -> bool:
@@ -191,7 +205,10 @@ class WorkerProcess:
         while (job := self._jobs.get()) is not None:
             self._serve_one(job)  # its answer is held no longer than it takes, however long the next job takes to come
 
-    def _serve_one(self, job: _Job) -> None:
+    def _serve_one(self, job: _Job | _Warm) -> None:
+        if isinstance(job, _Warm):
+            _warm(job)
+            return
         try:
             self._line.send(*self._answer(job))
         except EdgeferryError as error:  # also of an answer that no frame holds
@@ -247,10 +264,20 @@ class WorkerProcess:
         report = _prove(model, terms, begin.golden)
         watch.take_ms()
         model.warm_up()
+        self._warm_threads(model, terms)
         report = msgspec.structs.replace(report, load_ms=load_ms, warm_ms=watch.take_ms())
         self._lift_limits()
         self._model = model
         return Proved(id=_LOAD_ID, report=report, terms=terms, tensors=model.describe_tensors())
+
+    def _warm_threads(self, model: ServedModel, terms: Terms) -> None:
+        """Lets every serving thread answer once: memory, caches and code are cold for each of them."""
+        warm = _Warm(model, terms, threading.Barrier(len(self._threads) + 1), [])
+        for _ in self._threads:
+            self._jobs.put(warm)
+        warm.together.wait()
+        if warm.faults:
+            raise warm.faults[0]
 
     def _prove_again(self, request: Prove) -> None:
         from edgeferry.runtime.served import make_terms
@@ -278,6 +305,14 @@ class WorkerProcess:
         limits.lift_soft_limit(resource.RLIMIT_CPU)
         limits.trim_heap()
         limits.end_group_nice()
+
+
+def _warm(job: _Warm) -> None:
+    try:
+        job.model.answer_example(job.terms)
+    except EdgeferryError as error:
+        job.faults.append(error)
+    job.together.wait()  # with all others: none takes the job of two
 
 
 class _Stopwatch:
@@ -335,7 +370,6 @@ def main() -> None:
     """Takes over the socket whose number is the only argument, reads `Begin`, and serves until the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us in good order
     threading.excepthook = _end_at_once
-    limits.die_with_parent()
     limits.set_soft_limit(resource.RLIMIT_CORE, 0)
     line = Line(socket.socket(fileno=int(sys.argv[1])))
     bodies = open_shared_bodies(int(sys.argv[2]))

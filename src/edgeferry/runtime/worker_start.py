@@ -1,19 +1,30 @@
-"""worker_start: `python -m edgeferry.runtime.worker_start FD`: imports the worker on a thread at nice 10, then runs it.
+"""worker_start: `python -m edgeferry.runtime.worker_start FD FD`: imports the worker on a niced thread, then runs it.
 
 Rules:
+- Its first act binds it to the life of its parent and says so with a byte: who stands still does not see the parent go.
 - The import is most of what a worker does before it loads its model: like the load it gives way to what serves.
 - The niced thread has ended before any thread is started that serves.
 - Where sessions share time, this one gives way as a whole (`limits.py`), until its version is proven.
-- Nothing is imported above but what Python has loaded anyway.
+- Nothing is imported above but what Python has loaded anyway, and what calls the kernel.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import threading
 from contextlib import suppress
 
 _NICE = 10
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _bind_to_parent() -> None:
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.write(int(sys.argv[1]), b"\0")
 
 
 def _import() -> None:
@@ -23,6 +34,7 @@ def _import() -> None:
 
 def main() -> None:
     """Imports, then hands over; what an import raises is raised again here."""
+    _bind_to_parent()
     with suppress(OSError):
         group = os.open("/proc/self/autogroup", os.O_WRONLY)
         os.write(group, str(_NICE).encode())

@@ -15,6 +15,7 @@ import msgspec
 
 from edgeferry.model.spec import LabelSpec, Stage, Thresholds
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.brake import Brake
 from edgeferry.runtime.child import WorkerSettings, start_worker
 from edgeferry.runtime.memory import MemoryReading, read_memory
 from edgeferry.serve.headroom import fits_beside
@@ -27,7 +28,8 @@ class ChildEngine:
 
     `require_sound` raises StorageFailed when the version's files are not what was stored; called before each load.
     `read_memory` says what is free, and what the process of a number has taken. Who starts while no other worker lives
-    gives way to nobody: not a single request could be late for it.
+    gives way to nobody: not a single request could be late for it. Whoever loads beside others stands still while they
+    need the cores.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class ChildEngine:
         self._require_sound = require_sound
         self._read_memory = read_memory
         self._workers: list[WorkerPort] = []
+        self._brake = Brake()
 
     async def start(self, version: StoredVersion) -> WorkerPort:
         """Starts a worker that has loaded and proven `version`; raises as `runtime.child.start_worker`."""
@@ -48,7 +51,7 @@ class ChildEngine:
             await asyncio.to_thread(self._require_sound, version)
         self._workers = [worker for worker in self._workers if worker.alive]
         alone = replace(self._settings, nice=0)
-        worker = await start_worker(version, self._settings if self._workers else alone)
+        worker = await start_worker(version, self._settings if self._workers else alone, self._brake)
         self._workers.append(worker)
         return worker
 
