@@ -33,6 +33,7 @@ from edgeferry.errors import (
 )
 from edgeferry.model.spec import Thresholds
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime import child as child_file
 from edgeferry.runtime.brake import Brake
 from edgeferry.runtime.child import InferReply, Terms, Worker, WorkerSettings, start_worker
 from edgeferry.vision.answer import ClassificationAnswer
@@ -282,6 +283,22 @@ async def test_loading_is_niced_and_serving_is_not(make_fake: MakeVersion) -> No
         assert set(read_group_nice(worker.pid)) <= {0}
     finally:
         await worker.close()
+
+
+async def test_an_idle_load_that_others_leave_nothing_begins_again_niced(
+    make_fake: MakeVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_file, "_PATIENCE_S", 0.5)
+    starting = asyncio.create_task(start_worker(make_fake("load sleep 1"), replace(SETTINGS, idle=True)))
+    seen: dict[int, set[int]] = {}
+    while not starting.done():
+        for pid in find_workers():
+            with contextlib.suppress(OSError):
+                tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+                seen.setdefault(pid, set()).update(os.sched_getscheduler(task) for task in tasks)
+        await asyncio.sleep(0.02)
+    await (await starting).close()
+    assert list(seen.values()) == [{os.SCHED_OTHER, os.SCHED_IDLE}, {os.SCHED_OTHER}]
 
 
 async def test_limits_hold_until_the_version_is_proven_and_are_lifted_then(make_fake: MakeVersion) -> None:

@@ -22,12 +22,12 @@ class Started:
 
 
 async def test_a_load_gives_way_only_where_another_worker_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    nices: list[int] = []
+    ways: list[tuple[int, bool]] = []
     brakes: set[Brake] = set()
 
     async def start(_: StoredVersion, settings: WorkerSettings, brake: Brake) -> Started:
         brakes.add(brake)
-        nices.append(settings.nice)
+        ways.append((settings.nice, settings.idle))
         return Started()
 
     monkeypatch.setattr(engine_file, "start_worker", start)
@@ -36,4 +36,4 @@ async def test_a_load_gives_way_only_where_another_worker_lives(monkeypatch: pyt
     second = await engine.start(version)
     cast("Started", first).alive = cast("Started", second).alive = False
     await engine.start(version)
-    assert nices == [0, 10, 0] and len(brakes) == 1
+    assert ways == [(0, False), (10, True), (0, False)] and len(brakes) == 1

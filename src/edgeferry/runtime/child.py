@@ -20,7 +20,8 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgeferry.errors import (
@@ -67,6 +68,12 @@ _PRINTED_MAX_CHARS = 300
 _QUIET_MAX_S = 0.5
 _LEAVES_S = 0.5
 """A worker that was told to stop and owes nothing has ended long before."""
+_PATIENCE_S = 30.0
+"""What others leave is usually most of a core; where it is nothing, a load must not wait for ever."""
+
+
+class _Starved(Exception):
+    """An idle load did not end in time."""
 
 
 def _count_cores() -> int:
@@ -80,6 +87,7 @@ class WorkerSettings:
     Attributes:
         threads: engine threads per inference.
         nice: how much a load gives way to others; 0 where nothing serves that it could disturb.
+        idle: a load takes only what others leave; when that is too little for it, it begins again without.
         concurrency: inferences at once.
         start_timeout_s: until the process runs and has imported its engine.
         load_timeout_s: until the version is loaded, proven and warm; and for each later proof.
@@ -92,6 +100,7 @@ class WorkerSettings:
 
     threads: int = 1
     nice: int = 10
+    idle: bool = False
     concurrency: int = field(default_factory=_count_cores)
     start_timeout_s: float = 60.0
     load_timeout_s: float = 120.0
@@ -263,18 +272,27 @@ class Worker:
     async def load(self, load: Load) -> None:
         """Sends the version and waits until it is proven; raises as `start_worker` does."""
         future = self._line.ask(_make_begin(self.version, self._settings))
-        start_timeout_s, load_timeout_s = self._settings.start_timeout_s, self._settings.load_timeout_s
-        if not await _wait_beside(load, {self._line.started, future}, start_timeout_s):
+        late = await self._wait_loaded(load, future)
+        if late is not None:
             future.cancel()
-            raise WorkerStartFailed(f"expected a worker to be ready within {start_timeout_s:g} s, found it was not")
-        if not await _wait_beside(load, {future}, load_timeout_s):
-            future.cancel()
-            raise ModelTimeout(f"{self.version} was not loaded and proven within {load_timeout_s:g} s")
+            if self._settings.idle:
+                raise _Starved from late
+            raise late
         try:
             proven = _require_proven(future.result()[0])
         except WorkerLost as error:
             raise self._explain_death(await self.wait_dead()) from error
         self.report, self.terms, self.tensors = proven.report, proven.terms, proven.tensors
+
+    async def _wait_loaded(self, load: Load, proven: asyncio.Future[Any]) -> EdgeferryError | None:
+        """Waits for the reply to `Begin`; returns what to say of a load that took too long."""
+        patience_s = _PATIENCE_S if self._settings.idle else math.inf
+        start_s, load_s = self._settings.start_timeout_s, self._settings.load_timeout_s
+        if not await _wait_beside(load, {self._line.started, proven}, min(start_s, patience_s)):
+            return WorkerStartFailed(f"expected a worker to be ready within {start_s:g} s, found it was not")
+        if not await _wait_beside(load, {proven}, min(load_s, patience_s)):
+            return ModelTimeout(f"{self.version} was not loaded and proven within {load_s:g} s")
+        return None
 
     async def _live(self) -> int:
         """Listens as long as there is a process; whoever breaks the line is ended."""
@@ -323,8 +341,15 @@ async def start_worker(version: StoredVersion, settings: WorkerSettings, brake: 
         WorkerStartFailed, ToolMissing: the process or its engine could not be started.
     """
     brake = brake or Brake()
+    if settings.idle:
+        with suppress(_Starved):
+            return await _start(version, settings, brake)
+    return await _start(version, replace(settings, idle=False), brake)
+
+
+async def _start(version: StoredVersion, settings: WorkerSettings, brake: Brake) -> Worker:
     await brake.wait_quiet(_QUIET_MAX_S)
-    worker = Worker(version, settings, await spawn_worker(settings.start_timeout_s), brake)
+    worker = Worker(version, settings, await spawn_worker(settings.start_timeout_s, idle=settings.idle), brake)
     try:
         with brake.load(worker.pid) as load:
             await worker.load(load)
@@ -351,6 +376,7 @@ def _make_begin(version: StoredVersion, settings: WorkerSettings) -> Begin:
         golden=_make_golden(version),
         threads=settings.threads,
         nice=settings.nice,
+        idle=settings.idle,
         concurrency=settings.concurrency,
         memory_headroom_bytes=settings.memory_headroom_bytes,
         memory_factor=settings.memory_factor,

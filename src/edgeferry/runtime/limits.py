@@ -1,6 +1,7 @@
 """limits: what a process and its threads may use; thin calls into Linux, used by the worker.
 
 Rules:
+- A thread that is niced gets its small share however many others run; one that is idle (SCHED_IDLE) may get none.
 - Soft limits only: they are raised back to the hard ones once a model is proven.
 - Niceness is per thread on Linux: `setpriority(PRIO_PROCESS, tid)`. It cannot be lowered again without privilege, and
   new threads inherit it, so threads that serve are neither niced nor started from a niced thread.
@@ -24,6 +25,11 @@ _TRIES, _TRY_AGAIN_S = 50, 0.11
 def set_thread_nice(nice: int) -> None:
     """Makes the calling thread give way to others."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+
+
+def set_thread_idle() -> None:
+    """Makes the calling thread run where nobody else wants to, until somebody does (sched(7), SCHED_IDLE)."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def end_group_nice() -> None:

@@ -69,8 +69,10 @@ class Spawned:
         return " ".join(self.printed.decode("utf-8", "replace").split())
 
 
-async def spawn_worker(timeout_s: float) -> Spawned:
+async def spawn_worker(timeout_s: float, *, idle: bool = False) -> Spawned:
     """Starts `python -m edgeferry.runtime.worker_start`; waits `timeout_s` seconds at most for its first byte.
+
+    `idle`: it imports where nobody else wants the core.
 
     Raises:
         WorkerStartFailed: there is no such process.
@@ -81,6 +83,7 @@ async def spawn_worker(timeout_s: float) -> Spawned:
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "edgeferry.runtime.worker_start", str(theirs.fileno()), str(bodies.fd)),
+            *(["idle"] if idle else []),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

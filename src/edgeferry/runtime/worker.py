@@ -239,6 +239,8 @@ class WorkerProcess:
     def _load_and_prove(self) -> None:
         if self._begin.nice and self._begin.threads == 1:  # with more, engine threads would start here and stay niced
             limits.set_thread_nice(self._begin.nice)
+            if self._begin.idle:
+                limits.set_thread_idle()
         try:
             self._line.send(self._load())
         except EdgeferryError as error:

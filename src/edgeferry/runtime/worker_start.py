@@ -1,9 +1,9 @@
-"""worker_start: `python -m edgeferry.runtime.worker_start FD FD`: imports the worker on a niced thread, then runs it.
+"""worker_start: `python -m edgeferry.runtime.worker_start FD FD [idle]`: imports the worker on a thread that gives way.
 
 Rules:
 - Its first act binds it to the life of its parent and says so with a byte: who stands still does not see the parent go.
 - The import is most of what a worker does before it loads its model: like the load it gives way to what serves.
-- The niced thread has ended before any thread is started that serves.
+- The thread that gives way has ended before any thread is started that serves.
 - Where sessions share time, this one gives way as a whole (`limits.py`), until its version is proven.
 - Nothing is imported above but what Python has loaded anyway, and what calls the kernel.
 """
@@ -28,6 +28,8 @@ def _bind_to_parent() -> None:
 
 
 def _import() -> None:
+    if "idle" in sys.argv[3:]:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
     import edgeferry.runtime.worker  # noqa: F401
 

@@ -50,8 +50,8 @@ class ChildEngine:
         if self._require_sound is not None:
             await asyncio.to_thread(self._require_sound, version)
         self._workers = [worker for worker in self._workers if worker.alive]
-        alone = replace(self._settings, nice=0)
-        worker = await start_worker(version, self._settings if self._workers else alone, self._brake)
+        beside, alone = replace(self._settings, idle=True), replace(self._settings, nice=0)
+        worker = await start_worker(version, beside if self._workers else alone, self._brake)
         self._workers.append(worker)
         return worker
 

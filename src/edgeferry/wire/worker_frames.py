@@ -72,6 +72,7 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory_factor: int
     cpu_limit_s: int
     nice: int = 10
+    idle: bool = False
     picture_max_bytes: int
     picture_max_pixels: int
     scale_jpeg: bool
