@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from machine import read_cpu_s
 
 from edgeferry.app.local_models import open_local_versions
 from edgeferry.app.serving import make_slots_settings, open_api
@@ -38,14 +39,20 @@ MODEL = "swapped"
 
 async def _swap(slots: Slots, version: StoredVersion) -> dict[str, Any]:
     pids = _list_workers(slots)
-    began_s, error_code = time.perf_counter(), ""
+    began_s, error_code, cpu_s = time.perf_counter(), "", 0.0
     try:
         await slots.prove(version)
+        cpu_s = _read_candidate_cpu_s(slots)
         await slots.switch(version)
         await _wait_gone(set(pids) - set(_list_workers(slots)))
     except EdgeferryError as error:
         error_code = error.code
-    return {"began_s": began_s, "freed_s": time.perf_counter(), "error": error_code}
+    return {"began_s": began_s, "freed_s": time.perf_counter(), "error": error_code, "load_cpu_s": cpu_s}
+
+
+def _read_candidate_cpu_s(slots: Slots) -> float:
+    candidates = [slot._candidate for slot in slots._slots.values() if slot._candidate is not None]
+    return sum(read_cpu_s(one.worker.port.pid) for one in candidates)
 
 
 async def _wait_gone(pids: set[int]) -> None:

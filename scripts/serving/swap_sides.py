@@ -36,11 +36,15 @@ SWAP_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """One swap, in seconds of `time.perf_counter`; `error` is the code with which a version was refused."""
+    """One swap, in seconds of `time.perf_counter`; `error` is the code with which a version was refused.
+
+    `load_cpu_s`: what the new worker had cost when it was proven; 0 where that is not known.
+    """
 
     began_s: float
     freed_s: float
     error: str = ""
+    load_cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
