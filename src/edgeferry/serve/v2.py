@@ -6,11 +6,13 @@ What this file leaves to others: bodies (`wire/v2_tensors.py`), inference (`v2_i
 Rules:
 - A route is a row in `V2.get_routes`, which `api.py` takes into its own.
 - Errors are `{"error": "..."}` (`statuses.py: BODIES`).
+- JSON of some size is read in a thread, one request at a time: reading takes turns with all that goes on here.
 - A version in the path and `name@version` mean the same.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,10 +41,11 @@ from edgeferry.wire.v2_models import (
     make_config,
     make_metadata,
 )
-from edgeferry.wire.v2_tensors import InferAnswer, InferRequest, read_infer
+from edgeferry.wire.v2_tensors import InferAnswer, InferRequest, TensorRequest, get_json_size, read_infer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _COMMAND_MAX_BYTES = 64 << 10
+_READ_AT_ONCE_BYTES = 64 << 10
 _MODEL = "/v2/models/{name}"
 _VERSION = _MODEL + "/versions/{version}"
 _BODY_ERRORS: tuple[type[errors.EdgeferryError], ...] = (
@@ -69,6 +72,7 @@ class V2:
         self._limits = limits
         self._command_limits = BodyLimits(_COMMAND_MAX_BYTES, limits.timeout_s)
         self._timeout_s = timeout_s
+        self._reading = asyncio.Lock()
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """Every route below /v2."""
@@ -165,7 +169,7 @@ class V2:
         require_plain_body(request)
         self._slots.gate.require_place()
         async with open_body(request, self._limits, may_be_empty=True) as body:
-            asked = read_infer(body, request.headers.get(HEADER_LENGTH))
+            asked = await self._read(body, request.headers.get(HEADER_LENGTH))
             work = infer_tensors(self._slots, asked, wanted=_get_wanted(request), timeout_s=self._timeout_s)
             inference = await run_unless_gone(request, work)
         self._metrics.count_inference(inference)
@@ -173,6 +177,12 @@ class V2:
         if json_bytes is None:
             return Response(data, media_type=JSON)
         return Response(data, headers={HEADER_LENGTH: str(json_bytes)}, media_type="application/octet-stream")
+
+    async def _read(self, body: bytes, header_length: str | None) -> TensorRequest:
+        if get_json_size(body, header_length) <= _READ_AT_ONCE_BYTES:
+            return read_infer(body, header_length)
+        async with self._reading:
+            return await asyncio.to_thread(read_infer, body, header_length)
 
     async def v2_index(self, request: Request) -> Response:
         """POST /v2/repository/index."""
