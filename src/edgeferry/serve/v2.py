@@ -170,6 +170,7 @@ class V2:
         self._slots.gate.require_place()
         async with open_body(request, self._limits, may_be_empty=True) as body:
             asked = await self._read(body, request.headers.get(HEADER_LENGTH))
+            del body  # JSON was read: its numbers wait, not its text
             work = infer_tensors(self._slots, asked, wanted=_get_wanted(request), timeout_s=self._timeout_s)
             inference = await run_unless_gone(request, work)
         self._metrics.count_inference(inference)
