@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgeferry import __version__, errors
-from edgeferry.errors import ModelNotFound, RequestInvalid
+from edgeferry.errors import ModelNotFound, RequestInvalid, RequestTimeout
 from edgeferry.serve.body import BodyLimits, open_body, require_plain_body
 from edgeferry.serve.edge import run_unless_gone
 from edgeferry.serve.metrics import Metrics
@@ -169,7 +169,7 @@ class V2:
         require_plain_body(request)
         self._slots.gate.require_place()
         async with open_body(request, self._limits, may_be_empty=True) as body:
-            asked = await self._read(body, request.headers.get(HEADER_LENGTH))
+            asked = await self._read(request, body)
             del body  # JSON was read: its numbers wait, not its text
             work = infer_tensors(self._slots, asked, wanted=_get_wanted(request), timeout_s=self._timeout_s)
             inference = await run_unless_gone(request, work)
@@ -179,11 +179,18 @@ class V2:
             return Response(data, media_type=JSON)
         return Response(data, headers={HEADER_LENGTH: str(json_bytes)}, media_type="application/octet-stream")
 
-    async def _read(self, body: bytes, header_length: str | None) -> TensorRequest:
+    async def _read(self, request: Request, body: bytes) -> TensorRequest:
+        header_length = request.headers.get(HEADER_LENGTH)
         if get_json_size(body, header_length) <= _READ_AT_ONCE_BYTES:
             return read_infer(body, header_length)
-        async with self._reading:
-            return await asyncio.to_thread(read_infer, body, header_length)
+        return await run_unless_gone(request, self._read_beside(body, header_length))
+
+    async def _read_beside(self, body: bytes, header_length: str | None) -> TensorRequest:
+        try:
+            async with asyncio.timeout(self._timeout_s), self._reading:
+                return await asyncio.to_thread(read_infer, body, header_length)
+        except TimeoutError as error:
+            raise RequestTimeout(f"expected to read the tensors within {self._timeout_s:g} s, did not") from error
 
     async def v2_index(self, request: Request) -> Response:
         """POST /v2/repository/index."""
