@@ -143,6 +143,7 @@ class FakeActivator:
         self.proven_again += 1
 
     def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
+        self._fail("start_shadow")
         self.shadows.append(policy)
         self.shadowing = bool(self.agreements)
         return self.shadowing

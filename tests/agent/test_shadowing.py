@@ -9,6 +9,7 @@ import msgspec
 
 from agent.agent_world import World
 from edgeferry.agent.machine import State
+from edgeferry.errors import WorkerLost
 from edgeferry.vision.agreement import Agreement
 from polling import poll
 
@@ -89,6 +90,44 @@ async def test_where_nothing_serves_beside_it_a_gate_holds_and_a_mere_report_doe
         _deploy(world, "1.2.0", {**GATE, "agreement": 0})
         record = await world.wait_state(State.ACTIVE, version="1.2.0")
         assert record.shadow is None
+
+
+async def test_a_live_worker_that_is_started_again_is_waited_for(world: World) -> None:
+    async with world.run():
+        await _start(world)
+        world.activator.failures["start_shadow"] = deque([WorkerLost("not back yet")] * 3)
+        world.activator.agreements = deque([Agreement(10, 10.0)])
+        _deploy(world, "1.1.0", {**GATE, "for_s": 60})
+        record = await world.wait_state(State.ACTIVE, version="1.1.0")
+        assert record.shadow is not None
+        assert record.shadow.n == 10
+
+
+async def test_a_live_worker_that_does_not_come_back_is_not_waited_for_longer_than_the_policy_says(
+    world: World,
+) -> None:
+    async with world.run():
+        await _start(world)
+        world.activator.failures["start_shadow"] = deque([WorkerLost("not back yet")] * 1000)
+        _deploy(world, "1.1.0", GATE)
+        await world.wait_state(State.REJECTED, version="1.1.0")
+
+
+async def test_a_policy_that_changes_is_followed_from_then_on(world: World) -> None:
+    async with world.run():
+        await _start(world)
+        world.activator.agreements = deque([Agreement(3, 3.0)])
+        _deploy(world, "1.1.0", {**GATE, "for_s": 3600})
+        await world.wait_state(State.SHADOWING, version="1.1.0")
+        await poll(lambda: _find_policies(world, 1))
+        world.hub.desire(edgeferry={"policy": {"shadow": {**GATE, "for_s": 3600, "pictures": 5}}})
+        await poll(lambda: _find_policies(world, 2))
+        world.activator.agreements = deque([Agreement(5, 5.0)])
+        await world.wait_state(State.ACTIVE, version="1.1.0")
+
+
+async def _find_policies(world: World, count: int) -> bool:
+    return len(world.activator.shadows) == count
 
 
 async def test_a_candidate_that_dies_of_a_live_picture_is_rejected(world: World) -> None:

@@ -175,8 +175,9 @@ def test_several_models_are_served_side_by_side(detector: Path, demo_models: Pat
     gauge = demo_models / "gauge" / "1.0.0" / "gauge-fp32.tflite"
     with _serving(detector / "detector-fp32.tflite", gauge, "--default-model", "gauge-fp32") as (facts, _):
         assert [model["model"] for model in facts["models"]] == ["detector-fp32", "gauge-fp32"]
-        (found,) = _post(facts["url"] + "/score", scene)
-        assert found["Location"] == [0, 0, 1, 1]
+        found = _post(facts["url"] + "/score", scene)
+        assert {one["Class"] for one in found} == {"low", "normal", "high", "no_gauge"}
+        assert [one["Location"] for one in found] == [[0, 0, 1, 1]] * 4
         answer = _post(facts["url"] + "/v1/models/detector-fp32/predict", scene)
         assert answer["answer"]["task"] == "detection"
 

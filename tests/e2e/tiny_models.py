@@ -68,9 +68,11 @@ def make_quadrant_model(
     return make_graph_model(nodes, inputs, outputs, weights)
 
 
-def make_quadrant_bundle(order: Sequence[int] = (0, 1, 2, 3), *, ballast_bytes: int = 0) -> bytes:
+def make_quadrant_bundle(
+    order: Sequence[int] = (0, 1, 2, 3), *, labels: Sequence[str] = (), ballast_bytes: int = 0
+) -> bytes:
     """A ZIP with the model and the labels that go with its order: whoever mixes two bundles answers wrongly."""
-    labels = [QUADRANTS[list(order).index(index)] for index in range(4)]
+    labels = labels or [QUADRANTS[list(order).index(index)] for index in range(4)]
     return make_zip(
         {
             "quadrants.onnx": make_quadrant_model(order, ballast_bytes=ballast_bytes),

@@ -21,7 +21,7 @@ from edgeferry.errors import (
 from edgeferry.model.bundle_spec import make_bundle_spec
 from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
 from edgeferry.model.labels import read_labels
-from edgeferry.model.spec import LabelSpec, ModelSpec, Stage, read_spec_toml
+from edgeferry.model.spec import LabelSpec, ModelSpec, Stage, Thresholds, read_spec_toml
 
 Maker = Callable[..., bytes]
 FLOAT, UINT8 = schema.TensorType.FLOAT32, schema.TensorType.UINT8
@@ -273,6 +273,22 @@ def test_a_classifier_with_one_label_too_few_is_asked_not_guessed(make_litert: M
     with pytest.raises(SpecIncomplete, match="which line is class 0"):
         _spec("m.tflite", data, labels=("b", "c", "d"))
     assert _spec("m.tflite", data, "labels.offset = -1", ("b", "c", "d")).labels.offset == -1
+
+
+@pytest.mark.parametrize(
+    ("toml", "thresholds"),
+    [
+        ("", Thresholds(score=0.0, max_results=5)),
+        ("thresholds.score = 0.5", Thresholds(score=0.5, max_results=5)),
+        ("thresholds.max_results = 2", Thresholds(score=0.0, max_results=2)),
+        ('answer.family = "class_map"\ntask = "segmentation"', Thresholds()),
+    ],
+)
+def test_a_classifier_answers_its_best_classes_unless_it_is_told_otherwise(
+    make_litert: Maker, toml: str, thresholds: Thresholds
+) -> None:
+    data = make_litert(inputs=[("image", UINT8, (1, 8, 8, 3))])
+    assert _spec("m.tflite", data, toml, FOUR).thresholds == thresholds
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (None, 4), (1, 1, 1, 4), (1, 4, 1, 1)])

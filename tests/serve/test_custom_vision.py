@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from edgeferry.serve.slots import Slots
 from edgeferry.vision.answer import Answer, ClassificationAnswer, ClassScore, DetectionAnswer, FoundObject
 
 if TYPE_CHECKING:
-    from tests.serve.conftest import ApiClient, MakeVersion, OpenClient
+    from tests.serve.conftest import ApiClient, MakeVersion, OpenClient, Until
 
 PROJECT = "8a5b2c4d-0000-4000-8000-123456789abc"
 PLACES = ["", f"/{PROJECT}", f"/{PROJECT}/detect/iterations/Iteration3", f"/{PROJECT}/classify/iterations/detector"]
@@ -183,6 +184,23 @@ async def test_a_url_is_fetched_only_where_that_is_allowed(
             for tail in ("", "/nostore"):
                 answered = await client.post(f"{place}/url{tail}", json={"url": "http://camera/1.jpg"}, data=None)
                 assert answered.json["predictions"][0]["tagName"] == "cat", place
+
+
+async def test_a_fetched_picture_counts_as_held_until_it_is_answered(
+    slots: Slots, engine: FakeEngine, open_client: OpenClient, make_version: MakeVersion, until: Until
+) -> None:
+    await slots.switch(make_version())
+    url = {"url": "http://camera/1.jpg"}
+    async with open_client(slots, ApiSettings(bodies_max_bytes=5), fetch=_Fetch()) as client:
+        engine.infer_s = 30.0
+        first = asyncio.create_task(client.post("/url", json=url, data=None))
+        await until(lambda: engine.started[0].running == 1)
+        assert (await client.post("/url", json=url, data=None)).code == "queue_full"
+        assert (await client.post("/score", b"cat")).code == "queue_full"
+        first.cancel()
+        await until(lambda: slots.gate.taken == 0)
+        engine.infer_s = 0.0
+        assert (await client.post("/url", json=url, data=None)).status == 200
 
 
 @pytest.mark.parametrize(

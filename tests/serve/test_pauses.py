@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ from edgeferry.serve.slot import SlotSettings
 from edgeferry.serve.slots import Slots, SlotsSettings
 
 if TYPE_CHECKING:
-    from tests.serve.conftest import MakeVersion, Until
+    from tests.serve.conftest import MakeVersion, OpenClient, Until
 
 
 async def _ask(slots: Slots, model: str = "detector") -> str:
@@ -70,6 +71,45 @@ async def test_who_waits_for_one_model_takes_no_place_from_another(
     if switching is not None:
         await switching
     assert slots.gate.taken == 0
+
+
+@pytest.mark.parametrize("ways", ["pictures", "tensors"])
+async def test_what_waits_for_a_switch_is_bounded_in_memory_and_the_rest_is_told_at_once_to_come_back(
+    engine: FakeEngine, make_version: MakeVersion, until: Until, open_client: OpenClient, ways: str
+) -> None:
+    slots = Slots(engine, SlotsSettings(concurrency=2, aside_max_bytes=4000))
+    await slots.switch(make_version("1.0.0"))
+    engine.start_s = 1.0
+    shape = {"name": "x", "shape": [60, 4], "datatype": "FP32"}
+    path, options = (
+        ("/score", {"data": b"a" * 960})
+        if ways == "pictures"
+        else ("/v2/models/detector/infer", {"data": json.dumps({"inputs": [{**shape, "data": [0.5] * 240}]})})
+    )
+    async with open_client(slots) as client:
+        switching = asyncio.create_task(slots.switch(make_version("2.0.0")))
+        await until(lambda: engine.started[0].closed)
+        waiting = [asyncio.create_task(client.post(path, **options)) for _ in range(4)]
+        await until(lambda: slots.gate.taken == 4)
+        refused = await client.post(path, **options)
+        assert (refused.status, "Retry-After" in refused.headers) == (503, True)
+        assert not switching.done(), "told at once"
+        await switching
+        assert [(await one).status for one in waiting] == [200] * 4
+    await slots.close()
+
+
+async def test_one_request_larger_than_all_that_may_wait_waits_alone(
+    engine: FakeEngine, make_version: MakeVersion, until: Until
+) -> None:
+    slots = Slots(engine, SlotsSettings(concurrency=2, aside_max_bytes=1))
+    await slots.switch(make_version("1.0.0"))
+    switching = asyncio.create_task(slots.switch(make_version("2.0.0")))
+    await until(lambda: engine.started[0].closed)
+    async with slots.lease("detector", size_bytes=1000) as lease:
+        assert lease.version.version == "2.0.0"
+    await switching
+    await slots.close()
 
 
 async def test_no_resident_is_loaded_into_the_memory_that_a_switch_waits_for(

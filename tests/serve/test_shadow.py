@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgeferry.errors import ModelUnsupported
+from edgeferry.errors import ModelUnsupported, WorkerLost
 from edgeferry.runtime.child import Terms
 from edgeferry.serve.fake import FakeEngine, answer_first_label
 from edgeferry.serve.slots import Slots, SlotsSettings
@@ -194,6 +194,23 @@ async def test_there_is_no_shadow_without_a_candidate_or_without_what_serves(
     engine.started[-1].die()
     assert not slots.start_shadow("detector", ALL), "a dead one"
     assert slots.find_agreement("detector") is None
+    await slots.close()
+
+
+@pytest.mark.parametrize("folder", ["of its own", "same"])
+async def test_a_live_worker_that_is_started_again_is_no_reason_to_have_no_shadow(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until, folder: str
+) -> None:
+    await slots.switch(make_version("1.0.0", label="cat", folder="same"))
+    await slots.prove(make_version("2.0.0", label="cat", folder=folder))
+    engine.start_s = 0.2
+    engine.started[0].die()
+    with pytest.raises(WorkerLost, match="not back yet"):
+        slots.start_shadow("detector", ALL)
+    await until(lambda: slots.is_alive("detector"))
+    assert slots.start_shadow("detector", ALL)
+    await _ask(slots)
+    await until(lambda: _count(slots) == 1)
     await slots.close()
 
 

@@ -114,6 +114,32 @@ async def test_tensors_go_through_as_json_and_as_bytes(v2: ApiClient) -> None:
     assert (await v2.post(INFER, body, headers=headers)).json["outputs"] == [output]
 
 
+async def test_many_numbers_as_json_do_not_hold_up_others(v2: ApiClient) -> None:
+    count = 100_000
+    numbers = ",".join(["-1.7976931348623157e308"] * count)  # the slowest to read that there are
+    head = f'{{"inputs": [{{"name": "x", "shape": [{count}], "datatype": "FP64", "data": [{numbers}]}}]}}'.encode()
+    loop = asyncio.get_running_loop()
+    asking, longest, before = asyncio.create_task(v2.post(INFER, head)), 0.0, loop.time()
+    while not asking.done():
+        await asyncio.sleep(0.001)
+        now = loop.time()
+        longest, before = max(longest, now - before), now
+    assert "x FP32" in get_error(await asking, 400), "read, and not what the model takes"
+    assert longest < 0.4, "read at once they take a second"
+
+
+async def test_json_that_is_not_read_in_time_is_told_so_and_the_next_is_read(
+    slots: Slots, open_client: OpenClient, make_version: MakeVersion
+) -> None:
+    await slots.switch(make_version())
+    count = 100_000
+    numbers = ",".join(["-1.7976931348623157e308"] * count)
+    slow = f'{{"inputs": [{{"name": "x", "shape": [{count}], "datatype": "FP64", "data": [{numbers}]}}]}}'.encode()
+    async with open_client(slots, ApiSettings(request_timeout_s=0.2)) as client:
+        assert "request_timeout" in get_error(await client.post(INFER, slow), 504)
+        assert (await client.post(INFER, make_request())).status == 200
+
+
 async def test_the_best_classes_have_the_labels_of_the_version_that_answers(v2: ApiClient) -> None:
     outputs = [{"name": "y", "parameters": {"classification": 2}}]
     (found,) = (await v2.post(INFER, make_request(outputs=outputs))).json["outputs"]

@@ -19,7 +19,8 @@ from edgeferry.wire.v2_tensors import (
     BYTES_ELEMENTS_MAX,
     BYTES_JSON_MAX_BYTES,
     ITEM_BYTES,
-    JSON_ELEMENTS_MAX,
+    JSON_INPUTS_MAX,
+    JSON_MAX_BYTES,
     OutTensor,
     TensorEntry,
     make_answer,
@@ -142,7 +143,7 @@ BAD_INPUTS: dict[str, dict[str, Any]] = {
     "sides of more than memory": {"shape": [2**30, 2**30, 2**30]},
     "a side beyond bounds": {"shape": [2**70]},
     "too many sides": {"shape": [1] * 8 + [2]},
-    "more numbers than JSON may have": {"shape": [JSON_ELEMENTS_MAX + 1]},
+    "more numbers than JSON may have": {"shape": [JSON_INPUTS_MAX + 1]},
     "more texts than there may be": {"shape": [BYTES_ELEMENTS_MAX + 1], "datatype": "BYTES"},
     "data and bytes": {"parameters": {"binary_data_size": 0}},
     "neither data nor bytes": {"data": ""},
@@ -184,7 +185,8 @@ def test_a_body_that_is_no_request_is_refused(case: tuple[bytes, str | None]) ->
 
 
 def test_numbers_as_json_are_bounded_over_all_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(v2_tensors, "JSON_ELEMENTS_MAX", 4)
+    monkeypatch.setattr(v2_tensors, "JSON_INPUTS_MAX", 4)
+    monkeypatch.setattr(v2_tensors, "JSON_OUTPUTS_MAX", 4)
     names = ("a", "b", "c")
     pair = {"shape": [2], "datatype": "UINT8", "data": [1, 2]}
     assert len(read_infer(make_body(*({**pair, "name": name} for name in names[:2]))[0]).inputs) == 2
@@ -194,6 +196,31 @@ def test_numbers_as_json_are_bounded_over_all_tensors(monkeypatch: pytest.Monkey
     make_answer("", "m", "1", outputs[:2])
     with pytest.raises(RequestInvalid, match="binary"):
         make_answer("", "m", "1", outputs)
+
+
+def test_numbers_of_many_pieces_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(7).standard_normal((50, 3)).astype("<f4")
+    body, _ = make_body(make_input(shape=[50, 3], data=values.tolist()))
+    bad, _ = make_body(make_input(shape=[50, 3], data=[*values.ravel().tolist()[:-1], "1"]))
+    for piece_bytes in (1, 7, 100, 64 << 10):
+        monkeypatch.setattr(v2_tensors, "_PIECE_BYTES", piece_bytes)
+        assert bytes(read_infer(body).body) == values.tobytes()
+        with pytest.raises(RequestInvalid, match="expected numbers"):
+            read_infer(bad)
+        for data in ("[1,,2]", "[,1]", "[1,]"):
+            with pytest.raises(RequestInvalid, match="expected"):
+                read_infer(
+                    make_body(make_input(shape=[data.count(",") + 1], data=0))[0].replace(
+                        b": 0}", b": %b}" % data.encode()
+                    )
+                )
+
+
+def test_a_request_with_more_json_than_is_read_says_how_to_send_it() -> None:
+    head = make_body(make_input())[0]
+    read_infer(head.ljust(JSON_MAX_BYTES))
+    with pytest.raises(RequestInvalid, match="send binary data"):
+        read_infer(head.ljust(JSON_MAX_BYTES + 1))
 
 
 RAW = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 0)

@@ -5,6 +5,7 @@ What this file leaves to others: sending it (`hub_link.py` empties the outbox), 
 Rules:
 - At least once: the message is durable before the update goes on, and carries a stable id by which it is known again.
 - Paths are relative to the storage root. A classic version's folder appears whole before it is spoken of.
+- The message has room for one model file: of several stages the first is named, and its folder holds all.
 """
 
 from __future__ import annotations

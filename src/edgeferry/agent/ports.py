@@ -42,7 +42,14 @@ class Activator(Protocol):
         """Runs the golden truth once more on the worker that serves `model`; raises as `prove`, WorkerLost too."""
 
     def start_shadow(self, model: str, policy: ShadowPolicy) -> bool:
-        """Shows the proven worker a share of the live pictures; False where none serves beside it."""
+        """Shows the proven worker a share of the live pictures.
+
+        Returns:
+            False where there is nothing to compare: no version serves beside it, or the proven worker is gone.
+
+        Raises:
+            WorkerLost: the live worker died and is being started again; to be asked once more.
+        """
 
     def find_agreement(self, model: str) -> Agreement | None:
         """How far the proven worker and the live one agree so far; None once the proven one is gone."""

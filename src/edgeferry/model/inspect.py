@@ -36,6 +36,8 @@ _PARSERS: dict[str, Callable[[memoryview], ModelFacts]] = {".onnx": inspect_onnx
 TENSORS: Literal["tensors"] = "tensors"
 """Task and family of a model that is served as raw tensors."""
 _TASKS_WITH_LABELS = ("classification", "detection")
+_BEST_CLASSES = {"score": 0.0, "max_results": 5}
+"""A classifier ranks: of a thousand classes the right one may well have 0.3. Its best are answered, with scores."""
 
 ModelBytes = bytes | bytearray | memoryview | mmap.mmap
 
@@ -198,6 +200,8 @@ def _make_stage(
     merged = _merge(found, override)
     if _says_tensors(merged, override):
         return make_tensors_stage(inspection.file_name)
+    if _is_classifier(merged):
+        merged = _merge({"thresholds": _BEST_CLASSES}, merged)
     missing = {path: why for path, why in draft.missing.items() if not _is_said(override, path)}
     if merged.get("task") not in _TASKS_WITH_LABELS and "task" not in missing:
         missing.pop("labels", None)
@@ -209,6 +213,11 @@ def _make_stage(
 def make_tensors_stage(file_name: str) -> Stage:
     """A stage whose tensors nobody reads: served as they are through v2, and nowhere else."""
     return Stage(file=file_name, task=TENSORS, answer=AnswerSpec(family=TENSORS))
+
+
+def _is_classifier(merged: Mapping[str, object]) -> bool:
+    answer = merged.get("answer")
+    return isinstance(answer, Mapping) and answer.get("family") == "classification"
 
 
 def _says_tensors(merged: Mapping[str, object], override: Mapping[str, object]) -> bool:

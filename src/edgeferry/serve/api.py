@@ -95,7 +95,7 @@ class Api:
         self._limits = BodyLimits(settings.body_max_bytes, settings.body_timeout_s, settings.bodies_max_bytes)
         self._answering = Answering(slots, self.metrics, settings.request_timeout_s)
         forms = FormReader(slots.gate, self._limits, settings.access)
-        self._custom_vision = CustomVision(self._answering, forms, fetch)
+        self._custom_vision = CustomVision(self._answering, forms, fetch, limits=self._limits)
         self._deepstack = DeepStack(self._answering, forms)
         self._v2 = V2(slots, store, self.metrics, limits=self._limits, timeout_s=settings.request_timeout_s)
 

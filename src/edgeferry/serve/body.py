@@ -10,8 +10,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -34,6 +34,21 @@ class BodyLimits:
     timeout_s: float = 60.0
     held_max_bytes: int = 256 << 20
     held_bytes: int = field(default=0, init=False)
+
+    @contextmanager
+    def hold(self, size_bytes: int) -> Iterator[None]:
+        """Counts what did not come as a body, but is held like one, until the block ends; raises QueueFull."""
+        self.take(size_bytes)
+        try:
+            yield
+        finally:
+            self.held_bytes -= size_bytes
+
+    def take(self, size_bytes: int) -> None:
+        """Counts so much more as held; raises QueueFull where others fill the memory."""
+        if self.held_bytes + size_bytes > self.held_max_bytes:
+            raise QueueFull("expected memory for this body, found it in use by other requests")
+        self.held_bytes += size_bytes
 
 
 def get_media_type(request: Request) -> str:
@@ -109,11 +124,9 @@ class _Taken:
     def add(self, block: bytes) -> None:
         if self.size_bytes + len(block) > self.limits.max_bytes:
             raise BodyTooLarge(f"expected at most {self.limits.max_bytes} bytes, found more")
-        if self.limits.held_bytes + len(block) > self.limits.held_max_bytes:
-            raise QueueFull("expected memory for this body, found it in use by other requests")
+        self.limits.take(len(block))
         self._blocks.append(block)
         self.size_bytes += len(block)
-        self.limits.held_bytes += len(block)
 
     def join(self) -> bytes:
         blocks, self._blocks = self._blocks, []

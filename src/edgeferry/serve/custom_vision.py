@@ -23,6 +23,7 @@ from starlette.responses import Response
 
 from edgeferry.errors import FetchForbidden, ModelNotFound
 from edgeferry.serve.answering import PICTURE_ERRORS, Answering
+from edgeferry.serve.body import BodyLimits
 from edgeferry.serve.edge import run_unless_gone
 from edgeferry.serve.form import FormReader
 from edgeferry.serve.formats.custom_vision import ImagePrediction, make_image_prediction
@@ -51,12 +52,13 @@ class ImageUrl(msgspec.Struct, frozen=True):
 
 
 class CustomVision:
-    """The handlers. `fetch` is None where pictures are not fetched from URLs."""
+    """The handlers. `fetch` is None where pictures are not fetched from URLs; those that are count in `limits`."""
 
-    def __init__(self, answering: Answering, forms: FormReader, fetch: FetchPort | None) -> None:
+    def __init__(self, answering: Answering, forms: FormReader, fetch: FetchPort | None, *, limits: BodyLimits) -> None:
         self._answering = answering
         self._forms = forms
         self._fetch = fetch
+        self._limits = limits
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """`image` and `url`, at every place and with every tail that clients know."""
@@ -97,7 +99,8 @@ class CustomVision:
             raise FetchForbidden("pictures are not fetched from URLs here")
         wanted = await self._forms.read_json(request, ImageUrl)
         picture = await run_unless_gone(request, self._fetch.fetch_picture(wanted.url))
-        return await self._answer(request, picture)
+        with self._limits.hold(len(picture)):
+            return await self._answer(request, picture)
 
     async def _answer(self, request: Request, picture: bytes) -> Response:
         inference = await self._answering.answer(request, picture, wanted=self._pick(request))

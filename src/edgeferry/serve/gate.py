@@ -10,7 +10,8 @@ Rules:
   longer, and nobody waits.
 - The gate spans all models: cores are shared by all.
 - Who asks a model while it is being switched without room for two, or started again, waits aside, in a queue of its
-  own: it is longer, because it ends with the switch, and stands in nobody's way who asks another model.
+  own: it is longer, because it ends with the switch, and stands in nobody's way who asks another model. What these
+  requests hold in memory is bounded too: memory is what such a switch is short of.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _FORGOTTEN_S = 1.0
 class Gate:
     """At most `running` requests inside `run()`, at most `waiting` more inside `queue()`, and `aside` aside.
 
+    `aside_max_bytes`: what those aside hold in all; one of any size may wait alone.
     `standing`: so many wait in overload, that is when more than `waiting` came beyond those that were answered; None:
     `waiting` then too. `clock`: seconds.
     """
@@ -42,6 +44,7 @@ class Gate:
         running: int,
         waiting: int,
         aside: int = 0,
+        aside_max_bytes: int = 0,
         standing: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,6 +58,8 @@ class Gate:
         self._places_aside = aside
         self._taken = 0
         self._taken_aside = 0
+        self._aside_max_bytes = aside_max_bytes
+        self._aside_bytes = 0
         self._cores = asyncio.Semaphore(running)
 
     @property
@@ -95,15 +100,19 @@ class Gate:
             self._left_at = self._clock()
 
     @contextmanager
-    def queue_aside(self) -> Iterator[None]:
-        """Holds a place aside until the request has ended; raises QueueFull at once when there is none."""
-        if self._taken_aside >= self._places_aside:
-            raise QueueFull(f"expected a free place, found {self._taken_aside} requests waiting for a switch")
+    def queue_aside(self, size_bytes: int = 0) -> Iterator[None]:
+        """Holds a place aside until a request of `size_bytes` has ended; raises QueueFull at once without one."""
+        held_bytes = self._aside_bytes + size_bytes
+        if self._taken_aside >= self._places_aside or (self._taken_aside and held_bytes > self._aside_max_bytes):
+            found = f"{self._taken_aside} requests of {self._aside_bytes} bytes"
+            raise QueueFull(f"expected a free place, found {found} waiting for a switch")
         self._taken_aside += 1
+        self._aside_bytes += size_bytes
         try:
             yield
         finally:
             self._taken_aside -= 1
+            self._aside_bytes -= size_bytes
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

@@ -49,7 +49,7 @@ async def infer(slots: Slots, picture: bytes, *, wanted: str = "", timeout_s: fl
     started = time.monotonic()
     name, version = choose(slots, wanted)
     try:
-        async with asyncio.timeout(timeout_s), slots.lease(name, version) as lease:
+        async with asyncio.timeout(timeout_s), slots.lease(name, version, size_bytes=len(picture)) as lease:
             require_version(lease, version)
             _require_pictures(lease.version)
             waited_s = time.monotonic() - started

@@ -68,9 +68,8 @@ class Lease:
     async def infer_tensors(self, request: TensorRequest, *, timeout_s: float) -> TensorsReply:
         """Runs this very version on tensors as they are; raises as WorkerPort.infer_tensors."""
         outputs = tuple(one.name for one in request.outputs)
-        worker = self._worker
         try:
-            reply = await worker.infer_tensors(request.inputs, request.body, outputs=outputs, timeout_s=timeout_s)
+            reply = await self._worker.infer_tensors(request.inputs, request.body, outputs=outputs, timeout_s=timeout_s)
         except (ModelError, WorkerLost):
             self._tally.failed += 1
             raise
@@ -147,13 +146,17 @@ class Slot:
         await serving.worker.port.reprove(serving.version)
 
     def start_shadow(self, policy: ShadowPolicy, is_busy: Callable[[], bool]) -> bool:
-        """Shows live pictures to the candidate from now on; False where nothing serves beside it, or it is gone."""
+        """Shows live pictures to the candidate from now on; see Activator.start_shadow."""
         self.stop_shadow()
-        candidate = self._candidate
-        if candidate is None or not candidate.worker.port.alive or not self.ready:
+        candidate, live = self._candidate, self.serving
+        if candidate is None or live is None or self.paused:
             return False
-        self.shadow = Shadow(candidate, policy, is_busy)
-        self._shadowing = self._spawn(self.shadow.run())
+        shadow = Shadow(candidate, policy, is_busy)
+        if shadow.is_gone(live):
+            return False
+        if not self.ready:
+            raise self._make_lost()
+        self.shadow, self._shadowing = shadow, self._spawn(shadow.run())
         return True
 
     def stop_shadow(self) -> None:
@@ -205,7 +208,10 @@ class Slot:
             if self.paused:
                 await self._ready.wait()
             elif not await self._wait_restarted():
-                raise WorkerLost(f"the worker of {self.model} died and is not back yet", model=self.model)
+                raise self._make_lost()
+
+    def _make_lost(self) -> WorkerLost:
+        return WorkerLost(f"the worker of {self.model} died and is not back yet", model=self.model)
 
     async def _wait_restarted(self) -> bool:
         """False when the restart failed, or takes too long."""
@@ -376,10 +382,8 @@ class Slot:
     async def _take_restarted(self, dead: Serving, port: WorkerPort) -> None:
         unused = port
         if self.serving is dead:
-            unused, dead.worker.port = (
-                dead.worker.port,
-                port,
-            )  # a candidate that shares the worker goes on with this one
+            # a candidate that shares the worker goes on with this one
+            unused, dead.worker.port = dead.worker.port, port
             self._point_at(Serving(dead.version, dead.worker.hold(), port.terms))
         await unused.close(drain_timeout_s=0.0)
 

@@ -36,13 +36,14 @@ class SlotsSettings:
     """`concurrency` inferences at once over all models, `waiting` more in the queue; the rest are turned away.
 
     `standing`: so many of them in overload (`gate.py`). `aside` more wait while their model is switched
-    without room for two workers, or its worker is started again.
+    without room for two workers, or its worker is started again, with pictures of `aside_max_bytes` in all.
     """
 
     concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     waiting: int = 32
     standing: int | None = None
     aside: int = 128
+    aside_max_bytes: int = 32 << 20
     slot: SlotSettings = field(default_factory=SlotSettings)
 
 
@@ -64,7 +65,11 @@ class Slots:
         settings = settings or SlotsSettings()
         self.default_model = default_model
         self.gate = Gate(
-            running=settings.concurrency, waiting=settings.waiting, aside=settings.aside, standing=settings.standing
+            running=settings.concurrency,
+            waiting=settings.waiting,
+            aside=settings.aside,
+            aside_max_bytes=settings.aside_max_bytes,
+            standing=settings.standing,
         )
         self._engine = engine
         self._settings = settings.slot
@@ -148,10 +153,11 @@ class Slots:
         return [*self.get_models().values(), *beside]
 
     @asynccontextmanager
-    async def lease(self, model: str, version: str = "") -> AsyncIterator[Lease]:
+    async def lease(self, model: str, version: str = "", *, size_bytes: int = 0) -> AsyncIterator[Lease]:
         """A place in the queue, then a core, then a hold on the version of `model` that serves at that moment.
 
         A `version` that is resident beside the active one is held instead; of any other the active one is.
+        `size_bytes` is what the request holds in memory while it waits.
 
         Raises:
             QueueFull: too many requests run or wait.
@@ -162,7 +168,7 @@ class Slots:
         if slot is None:
             raise ModelNotReady(NOT_READY_MESSAGE, model=model)
         while True:
-            with self.gate.queue() if slot.ready else self.gate.queue_aside():
+            with self.gate.queue() if slot.ready else self.gate.queue_aside(size_bytes):
                 await slot.wait_ready()
                 async with self.gate.run():
                     if not slot.ready:  # it died while this request waited for a core: wait without holding one

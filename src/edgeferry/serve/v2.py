@@ -6,11 +6,13 @@ What this file leaves to others: bodies (`wire/v2_tensors.py`), inference (`v2_i
 Rules:
 - A route is a row in `V2.get_routes`, which `api.py` takes into its own.
 - Errors are `{"error": "..."}` (`statuses.py: BODIES`).
+- JSON of some size is read in a thread, one request at a time: reading takes turns with all that goes on here.
 - A version in the path and `name@version` mean the same.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from edgeferry import __version__, errors
-from edgeferry.errors import ModelNotFound, RequestInvalid
+from edgeferry.errors import ModelNotFound, RequestInvalid, RequestTimeout
 from edgeferry.serve.body import BodyLimits, open_body, require_plain_body
 from edgeferry.serve.edge import run_unless_gone
 from edgeferry.serve.metrics import Metrics
@@ -39,10 +41,11 @@ from edgeferry.wire.v2_models import (
     make_config,
     make_metadata,
 )
-from edgeferry.wire.v2_tensors import InferAnswer, InferRequest, read_infer
+from edgeferry.wire.v2_tensors import InferAnswer, InferRequest, TensorRequest, get_json_size, read_infer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _COMMAND_MAX_BYTES = 64 << 10
+_READ_AT_ONCE_BYTES = 64 << 10
 _MODEL = "/v2/models/{name}"
 _VERSION = _MODEL + "/versions/{version}"
 _BODY_ERRORS: tuple[type[errors.EdgeferryError], ...] = (
@@ -69,6 +72,7 @@ class V2:
         self._limits = limits
         self._command_limits = BodyLimits(_COMMAND_MAX_BYTES, limits.timeout_s)
         self._timeout_s = timeout_s
+        self._reading = asyncio.Lock()
 
     def get_routes(self) -> tuple[ApiRoute, ...]:
         """Every route below /v2."""
@@ -165,7 +169,8 @@ class V2:
         require_plain_body(request)
         self._slots.gate.require_place()
         async with open_body(request, self._limits, may_be_empty=True) as body:
-            asked = read_infer(body, request.headers.get(HEADER_LENGTH))
+            asked = await self._read(request, body)
+            del body  # JSON was read: its numbers wait, not its text
             work = infer_tensors(self._slots, asked, wanted=_get_wanted(request), timeout_s=self._timeout_s)
             inference = await run_unless_gone(request, work)
         self._metrics.count_inference(inference)
@@ -173,6 +178,19 @@ class V2:
         if json_bytes is None:
             return Response(data, media_type=JSON)
         return Response(data, headers={HEADER_LENGTH: str(json_bytes)}, media_type="application/octet-stream")
+
+    async def _read(self, request: Request, body: bytes) -> TensorRequest:
+        header_length = request.headers.get(HEADER_LENGTH)
+        if get_json_size(body, header_length) <= _READ_AT_ONCE_BYTES:
+            return read_infer(body, header_length)
+        return await run_unless_gone(request, self._read_beside(body, header_length))
+
+    async def _read_beside(self, body: bytes, header_length: str | None) -> TensorRequest:
+        try:
+            async with asyncio.timeout(self._timeout_s), self._reading:
+                return await asyncio.to_thread(read_infer, body, header_length)
+        except TimeoutError as error:
+            raise RequestTimeout(f"expected to read the tensors within {self._timeout_s:g} s, did not") from error
 
     async def v2_index(self, request: Request) -> Response:
         """POST /v2/repository/index."""

@@ -60,7 +60,7 @@ async def infer_tensors(slots: Slots, request: TensorRequest, *, wanted: str, ti
     started = time.monotonic()
     name, version = choose(slots, wanted)
     try:
-        async with asyncio.timeout(timeout_s), slots.lease(name, version) as lease:
+        async with asyncio.timeout(timeout_s), slots.lease(name, version, size_bytes=len(request.body)) as lease:
             require_version(lease, version)
             waited_s = time.monotonic() - started
             reply = await _run(lease, request, timeout_s - waited_s)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 
 from edgeferry.errors import RequestInvalid
-from edgeferry.wire.v2_tensors import BYTES, JSON_ELEMENTS_MAX, Data, Number, TensorEntry, pack_bytes, unpack
+from edgeferry.wire.v2_tensors import BYTES, JSON_OUTPUTS_MAX, Data, Number, TensorEntry, pack_bytes, unpack
 
 
 def rank_classes(entry: TensorEntry, data: Data, count: int, labels: Sequence[str]) -> tuple[TensorEntry, bytes]:
@@ -24,7 +24,7 @@ def rank_classes(entry: TensorEntry, data: Data, count: int, labels: Sequence[st
         RequestInvalid: the output holds no numbers, or too many of them.
     """
     total = math.prod(entry.shape)
-    if entry.datatype == BYTES or not 0 < total <= JSON_ELEMENTS_MAX:
+    if entry.datatype == BYTES or not 0 < total <= JSON_OUTPUTS_MAX:
         raise RequestInvalid(
             f"expected numbers to classify in output {entry.name!r:.80}, found {entry.datatype}{list(entry.shape)}"
         )

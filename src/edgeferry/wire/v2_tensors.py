@@ -7,8 +7,9 @@ Rules:
 - Nothing is believed: sizes, counts and names are bounded and compared before anything is made of them. Whatever does
   not fit is RequestInvalid.
 - Binary tensors are never copied or looked at here (BYTES: their length prefixes are counted).
-- Tensors as JSON cost an object per element, in this process, while all others wait: about 20 ms for 300x300x3. They
-  are held to JSON_ELEMENTS_MAX in all; whoever has more sends and asks for binary data.
+- Tensors as JSON cost an object per element, in this process: those of a request are held to JSON_INPUTS_MAX elements,
+  those of an answer to JSON_OUTPUTS_MAX; whoever has more sends and asks for binary data. Numbers are read a piece at a
+  time, between which other threads have their turn: one at the edge of a double's range costs a hundred common ones.
 - No numpy: this runs in the main process. Raw tensors are little-endian, row by row; a BYTES element has its length
   before it, 4 bytes. JSON arrays may be nested or flat: brackets inside are not compared with the shape.
 """
@@ -28,13 +29,16 @@ import msgspec
 from edgeferry.errors import RequestInvalid
 
 BYTES = "BYTES"
-JSON_ELEMENTS_MAX = 1 << 21
+JSON_INPUTS_MAX = 1 << 19
+JSON_OUTPUTS_MAX = 1 << 20
+JSON_MAX_BYTES = 16 << 20
 BYTES_ELEMENTS_MAX = 1 << 16
 BYTES_JSON_MAX_BYTES = 4 << 20
 TENSORS_MAX = 64
 RANK_MAX = 8
 SIDE_MAX = 1 << 31
 
+_PIECE_BYTES = 64 << 10
 _LENGTH = struct.Struct("<I")
 _CODES = {
     "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i",
@@ -162,13 +166,16 @@ def read_infer(body: bytes, header_length: str | None = None) -> TensorRequest:
         RequestInvalid: it is not what the protocol says; the message names what was expected and found.
     """
     head, tail = _split(body, header_length)
+    if len(head) > JSON_MAX_BYTES:
+        raise RequestInvalid(f"expected at most {JSON_MAX_BYTES} bytes of JSON, found {len(head)}: send binary data")
     request = _read_json(head)
     _require_few(request)
     sizes = [_get_binary_size(one) for one in request.inputs]
     if sum(size or 0 for size in sizes) != len(tail):
         raise RequestInvalid(f"expected {sum(size or 0 for size in sizes)} bytes after the JSON, found {len(tail)}")
     counts = [_count_elements(one) for one in request.inputs]
-    _require_few_numbers(sum(count for count, size in zip(counts, sizes, strict=True) if size is None), "inputs")
+    as_json = sum(count for count, size in zip(counts, sizes, strict=True) if size is None)
+    _require_few_numbers(as_json, "inputs", most=JSON_INPUTS_MAX)
     blocks, at = [], 0
     for one, size, count in zip(request.inputs, sizes, counts, strict=True):
         block = _pack_json(one, count) if size is None else tail[at : at + size]
@@ -181,6 +188,11 @@ def read_infer(body: bytes, header_length: str | None = None) -> TensorRequest:
     )
     whole = tail if None not in sizes else b"".join(blocks)
     return TensorRequest(request.id, tuple(entries), whole, request.outputs, request.parameters.binary_data_output)
+
+
+def get_json_size(body: bytes, header_length: str | None = None) -> int:
+    """How many bytes of a request are JSON; raises RequestInvalid where the header is wrong."""
+    return len(_split(body, header_length)[0])
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[memoryview, memoryview]:
@@ -211,9 +223,9 @@ def _require_few(request: InferRequest) -> None:
         raise RequestInvalid("expected at least one input, found none")
 
 
-def _require_few_numbers(count: int, what: str) -> None:
-    if count > JSON_ELEMENTS_MAX:
-        raise RequestInvalid(f"expected {what} of at most {JSON_ELEMENTS_MAX} elements as JSON in all, found {count}:"
+def _require_few_numbers(count: int, what: str, *, most: int) -> None:
+    if count > most:
+        raise RequestInvalid(f"expected {what} of at most {most} elements as JSON in all, found {count}:"
                              " send or ask for binary data")  # fmt: skip
 
 
@@ -260,11 +272,22 @@ def _pack_json(one: InputTensor, count: int) -> bytes:
     if found != count:
         raise RequestInvalid(f"expected {count} elements in input {one.name!r:.80} {list(one.shape)}, found {found}")
     try:
-        return _pack(one.datatype, _FLAT[one.datatype].decode(b"[" + raw.translate(None, b"[]") + b"]"))
+        decode = _FLAT[one.datatype].decode
+        return b"".join(_pack(one.datatype, decode(piece)) for piece in _iterate_pieces(raw.translate(None, b"[]")))
     except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError, struct.error) as error:
         raise RequestInvalid(
             f"expected numbers of {one.datatype} in input {one.name!r:.80}, found others: {error!s:.100}"
         ) from error
+
+
+def _iterate_pieces(numbers: bytes) -> Iterator[bytes]:
+    """What stands between commas, as arrays of about `_PIECE_BYTES`."""
+    at = 0
+    while at <= len(numbers):
+        comma = numbers.find(b",", at + _PIECE_BYTES)
+        end = comma if comma >= 0 else len(numbers)
+        yield b"[" + numbers[at:end] + b"]"
+        at = end + 1
 
 
 def _pack_texts(one: InputTensor, raw: bytes) -> bytes:
@@ -327,7 +350,8 @@ def make_answer(request_id: str, model: str, version: str, outputs: Sequence[Out
     Raises:
         RequestInvalid: an output does not go into JSON; ask for binary data.
     """
-    _require_few_numbers(sum(math.prod(one.entry.shape) for one in outputs if not one.is_binary), "outputs")
+    as_json = sum(math.prod(one.entry.shape) for one in outputs if not one.is_binary)
+    _require_few_numbers(as_json, "outputs", most=JSON_OUTPUTS_MAX)
     tensors = tuple(_make_tensor(one) for one in outputs)
     head = msgspec.json.encode(InferAnswer(model, version, tensors, request_id))
     raw = [one.data for one in outputs if one.is_binary]
