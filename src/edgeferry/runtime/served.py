@@ -16,12 +16,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import simplejpeg
 
 from edgeferry.errors import ModelUnreadable, ModelUnsupported, PictureTooLarge, RequestInvalid
 from edgeferry.model.inspect import load_labels
@@ -33,7 +31,7 @@ from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, run_tenso
 from edgeferry.vision.answer import Answer
 from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
-from edgeferry.vision.image import Data, PictureLimits, read_picture
+from edgeferry.vision.image import Data, PictureLimits, make_black_jpeg, read_picture
 from edgeferry.vision.preprocess import get_enough
 from edgeferry.vision.steps import Call, Walk, pick_numbers
 from edgeferry.vision.walk import require_pipeline, walk
@@ -111,7 +109,7 @@ class ServedModel:
         """
         with suppress(PictureTooLarge):  # a device that takes smaller ones only
             if self._stages[0].task != "tensors":
-                self.answer(_make_example(), terms)
+                self.answer(make_black_jpeg(), terms)
 
     def prove(self, terms: Terms, golden: Iterable[GoldenInput]) -> GoldenReport:
         """Answers the golden pictures and judges the answers.
@@ -150,12 +148,6 @@ class ServedModel:
         if call.size is not None and spec is not None:
             inputs[spec.size_tensor] = call.size
         return inputs
-
-
-@cache
-def _make_example() -> bytes:
-    """A black JPEG, as large as cameras' pictures often are."""
-    return bytes(simplejpeg.encode_jpeg(np.zeros((480, 640, 3), np.uint8)))
 
 
 class _Watch:

@@ -16,6 +16,7 @@ import io
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,12 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG", compress_level=_PNG_LEVEL)
     return stream.getvalue()
+
+
+@cache
+def make_black_jpeg() -> bytes:
+    """A black JPEG of 640 x 480 pixels, as large as cameras' pictures often are: for warming up."""
+    return bytes(simplejpeg.encode_jpeg(np.zeros((480, 640, 3), np.uint8)))
 
 
 def _open(data: Data) -> io.BytesIO | io.BufferedReader:
