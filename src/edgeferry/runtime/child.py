@@ -31,7 +31,8 @@ from edgeferry.errors import (
     WorkerStartFailed,
 )
 from edgeferry.model.stored import StoredVersion
-from edgeferry.runtime.line import Body, Line
+from edgeferry.runtime.blocks import Body
+from edgeferry.runtime.line import Line
 from edgeferry.runtime.spawn import Spawned, spawn_worker
 from edgeferry.vision.answer import Answer
 from edgeferry.wire.v2_tensors import TensorEntry
@@ -164,7 +165,7 @@ class Worker:
         return not self._closing and self._line.is_open
 
     async def infer(
-        self, picture: bytes, *, terms: Terms | None = None, timeout_s: float, draw: Draw = ""
+        self, picture: Body, *, terms: Terms | None = None, timeout_s: float, draw: Draw = ""
     ) -> InferReply:
         """Asks the worker about one picture (`terms`: the worker's own when None).
 
@@ -274,14 +275,14 @@ class Worker:
     async def _wait_answer(
         self, future: asyncio.Future[tuple[Reply, bytes]], id_: int, timeout_s: float
     ) -> tuple[Reply, bytes]:
+        timer = asyncio.get_running_loop().call_later(timeout_s, _expire, future, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError as error:
-            raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
+            return await future
+        except (RequestTimeout, asyncio.CancelledError):  # also by the caller's, or because the caller left
+            self._line.tell(Cancel(id_))
+            raise
         finally:
-            if future.cancelled():  # by this time-out, by the caller's own, or because the caller left
-                self._line.tell(Cancel(id_))
+            timer.cancel()
             if self._line.get_owed_s() > self._settings.hang_timeout_s:
                 self._spawned.kill()
 
@@ -310,6 +311,11 @@ async def start_worker(version: StoredVersion, settings: WorkerSettings) -> Work
         await worker.kill()
         raise
     return worker
+
+
+def _expire(future: asyncio.Future[tuple[Reply, bytes]], timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(RequestTimeout(f"expected an answer within {timeout_s:g} s, found none"))
 
 
 def _make_begin(version: StoredVersion, settings: WorkerSettings) -> Begin:

@@ -17,8 +17,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import structlog
 from edgeferry.errors import EdgeferryError, ModelError, ModelNotReady, WorkerLost
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.child import InferReply, TensorsReply, Terms
 from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
 from edgeferry.serve.serving import HeldWorker, Serving
@@ -53,7 +54,7 @@ class Lease:
     _tally: Tally
     _shadow: Shadow | None = None
 
-    async def infer(self, picture: bytes, *, timeout_s: float, draw: Drawn = "") -> InferReply:
+    async def infer(self, picture: Body, *, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers `picture` with worker, labels and thresholds of this very version; raises as WorkerPort.infer."""
         try:
             reply = await self._worker.infer(picture, terms=self.terms, timeout_s=timeout_s, draw=draw)
@@ -181,8 +182,8 @@ class Slot:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- the request's side -------------------------------------------------------------------------------------------
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Lease]:
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
         """Holds what serves now.
 
         Raises:
