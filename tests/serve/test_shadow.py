@@ -69,9 +69,9 @@ async def test_a_picture_that_came_in_blocks_is_shown_whole(
     await _start(slots, make_version)
     assert slots.start_shadow("detector", ALL)
     async with slots.lease("detector") as lease:
-        await lease.infer(Blocks([b"pic", b"ture"]), timeout_s=5)
+        await lease.infer(Blocks([b"a ", b"picture"]), timeout_s=5)
     await until(lambda: _count(slots) == 1)
-    assert seen[-2:] == [b"picture", b"picture"]
+    assert seen[-2:] == [b"a picture", b"a picture"]
     await slots.close()
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 HEADERS_MAX_BYTES = 16 << 10
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_JOINED_MAX_BYTES = 64 << 10
+"""Of a larger body a second call costs less than to copy it behind its head."""
 _BESIDES_BODY_SHARE = 8
 """Bytes of chunk heads and trailers that one byte of body may bring along: chunks of one byte bring 5."""
 
@@ -123,17 +125,17 @@ class _HeadWithBody:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._head = b""
-        self._flushing: asyncio.Handle | None = None
+        self._has_begun = False
 
     def write(self, data: bytes) -> None:
-        if self._flushing is None:
-            self._head = data
-            self._flushing = self._loop.call_soon(self._flush)
-        elif self._head:
+        if not self._has_begun:
+            self._has_begun, self._head = True, data
+            self._loop.call_soon(self._flush)
+        elif self._head and len(data) <= _JOINED_MAX_BYTES:
             head, self._head = self._head, b""
-            self._flushing.cancel()
             self._transport.write(head + data)
         else:
+            self._flush()
             self._transport.write(data)
 
     def is_closing(self) -> bool:
