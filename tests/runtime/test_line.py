@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -10,22 +11,24 @@ from typing import cast
 
 import pytest
 
-from edgeferry.errors import GoldenMismatch, QueueFull, WorkerLost
+from edgeferry.errors import GoldenMismatch, LimitExceeded, QueueFull, WorkerLost
 from edgeferry.runtime import line as line_file
 from edgeferry.runtime import shared_bodies
+from edgeferry.runtime.blocks import Blocks
 from edgeferry.runtime.line import Line
-from edgeferry.runtime.shared_bodies import SharedBodies
+from edgeferry.runtime.shared_bodies import SharedBodies, open_shared_bodies
 from edgeferry.runtime.spawn import Spawned
 from edgeferry.vision.answer import DetectionAnswer
-from edgeferry.wire.worker_frames import Answered, Ask, Failed, make_frame
+from edgeferry.wire.worker_frames import HEADER_MAX_BYTES, Answered, Ask, Failed, Terms, make_frame
 
 
 @dataclass
 class Ends:
-    """A line, and the socket at its other end."""
+    """A line, the socket at its other end, and the memory that both share."""
 
     line: Line
     other: socket.socket
+    bodies: SharedBodies
 
 
 @pytest.fixture
@@ -37,9 +40,10 @@ async def ends(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ends]:
 
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(shared_bodies, "LEAST_BYTES", 1 << 30)  # as when the shared memory is full
-    line = Line(cast("Spawned", Process(ours, SharedBodies())))
+    bodies = SharedBodies()
+    line = Line(cast("Spawned", Process(ours, bodies)))
     with theirs:
-        yield Ends(line, theirs)
+        yield Ends(line, theirs, bodies)
     line.close()
 
 
@@ -74,6 +78,32 @@ async def test_a_picture_larger_than_all_buffers_arrives_whole_and_in_order(ends
     while len(found) < len(wanted):
         found += await asyncio.to_thread(ends.other.recv, 1 << 20)
     assert found == wanted
+
+
+async def test_a_picture_in_blocks_leaves_as_one_body(ends: Ends) -> None:
+    ends.line.ask(Ask(id=1), Blocks([b"the ", b"whole ", b"picture"])).cancel()
+    wanted = make_frame(Ask(id=1), 17) + b"the whole picture"
+    assert await asyncio.to_thread(ends.other.recv, 1 << 20) == wanted
+
+
+def test_a_picture_in_crumbs_is_held_as_one_block() -> None:
+    crumbs = Blocks([b"x"] * 5000)
+    assert (len(crumbs), len(crumbs.parts), bytes(crumbs)) == (5000, 1, b"x" * 5000)
+
+
+async def test_a_picture_in_blocks_lies_in_shared_memory_as_one(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_bodies, "LEAST_BYTES", 1)
+    seen = open_shared_bodies(os.dup(ends.bodies.fd))
+    ends.line.ask(Ask(id=1), Blocks([b"the ", b"whole ", b"picture"])).cancel()
+    assert await asyncio.to_thread(ends.other.recv, 1 << 20) == make_frame(Ask(id=1, place=(0, 17)))
+    assert bytes(seen[:17]) == b"the whole picture"
+
+
+async def test_what_no_frame_holds_takes_no_place_in_shared_memory(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_bodies, "LEAST_BYTES", 1)
+    with pytest.raises(LimitExceeded):
+        ends.line.ask(Ask(id=1, terms=Terms((("x" * HEADER_MAX_BYTES,),), ())), b"picture")
+    assert ends.bodies.put([b"the next one"]) == (0, 12)
 
 
 async def test_replies_that_come_in_pieces_are_put_together(ends: Ends) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from edgeferry.errors import ModelUnsupported, WorkerLost
+from edgeferry.runtime.blocks import Blocks
 from edgeferry.runtime.child import Terms
 from edgeferry.serve.fake import FakeEngine, answer_first_label
 from edgeferry.serve.slots import Slots, SlotsSettings
@@ -52,6 +53,25 @@ async def test_a_candidate_that_answers_alike_agrees(slots: Slots, make_version:
     assert found is not None
     assert found.share == 1.0
     assert slots.get_health("detector").answered == 3, "what the shadow answers does not count"
+    await slots.close()
+
+
+async def test_a_picture_that_came_in_blocks_is_shown_whole(
+    slots: Slots, engine: FakeEngine, make_version: MakeVersion, until: Until
+) -> None:
+    seen: list[bytes] = []
+
+    def note(picture: bytes, terms: Terms) -> Answer:
+        seen.append(picture)
+        return answer_first_label(picture, terms)
+
+    engine.answer = note
+    await _start(slots, make_version)
+    assert slots.start_shadow("detector", ALL)
+    async with slots.lease("detector") as lease:
+        await lease.infer(Blocks([b"a ", b"picture"]), timeout_s=5)
+    await until(lambda: _count(slots) == 1)
+    assert seen[-2:] == [b"a picture", b"a picture"]
     await slots.close()
 
 

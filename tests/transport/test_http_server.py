@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edgeferry.storage.hub_certificates import ensure_certificates
@@ -35,12 +36,31 @@ async def take_body(request: Request) -> PlainTextResponse:
     return PlainTextResponse(str(len(await request.body())))
 
 
+async def say_in_parts(_: Request) -> Response:
+    async def make_parts() -> AsyncIterator[bytes]:
+        await asyncio.sleep(1)
+        yield b"late"
+
+    return StreamingResponse(make_parts(), headers={"Content-Length": "4"})
+
+
+async def leave_body(request: Request) -> PlainTextResponse:
+    await asyncio.sleep(1)
+    return PlainTextResponse(str(len(await request.body())))
+
+
 async def say_hello(_: Request) -> PlainTextResponse:
     return PlainTextResponse("hello")
 
 
 def make_app() -> Starlette:
-    routes = [Route("/", say_hello), Route("/much", say_much), Route("/body", take_body, methods=["POST"])]
+    routes = [
+        Route("/", say_hello),
+        Route("/much", say_much),
+        Route("/parts", say_in_parts),
+        Route("/body", take_body, methods=["POST"]),
+        Route("/later", leave_body, methods=["POST"]),
+    ]
     return Starlette(routes=routes)
 
 
@@ -122,6 +142,53 @@ async def test_a_request_right_behind_a_large_body_is_answered() -> None:
         writer.write(b"POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000) + GET)
         assert await asyncio.wait_for(reader.readuntil(b"100000"), 10)
         assert await asyncio.wait_for(reader.readuntil(b"hello"), 10)
+        writer.close()
+
+
+async def test_head_and_body_of_an_answer_leave_together() -> None:
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        for number in range(1, 6):
+            writer.write(GET)
+            assert await asyncio.wait_for(reader.readuntil(b"hello"), 10)
+            assert _count_data_segments(writer) == number
+        writer.close()
+
+
+def _count_data_segments(writer: asyncio.StreamWriter) -> int:
+    """Segments with data that came: tcpi_data_segs_in of linux/tcp.h (Linux 4.6)."""
+    info = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int(struct.unpack_from("=I", info, 152)[0])
+
+
+async def test_a_head_does_not_wait_for_a_body_that_comes_later() -> None:
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET /parts HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 0.8)
+        assert await asyncio.wait_for(reader.readexactly(4), 10) == b"late"
+        writer.close()
+
+
+async def test_the_answer_to_a_head_request_leaves_without_a_body() -> None:
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        for ending in (b"", b"Connection: close\r\n"):
+            writer.write(b"HEAD / HTTP/1.1\r\nHost: localhost\r\n" + ending + b"\r\n")
+            assert b"content-length: 5" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+
+async def test_a_body_that_nobody_takes_yet_is_not_taken_in() -> None:
+    size = 64 << 20
+    async with open_server(ServerLimits()) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST /later HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+        writer.write(bytes(size))
+        await asyncio.sleep(0.7)
+        assert writer.transport.get_write_buffer_size() > size // 2, "the sender has to wait"
+        assert await asyncio.wait_for(reader.readuntil(b"%d" % size), 10)
         writer.close()
 
 

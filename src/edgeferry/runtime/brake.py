@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
+from typing import Any
 
 QUIET_S = 0.001
 HELD_MAX_S = 0.1
@@ -60,6 +61,15 @@ class Load:
         if self._stands_since is not None:
             self._stood_s, self._stands_since = self.stood_s, None
             self._send(signal.SIGCONT)
+
+    async def wait(self, futures: set[asyncio.Future[Any]], timeout_s: float) -> bool:
+        """Waits for one of `futures`; False once it could run for `timeout_s` seconds without one."""
+        began_s = time.monotonic() - self.stood_s
+        while (left_s := timeout_s - (time.monotonic() - self.stood_s - began_s)) > 0:
+            done, _ = await asyncio.wait(futures, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return True
+        return False
 
     def _send(self, which: signal.Signals) -> None:
         with suppress(ProcessLookupError):  # it has ended, and whoever waits for it will hear

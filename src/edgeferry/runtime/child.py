@@ -19,7 +19,6 @@ import asyncio
 import math
 import os
 import signal
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,8 +34,9 @@ from edgeferry.errors import (
     WorkerStartFailed,
 )
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.brake import Brake, Load
-from edgeferry.runtime.line import Body, Line
+from edgeferry.runtime.line import Line
 from edgeferry.runtime.spawn import Spawned, spawn_worker
 from edgeferry.vision.answer import Answer
 from edgeferry.wire.v2_tensors import TensorEntry
@@ -181,7 +181,7 @@ class Worker:
         return not self._closing and self._line.is_open
 
     async def infer(
-        self, picture: bytes, *, terms: Terms | None = None, timeout_s: float, draw: Draw = ""
+        self, picture: Body, *, terms: Terms | None = None, timeout_s: float, draw: Draw = ""
     ) -> InferReply:
         """Asks the worker about one picture (`terms`: the worker's own when None).
 
@@ -288,9 +288,9 @@ class Worker:
         """Waits for the reply to `Begin`; returns what to say of a load that took too long."""
         patience_s = _PATIENCE_S if self._settings.idle else math.inf
         start_s, load_s = self._settings.start_timeout_s, self._settings.load_timeout_s
-        if not await _wait_beside(load, {self._line.started, proven}, min(start_s, patience_s)):
+        if not await load.wait({self._line.started, proven}, min(start_s, patience_s)):
             return WorkerStartFailed(f"expected a worker to be ready within {start_s:g} s, found it was not")
-        if not await _wait_beside(load, {proven}, min(load_s, patience_s)):
+        if not await load.wait({proven}, min(load_s, patience_s)):
             return ModelTimeout(f"{self.version} was not loaded and proven within {load_s:g} s")
         return None
 
@@ -308,15 +308,15 @@ class Worker:
     async def _wait_answer(
         self, future: asyncio.Future[tuple[Reply, bytes]], id_: int, timeout_s: float
     ) -> tuple[Reply, bytes]:
+        timer = asyncio.get_running_loop().call_later(timeout_s, _expire, future, timeout_s)
         try:
             with self._brake.run():
-                async with asyncio.timeout(timeout_s):
-                    return await future
-        except TimeoutError as error:
-            raise RequestTimeout(f"expected an answer within {timeout_s:g} s, found none") from error
+                return await future
+        except (RequestTimeout, asyncio.CancelledError):  # also by the caller's, or because the caller left
+            self._line.tell(Cancel(id_))
+            raise
         finally:
-            if future.cancelled():  # by this time-out, by the caller's own, or because the caller left
-                self._line.tell(Cancel(id_))
+            timer.cancel()
             if self._line.get_owed_s() > self._settings.hang_timeout_s:
                 self._spawned.kill()
 
@@ -359,14 +359,9 @@ async def _start(version: StoredVersion, settings: WorkerSettings, brake: Brake)
     return worker
 
 
-async def _wait_beside(load: Load, futures: set[asyncio.Future[Any]], timeout_s: float) -> bool:
-    """Waits for one of `futures`; False once the load has run for `timeout_s` seconds without one."""
-    began_s = time.monotonic() - load.stood_s
-    while (left_s := timeout_s - (time.monotonic() - load.stood_s - began_s)) > 0:
-        done, _ = await asyncio.wait(futures, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if done:
-            return True
-    return False
+def _expire(future: asyncio.Future[tuple[Reply, bytes]], timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(RequestTimeout(f"expected an answer within {timeout_s:g} s, found none"))
 
 
 def _make_begin(version: StoredVersion, settings: WorkerSettings) -> Begin:

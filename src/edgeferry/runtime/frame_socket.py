@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Callable
 
 from edgeferry.errors import ProtocolError
+from edgeferry.runtime.blocks import Part
 from edgeferry.wire.worker_frames import PREFIX_BYTES, Reply, read_prefix, read_reply
 
 _BLOCK_BYTES = 64 << 10
 _PARTS_MAX = 64
 """Of one call; the kernel takes at most 1,024."""
 TakeReply = Callable[[Reply, bytes], None]
-Part = bytes | bytearray | memoryview
 
 
 class FrameSocket:

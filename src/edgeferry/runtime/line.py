@@ -14,18 +14,21 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 
 from edgeferry.errors import (
     EdgeferryError,
     InvariantBroken,
+    LimitExceeded,
     ProtocolError,
     ProtocolViolated,
     QueueFull,
     WorkerLost,
     find_leaves,
 )
+from edgeferry.runtime.blocks import Body, Part, get_parts
 from edgeferry.runtime.frame_socket import FrameSocket
 from edgeferry.runtime.shared_bodies import Place
 from edgeferry.runtime.spawn import Spawned
@@ -46,7 +49,6 @@ UNSENT_MAX_BYTES = 256 << 20
 _LEAVES = {leaf.code: leaf for leaf in find_leaves()}
 
 Answer = tuple[Reply, bytes]
-Body = bytes | bytearray | memoryview
 
 
 class Line:
@@ -93,23 +95,29 @@ class Line:
         if body and self._socket.unsent_bytes > UNSENT_MAX_BYTES:
             raise QueueFull("expected the worker to take requests, found it busy")
         if isinstance(request, Ask):
-            request, body = self._share(request, body)
-        frame = make_frame(request, len(body))
+            frame, parts = self._share(request, body)
+        else:
+            frame, parts = make_frame(request, len(body)), get_parts(body)
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[0 if isinstance(request, Begin) else request.id] = future
         if isinstance(request, Ask | AskTensors):
             self._asked_at[request.id] = self._loop.time()
-        self._socket.send(frame, body)
+        self._socket.send(frame, *parts)
         return future
 
-    def _share(self, request: Ask, body: Body) -> tuple[Ask, Body]:
-        """Puts the picture into shared memory, where it has room there."""
-        make_frame(request, len(body))  # what cannot be sent takes no place
-        place = self._bodies.put([body])
+    def _share(self, request: Ask, body: Body) -> tuple[bytes, Sequence[Part]]:
+        """The frame and what is sent after it: nothing, where the picture has room in shared memory."""
+        parts = get_parts(body)
+        place = self._bodies.put(parts)
         if place is None:
-            return request, body
+            return make_frame(request, len(body)), parts
+        try:
+            frame = make_frame(msgspec.structs.replace(request, place=place))
+        except LimitExceeded:  # what cannot be sent takes no place
+            self._bodies.give_back(place)
+            raise
         self._places[request.id] = place
-        return msgspec.structs.replace(request, place=place), b""
+        return frame, ()
 
     def tell(self, message: Cancel | Stop) -> None:
         """Sends what has no reply; nothing happens when the line has ended."""

@@ -17,6 +17,8 @@ import os
 from bisect import insort
 from collections.abc import Sequence
 
+from edgeferry.runtime.blocks import Part
+
 SIZE_BYTES = 64 << 20
 LEAST_BYTES = 16 << 10
 """A smaller body goes over the socket as fast."""
@@ -34,7 +36,7 @@ class SharedBodies:
         self.fd, self._map = _make_memory()
         self._taken: list[Place] = []
 
-    def put(self, parts: Sequence[bytes | bytearray | memoryview]) -> Place | None:
+    def put(self, parts: Sequence[Part]) -> Place | None:
         """Writes a body, given in parts; None where it is small or there is no room: it is to be sent."""
         size = sum(len(part) for part in parts)
         offset = self._find_gap(size) if size >= LEAST_BYTES else None

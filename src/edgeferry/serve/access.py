@@ -51,7 +51,8 @@ class Access:
         """Raises Forbidden for a foreign network, Unauthorised for a wrong or missing token."""
         if self.networks and not self._is_allowed(connection.client.host if connection.client else ""):
             raise Forbidden("expected a caller from an allowed network, found another address")
-        self.check_token(_find_tokens(connection))
+        if self.token:
+            self.check_token(_find_tokens(connection))
 
     def check_token(self, found: Sequence[str]) -> None:
         """Raises Unauthorised when there is a token and none of `found` is it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from edgeferry import errors
+from edgeferry.runtime.blocks import Body
 from edgeferry.serve.edge import run_unless_gone
 from edgeferry.serve.infer import Inference, infer
 from edgeferry.serve.metrics import Metrics
@@ -42,7 +43,7 @@ class Answering:
     metrics: Metrics
     timeout_s: float
 
-    async def answer(self, request: Request, picture: bytes, *, wanted: str = "", draw: Drawn = "") -> Inference:
+    async def answer(self, request: Request, picture: Body, *, wanted: str = "", draw: Drawn = "") -> Inference:
         """Answers `picture`, which has been read whole, while its sender stays; raises as `infer`."""
         work = infer(self.slots, picture, wanted=wanted, timeout_s=self.timeout_s, draw=draw)
         inference = await run_unless_gone(request, work)

@@ -27,7 +27,7 @@ from edgeferry.errors import RequestInvalid
 from edgeferry.serve.access import AccessGuard
 from edgeferry.serve.answering import PICTURE_ERRORS, Answering
 from edgeferry.serve.api_settings import ApiSettings
-from edgeferry.serve.body import BodyLimits, open_body, require_raw_picture
+from edgeferry.serve.body import BodyLimits, HeldBody, require_raw_picture
 from edgeferry.serve.custom_vision import CustomVision
 from edgeferry.serve.deepstack import DeepStack
 from edgeferry.serve.edge import DirectRoutes, EdgeEndpoint, answer_http_exception
@@ -148,7 +148,7 @@ class Api:
 
     async def score(self, request: Request) -> Response:
         """POST /score."""
-        shape = request.query_params.get("format", "default")
+        shape = request.query_params.get("format", "default") if request.scope["query_string"] else "default"
         if shape not in SCORE_FORMATS:
             raise RequestInvalid(f"expected format to be one of {', '.join(SCORE_FORMATS)}, found {shape!r:.40}")
         return _make_score_response(await self._infer(request), shape)
@@ -184,8 +184,8 @@ class Api:
     async def _infer(self, request: Request, *, wanted: str = "", draw: Drawn = "") -> Inference:
         require_raw_picture(request)
         self._slots.gate.require_place()
-        async with open_body(request, self._limits) as picture:
-            return await self._answering.answer(request, picture, wanted=wanted, draw=draw)
+        async with HeldBody(request, self._limits) as held:
+            return await self._answering.answer(request, held.take(), wanted=wanted, draw=draw)
 
 
 def _said(text: str) -> ApiAnswer:

@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgeferry.errors import BodyTimeout, BodyTooLarge, MediaTypeRefused, PictureUnreadable, QueueFull
+from edgeferry.runtime.blocks import Blocks
 
 _LINGER_S = 2.0
 _LINGER_MAX_BYTES = 64 << 20
@@ -84,16 +85,36 @@ async def open_body(request: Request, limits: BodyLimits, *, may_be_empty: bool 
         PictureUnreadable: it is empty.
         starlette.requests.ClientDisconnect: the sender went away.
     """
-    _require_small(request.headers.get("content-length", "0"), limits)
-    taken = _Taken(limits)
-    try:
-        await _read_all(request, taken)
-        request.state.body_read = True
-        if not taken.size_bytes and not may_be_empty:
-            raise PictureUnreadable("expected a picture as the body, found 0 bytes")
-        yield taken.join()
-    finally:
-        limits.held_bytes -= taken.size_bytes
+    async with HeldBody(request, limits, may_be_empty=may_be_empty) as held:
+        yield bytes(held.take())
+
+
+class HeldBody:
+    """`async with` it: a body that has been read whole, in the blocks that it came in; raises as `open_body`."""
+
+    def __init__(self, request: Request, limits: BodyLimits, *, may_be_empty: bool = False) -> None:
+        self._request = request
+        self._taken = _Taken(limits)
+        self._may_be_empty = may_be_empty
+
+    async def __aenter__(self) -> HeldBody:
+        _require_small(self._request.headers.get("content-length", "0"), self._taken.limits)
+        try:
+            await _read_all(self._request, self._taken)
+            self._request.state.body_read = True
+            if not self._taken.size_bytes and not self._may_be_empty:
+                raise PictureUnreadable("expected a picture as the body, found 0 bytes")
+        except BaseException:
+            self._taken.let_go()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._taken.let_go()
+
+    def take(self) -> Blocks:
+        """The body, once: this holds it no longer, it only counts it."""
+        return self._taken.take()
 
 
 def _require_small(declared: str, limits: BodyLimits) -> None:
@@ -106,8 +127,13 @@ async def _read_all(request: Request, taken: _Taken) -> None:
     timeout_s = taken.limits.timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            async for block in request.stream():
-                taken.add(block)
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                taken.add(message.get("body", b""))
+                more = message.get("more_body", False)
     except TimeoutError as error:
         found = f"found {taken.size_bytes} bytes"
         raise BodyTimeout(f"expected the whole body within {timeout_s:g} s, {found}") from error
@@ -125,18 +151,24 @@ class _Taken:
         if self.size_bytes + len(block) > self.limits.max_bytes:
             raise BodyTooLarge(f"expected at most {self.limits.max_bytes} bytes, found more")
         self.limits.take(len(block))
-        self._blocks.append(block)
+        if block:
+            self._blocks.append(block)
         self.size_bytes += len(block)
 
-    def join(self) -> bytes:
+    def take(self) -> Blocks:
         blocks, self._blocks = self._blocks, []
-        return b"".join(blocks)
+        return Blocks(blocks)
+
+    def let_go(self) -> None:
+        self.limits.held_bytes -= self.size_bytes
+        self.size_bytes = 0
 
 
 def is_body_left(request: Request) -> bool:
     """True when the request has a body that was not read to its end."""
-    has_body = "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
-    return has_body and not getattr(request.state, "body_read", False)
+    if getattr(request.state, "body_read", False):
+        return False
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
 class LingeringResponse:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from edgeferry.errors import PictureUnreadable, RequestInvalid, RequestTimeout, WorkerLost
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.child import InferReply, ModelTensors, ProofReport, Proven, TensorsReply, Terms
-from edgeferry.runtime.line import Body
 from edgeferry.serve.ports import Drawn, WorkerPort
 from edgeferry.vision.answer import Answer, DetectionAnswer, FoundObject
 from edgeferry.wire.v2_tensors import TensorEntry
@@ -56,17 +56,18 @@ class FakeWorker:
         """True until `die()` or `close()`."""
         return not self._dead.done()
 
-    async def infer(self, picture: bytes, *, terms: Terms, timeout_s: float, draw: Drawn = "") -> InferReply:
+    async def infer(self, picture: Body, *, terms: Terms, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers by the engine's `answer` after its `infer_s` seconds."""
         self.running += 1
         try:
             await self._work(timeout_s)
         finally:
             self.running -= 1
-        if picture == b"bad":
+        data = bytes(picture)
+        if data == b"bad":
             raise PictureUnreadable("expected a picture, found something else")
         drawn = b"picture drawn as " + draw.encode() if draw else b""
-        return InferReply(self._engine.answer(picture, terms), 640, 480, {"infer": 1.0}, drawn)
+        return InferReply(self._engine.answer(data, terms), 640, 480, {"infer": 1.0}, drawn)
 
     async def infer_tensors(
         self, inputs: tuple[TensorEntry, ...], body: Body, *, outputs: tuple[str, ...] = (), timeout_s: float

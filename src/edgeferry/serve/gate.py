@@ -19,8 +19,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from edgeferry.errors import QueueFull
 
@@ -114,8 +114,6 @@ class Gate:
             self._taken_aside -= 1
             self._aside_bytes -= size_bytes
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """Waits for a core and holds it."""
-        async with self._cores:
-            yield
+    def run(self) -> asyncio.Semaphore:
+        """`async with` it: waits for a core and holds it."""
+        return self._cores

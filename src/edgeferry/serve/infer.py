@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from edgeferry.errors import ModelAmbiguous, ModelNotFound, ModelNotReady, RequestInvalid, RequestTimeout
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.child import InferReply
 from edgeferry.serve.ports import Drawn
 from edgeferry.serve.slot import NOT_READY_MESSAGE, Lease
@@ -34,7 +35,7 @@ class Inference:
     total_ms: float
 
 
-async def infer(slots: Slots, picture: bytes, *, wanted: str = "", timeout_s: float, draw: Drawn = "") -> Inference:
+async def infer(slots: Slots, picture: Body, *, wanted: str = "", timeout_s: float, draw: Drawn = "") -> Inference:
     """Answers `picture` with the model `wanted` (`name`, `name@version`, or empty for the one that is meant).
 
     Raises:

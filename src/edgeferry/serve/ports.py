@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.child import InferReply, ModelTensors, Proven, TensorsReply, Terms
-from edgeferry.runtime.line import Body
 from edgeferry.twin.status import DeviceStatus
 from edgeferry.wire.v2_tensors import TensorEntry
 
@@ -71,7 +71,7 @@ class WorkerPort(Protocol):
     def tensors(self) -> ModelTensors:
         """What goes into its model and comes out."""
 
-    async def infer(self, picture: bytes, *, terms: Terms, timeout_s: float, draw: Drawn = "") -> InferReply:
+    async def infer(self, picture: Body, *, terms: Terms, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers one picture; raises RequestError leaves, WorkerLost when the process died, ModelError leaves."""
 
     async def infer_tensors(

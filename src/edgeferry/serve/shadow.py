@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import Callable
 
 from edgeferry.errors import EdgeferryError, PictureTooLarge, PictureUnreadable, WorkerLost
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.child import InferReply
 from edgeferry.serve.serving import Serving
 from edgeferry.twin.shadow import ShadowPolicy
@@ -45,7 +46,7 @@ class Shadow:
         worker = self._candidate.worker
         return not worker.port.alive and (live is None or live.worker is not worker)
 
-    def offer(self, picture: bytes, reply: InferReply) -> None:
+    def offer(self, picture: Body, reply: InferReply) -> None:
         """Takes note of a live picture and its answer, if it is one of the share; never waits."""
         self._due += self._policy.share
         if self._due < 1 or self._waiting.full():

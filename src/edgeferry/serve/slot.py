@@ -17,8 +17,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ import structlog
 from edgeferry.errors import EdgeferryError, ModelError, ModelNotReady, WorkerLost
 from edgeferry.model.health import Health
 from edgeferry.model.stored import StoredVersion
+from edgeferry.runtime.blocks import Body
 from edgeferry.runtime.child import InferReply, TensorsReply, Terms
 from edgeferry.serve.ports import Drawn, EnginePort, WorkerPort
 from edgeferry.serve.serving import HeldWorker, Serving
@@ -53,7 +54,7 @@ class Lease:
     _tally: Tally
     _shadow: Shadow | None = None
 
-    async def infer(self, picture: bytes, *, timeout_s: float, draw: Drawn = "") -> InferReply:
+    async def infer(self, picture: Body, *, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers `picture` with worker, labels and thresholds of this very version; raises as WorkerPort.infer."""
         try:
             reply = await self._worker.infer(picture, terms=self.terms, timeout_s=timeout_s, draw=draw)
@@ -184,8 +185,8 @@ class Slot:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- the request's side -------------------------------------------------------------------------------------------
-    @asynccontextmanager
-    async def lease(self) -> AsyncIterator[Lease]:
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
         """Holds what serves now.
 
         Raises:
@@ -382,8 +383,7 @@ class Slot:
     async def _take_restarted(self, dead: Serving, port: WorkerPort) -> None:
         unused = port
         if self.serving is dead:
-            # a candidate that shares the worker goes on with this one
-            unused, dead.worker.port = dead.worker.port, port
+            unused, dead.worker.port = dead.worker.port, port  # also for a candidate that shares the worker
             self._point_at(Serving(dead.version, dead.worker.hold(), port.terms))
         await unused.close(drain_timeout_s=0.0)
 

@@ -173,7 +173,7 @@ class Slots:
                 async with self.gate.run():
                     if not slot.ready:  # it died while this request waited for a core: wait without holding one
                         continue
-                    async with slot.lease() as lease:
+                    with slot.lease() as lease:
                         yield lease
                     return
 

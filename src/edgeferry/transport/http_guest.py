@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 HEADERS_MAX_BYTES = 16 << 10
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_JOINED_MAX_BYTES = 64 << 10
+"""Of a larger body a second call costs less than to copy it behind its head."""
 _BESIDES_BODY_SHARE = 8
 """Bytes of chunk heads and trailers that one byte of body may bring along: chunks of one byte bring 5."""
 
@@ -116,9 +118,43 @@ class _Blocks:
         return b"".join(self._blocks)  # of one block it is that block
 
 
+class _HeadWithBody:
+    """A transport as one answer writes to it: its head waits for the body, but not beyond the loop's next turn, and
+    both leave in one call."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self._has_begun = False
+
+    def write(self, data: bytes) -> None:
+        if not self._has_begun:
+            self._has_begun, self._head = True, data
+            self._loop.call_soon(self._flush)
+        elif self._head and len(data) <= _JOINED_MAX_BYTES:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._flush()
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head:
+            self._transport.write(head)
+
+
 def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
     """The kind that httptools parses; without httptools the other one."""
     try:
+        from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ModuleNotFoundError:
         return H11Guest
@@ -135,6 +171,9 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
         def data_received(self, data: bytes) -> None:
             self._block_bytes, self._has_ended = len(data), False
             super().data_received(data if self._is_in_message else _refuse_upgrade(data))
+            cycle = self.cycle
+            if self._is_in_message and cycle is not None and cycle.more_body and len(cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()  # not when the body is whole: then there is nothing more to keep out
             self._besides_body = max(0, self._besides_body + len(data))  # a large body allows no more than a small one
             if self._besides_body > HEADERS_MAX_BYTES and not self.transport.is_closing():
                 self.send_400_response("Invalid HTTP request received.")
@@ -161,13 +200,18 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
             if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
                 raise ValueError("expected one Host")  # RFC 9112, 3.2
             super().on_headers_complete()
+            if self.scope["method"] != "HEAD":  # of whose answer no body is written
+                self.cycle.transport = _HeadWithBody(self.transport, self.loop)
 
         def on_body(self, body: bytes) -> None:
             self._besides_body -= (1 + _BESIDES_BODY_SHARE) * len(body)
-            gathered = self.cycle.body
-            if not gathered and isinstance(gathered, bytearray):  # older uvicorns hand on what they gather as it is
-                self.cycle.body = _Blocks()
-            super().on_body(body)
+            cycle = self.cycle
+            if cycle.response_complete:
+                return
+            if not cycle.body and isinstance(cycle.body, bytearray):  # older uvicorns hand on what they gather as it is
+                cycle.body = _Blocks()
+            cycle.body += body
+            cycle.message_event.set()
 
         def _count_header(self, size: int) -> None:
             self._header_bytes += size
@@ -180,7 +224,9 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 def _refuse_upgrade(data: bytes) -> bytes:
     """The block that a request begins with, its wish for another protocol out of the parser's sight."""
     end = data.find(b"\r\n\r\n")
-    return data if end < 0 else _UPGRADE.sub(b"\r\nx-upgrade:", data[:end]) + data[end:]
+    if _UPGRADE.search(data, 0, max(end, 0)) is None:  # as nearly always: nothing is copied
+        return data
+    return _UPGRADE.sub(b"\r\nx-upgrade:", data[:end]) + data[end:]
 
 
 def _count_unacknowledged(transport: asyncio.Transport) -> int:
