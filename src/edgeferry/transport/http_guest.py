@@ -205,13 +205,8 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
 
         def on_body(self, body: bytes) -> None:
             self._besides_body -= (1 + _BESIDES_BODY_SHARE) * len(body)
-            cycle = self.cycle
-            if cycle.response_complete:
-                return
-            if not cycle.body and isinstance(cycle.body, bytearray):  # older uvicorns hand on what they gather as it is
-                cycle.body = _Blocks()
-            cycle.body += body
-            cycle.message_event.set()
+            if not self.cycle.response_complete:
+                _gather(self.cycle, body)
 
         def _count_header(self, size: int) -> None:
             self._header_bytes += size
@@ -219,6 +214,14 @@ def find_fast_guest() -> Callable[[uvicorn.Server, Gate, str], HttpGuest]:
                 raise ValueError("expected a smaller header")
 
     return HttpToolsGuest
+
+
+def _gather(cycle: Any, block: bytes) -> None:
+    """Adds a block to the body that uvicorn gathers for an answer, and wakes who reads it."""
+    if not cycle.body and isinstance(cycle.body, bytearray):  # older uvicorns hand on what they gather as it is
+        cycle.body = _Blocks()
+    cycle.body += block
+    cycle.message_event.set()
 
 
 def _refuse_upgrade(data: bytes) -> bytes:
