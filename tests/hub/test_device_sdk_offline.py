@@ -34,7 +34,7 @@ async def test_patches_and_inputs_of_the_time_away_arrive_on_return_and_live_one
         await b.send("come")
         await b.expect("came")
         assert await _collect(b, "patch", 1) == [{"while": "away", "again": [1], "$version": 4}]
-        assert await _collect(b, "body", 2) == ["1", "2"]
+        assert sorted(await _collect(b, "body", 2)) == ["1", "2"], "the SDK hands each message to another thread"
         await view.patch_desired(B, {"live": True})
         assert (await _collect(b, "patch", 2))[1] == {"live": True, "$version": 5}
         assert (await view.call_method(B, "m"))["status"] == 207

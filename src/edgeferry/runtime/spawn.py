@@ -105,6 +105,7 @@ async def spawn_worker(timeout_s: float, *, idle: bool = False) -> Spawned:
         spawned.kill()
         ours.close()
         bodies.close()
+        await spawned.wait()
         raise
     return spawned
 
