@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from typing import Any
 
-QUIET_S = 0.001
+QUIET_S = 0.0004
 HELD_MAX_S = 0.1
 TURN_S = 0.025
 

@@ -3,7 +3,7 @@
 The device's main process starts it (`child.py`) with one end of a socket pair. Frames are `wire/worker_frames.py`'s.
 
 Rules:
-- The main thread reads frames and nothing else; each proof has a thread of its own, niced; `concurrency` threads
+- One thread reads frames and nothing else; each proof has a thread of its own, niced; `concurrency` threads
   serve, started before anything is niced.
 - Until the version is proven, soft RLIMIT_AS and RLIMIT_CPU hold: a model that wants too much fails in here.
 - Engine and numpy are imported on the proving thread, so that not even the import competes with what serves elsewhere.
@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import queue
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -266,6 +265,7 @@ class WorkerProcess:
         report = _prove(model, terms, begin.golden)
         watch.take_ms()
         model.warm_up()
+        limits.trim_heap()  # before the threads warm up: what they have freed is what a picture will want
         self._warm_threads(model, terms)
         report = msgspec.structs.replace(report, load_ms=load_ms, warm_ms=watch.take_ms())
         self._lift_limits()
@@ -305,7 +305,6 @@ class WorkerProcess:
     def _lift_limits(self) -> None:
         limits.lift_soft_limit(resource.RLIMIT_AS)
         limits.lift_soft_limit(resource.RLIMIT_CPU)
-        limits.trim_heap()
         limits.end_group_nice()
 
 
@@ -370,7 +369,6 @@ def _end_at_once(what: threading.ExceptHookArgs) -> None:
 
 def main() -> None:
     """Takes over the socket whose number is the only argument, reads `Begin`, and serves until the end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us in good order
     threading.excepthook = _end_at_once
     limits.set_soft_limit(resource.RLIMIT_CORE, 0)
     line = Line(socket.socket(fileno=int(sys.argv[1])))

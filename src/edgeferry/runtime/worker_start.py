@@ -46,7 +46,10 @@ def main() -> None:
     importing.join()
     from edgeferry.runtime.worker import main as run_worker
 
-    run_worker()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us in good order
+    running = threading.Thread(target=run_worker)  # this one may be idle (`spawn.py`)
+    running.start()
+    running.join()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ What this file leaves to others: all slots and the queue (`slots.py`), starting 
 Rules:
 - What a request needs stands in one frozen Serving: version, worker and terms (labels, thresholds). A switch is one
   reference assignment, so no request can meet the labels of another version.
-- The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`.
+- The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`; and
+  not before the new one has settled in, since caches are cold after a switch and a process that ends costs time too.
 - Versions with the same model files and preprocessing hold one worker together; only the golden truth runs again.
 - Where memory does not allow two workers, what serves is paused before the new one is loaded: it drains and ends, its
   requests wait. It comes back when the proof fails, the candidate is let go of, or no switch follows in time.
@@ -37,9 +38,8 @@ from edgeferry.twin.shadow import ShadowPolicy
 from edgeferry.wire.v2_tensors import TensorRequest
 
 _log = structlog.get_logger(__name__)
-_RESTART_PAUSE_S = 0.5
-_RESTART_PAUSE_MAX_S = 60.0
-_LONG_LIFE_S = 60.0
+_RESTART_PAUSE_S, _RESTART_PAUSE_MAX_S, _LONG_LIFE_S = 0.5, 60.0, 60.0
+_SETTLE_S = 0.1
 NOT_READY_MESSAGE = "PLEASE SET AI MODEL FIRST"
 """The guide's own words: its clients look for them."""
 
@@ -333,10 +333,11 @@ class Slot:
         if watching is not None and watching is not asyncio.current_task():
             watching.cancel()  # with it a restart of the old version that is under way
         if old is not None:
-            self._spawn(self._retire(old))
+            self._spawn(self._retire(old, _SETTLE_S))
 
-    async def _retire(self, old: Serving) -> None:
+    async def _retire(self, old: Serving, after_s: float = 0.0) -> None:
         try:
+            await asyncio.sleep(after_s)
             if old.worker.port.alive and not await old.leases.wait_none(self._settings.drain_timeout_s):
                 _log.warning("drain_timed_out", model=self.model, version=old.version.version)
         finally:  # also when the slot is closed while this drains
