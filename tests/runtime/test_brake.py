@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeferry.runtime.brake import HELD_MAX_S, TURN_S, Brake
+from edgeferry.runtime import brake as brake_file
+from edgeferry.runtime.brake import BRISK, GENTLE, TURN_S, Brake, Pace
 
 SPIN = "while True: pass"
 LATE_S = 5.0
@@ -62,7 +63,7 @@ async def test_a_load_goes_on_when_it_has_ended_though_a_request_runs(pid: int) 
         with brake.load(pid):
             await wait_until(True, pid)
         await wait_until(False, pid)
-        await asyncio.sleep(2 * HELD_MAX_S)
+        await asyncio.sleep(2 * GENTLE.held_max_s)
         assert not is_stopped(pid)
 
 
@@ -100,7 +101,33 @@ async def test_a_load_gets_its_turns_under_requests_without_end(pid: int) -> Non
             await wait_until(True, pid)
             await wait_until(False, pid)
         share = 1 - load.stood_s / (time.monotonic() - began_s)
-    assert share >= TURN_S / (HELD_MAX_S + TURN_S) / 2
+    assert share >= TURN_S / (GENTLE.held_max_s + TURN_S) / 2
+
+
+@pytest.mark.parametrize(("gentle_s", "pace"), [(60.0, GENTLE), (0.0, BRISK)], ids=["first", "then"])
+async def test_a_load_that_met_a_request_rests_for_a_multiple_of_what_it_ran(
+    pid: int, monkeypatch: pytest.MonkeyPatch, gentle_s: float, pace: Pace
+) -> None:
+    monkeypatch.setattr(brake_file, "GENTLE_S", gentle_s)
+    brake = Brake(2)
+    with brake.load(pid) as load:
+        await asyncio.sleep(0.01)
+        ran_s = load.ran_s
+        with brake.run():
+            pass
+        await wait_until(True, pid)
+        await wait_until(False, pid)
+        assert load.stood_s >= min(pace.rest * ran_s, pace.held_max_s)
+
+
+async def test_a_load_that_met_a_request_after_a_long_run_rests_no_longer_than_it_may_be_held(pid: int) -> None:
+    brake = Brake(2)
+    with brake.load(pid) as load:
+        await asyncio.sleep(2 * GENTLE.held_max_s)
+        with brake.run():
+            pass
+        await asyncio.sleep(BRISK.held_max_s + LATE_S / 10)
+        assert load.stood_s < GENTLE.held_max_s
 
 
 async def test_in_a_turn_one_core_is_the_loads_and_a_request_for_it_waits(pid: int) -> None:
@@ -150,7 +177,7 @@ async def test_a_load_whose_process_has_died_disturbs_nobody() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
     brake = Brake(2)
     with brake.load(process.pid), brake.run():
-        await asyncio.sleep(1.5 * HELD_MAX_S)  # it is stopped at once, and its turn comes
+        await asyncio.sleep(1.5 * GENTLE.held_max_s)  # it is stopped at once, and its turn comes
     assert not faults
 
 

@@ -295,10 +295,12 @@ async def test_an_idle_load_that_others_leave_nothing_begins_again_niced(
         for pid in find_workers():
             with contextlib.suppress(OSError):
                 tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-                seen.setdefault(pid, set()).update(os.sched_getscheduler(task) for task in tasks)
+                found = {os.sched_getscheduler(task) & ~os.SCHED_RESET_ON_FORK for task in tasks}
+                seen.setdefault(pid, set()).update(found)
         await asyncio.sleep(0.02)
     await (await starting).close()
-    assert list(seen.values()) == [{os.SCHED_OTHER, os.SCHED_IDLE}, {os.SCHED_OTHER}]
+    first, second = seen.values()
+    assert os.SCHED_IDLE in first and second == {os.SCHED_OTHER}
 
 
 async def test_limits_hold_until_the_version_is_proven_and_are_lifted_then(make_fake: MakeVersion) -> None:
@@ -490,13 +492,12 @@ async def test_a_file_of_another_kind_is_unsupported(make_fake: MakeVersion) -> 
 
 
 async def test_time_for_which_a_load_stood_still_is_not_counted_against_it(make_fake: MakeVersion) -> None:
-    brake = Brake(2)
-    async with open_worker(make_fake()) as live:
-        with brake.run():  # from now on a load runs a fifth of the time
-            version, settings = make_fake("load spin 0.6"), replace(SETTINGS, nice=0, load_timeout_s=2.0)
-            worker = await start_worker(version, settings, brake)
-        await worker.close()
-        await live.close()
+    brake, began_s = Brake(2), time.monotonic()
+    with brake.run():  # a load runs a fifth of the time at most
+        version, settings = make_fake("load spin 0.6"), replace(SETTINGS, nice=0, load_timeout_s=3.0)
+        worker = await start_worker(version, settings, brake)
+    assert time.monotonic() - began_s > settings.load_timeout_s
+    await worker.close()
 
 
 async def test_a_load_beside_requests_stands_still_while_they_run_and_serves_then(make_fake: MakeVersion) -> None:

@@ -9,8 +9,10 @@ What this file leaves to others: which requests run and who loads (`child.py`), 
 Rules:
 - With more cores than requests that run, and one to spare, nobody is stopped.
 - A load goes on QUIET_S after the last request: its answer is still on the way to a client, who wakes for it.
-- A load gets its turn all the same: TURN_S in every HELD_MAX_S + TURN_S. One core is its own then, and a request that
-  would take it waits. That is a fifth of a core: more than niceness would leave it.
+- Where requests follow one another, each time a load runs the next one meets it, and may be late. So it rests for a
+  multiple of what it ran: a long one at first (GENTLE), in which most loads are done, a short one from GENTLE_S on.
+- A load gets its turn all the same, TURN_S, after it was held for `held_max_s`. One core is its own then, and a request
+  that would take it waits. That is a fifth of a core from GENTLE_S on: more than niceness would leave it.
 - Whoever is stopped goes on when its load has ended, in whatever way. SIGKILL needs no going on.
 """
 
@@ -22,12 +24,23 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-QUIET_S = 0.0004
-HELD_MAX_S = 0.1
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a load goes on: it rests for `rest` times what it ran, and is held for `held_max_s` seconds at most."""
+
+    rest: float
+    held_max_s: float
+
+
+QUIET_S = 0.001
 TURN_S = 0.025
+GENTLE_S = 0.15
+GENTLE, BRISK = Pace(30.0, 0.5), Pace(4.0, 0.1)
 
 
 class _State(Enum):
@@ -41,6 +54,7 @@ class Load:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._began_s = time.monotonic()
         self._stood_s = 0.0
         self._stands_since: float | None = None
 
@@ -49,6 +63,11 @@ class Load:
         """Seconds for which it was stopped so far."""
         now = time.monotonic()
         return self._stood_s + (now - self._stands_since if self._stands_since is not None else 0.0)
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds for which it could run so far."""
+        return time.monotonic() - self._began_s - self.stood_s
 
     def stop(self) -> None:
         """Stops it. Safe to call twice."""
@@ -64,8 +83,8 @@ class Load:
 
     async def wait(self, futures: set[asyncio.Future[Any]], timeout_s: float) -> bool:
         """Waits for one of `futures`; False once it could run for `timeout_s` seconds without one."""
-        began_s = time.monotonic() - self.stood_s
-        while (left_s := timeout_s - (time.monotonic() - self.stood_s - began_s)) > 0:
+        until_s = self.ran_s + timeout_s
+        while (left_s := until_s - self.ran_s) > 0:
             done, _ = await asyncio.wait(futures, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return True
@@ -89,7 +108,7 @@ class Brake:
         self._running = 0
         self._loads: list[Load] = []
         self._state = _State.FREE
-        self._held_at = 0.0
+        self._went_on_at = self._rests_until = self._held_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
 
@@ -125,6 +144,8 @@ class Brake:
     def load(self, pid: int) -> Iterator[Load]:
         """The process `pid` loads: until the block has ended it may be stopped."""
         load = Load(pid)
+        if not self._loads:
+            self._went_on_at = time.monotonic()
         self._loads.append(load)
         if self._state is _State.HELD:
             load.stop()
@@ -144,7 +165,8 @@ class Brake:
         if self._state is _State.FREE and busy:
             self._enter(_State.HELD)
         elif self._state is _State.HELD:
-            self._wait(self._held_at + HELD_MAX_S - time.monotonic() if busy else QUIET_S)
+            until = self._held_until if busy else self._rests_until
+            self._wait(max(until - time.monotonic(), 0.0 if busy else QUIET_S))
 
     def _end_wait(self) -> None:
         busy = self._running > self._free_max
@@ -154,15 +176,20 @@ class Brake:
             self._enter(_State.TURN if self._state is _State.HELD else _State.HELD)
 
     def _enter(self, state: _State) -> None:
+        now = time.monotonic()
+        if state is _State.HELD:
+            pace = GENTLE if any(load.ran_s < GENTLE_S for load in self._loads) else BRISK
+            self._held_until = now + pace.held_max_s
+            self._rests_until = now + min(pace.rest * (now - self._went_on_at), pace.held_max_s)
+        elif self._state is _State.HELD:
+            self._went_on_at = now
         self._state = state
         for load in self._loads:
             if state is _State.HELD:
                 load.stop()
             else:
                 load.go_on()
-        if state is _State.HELD:
-            self._held_at = time.monotonic()
-        self._wait({_State.HELD: HELD_MAX_S, _State.TURN: TURN_S}.get(state))
+        self._wait({_State.HELD: self._held_until - now, _State.TURN: TURN_S}.get(state))
         self._changed.set()
 
     def _wait(self, seconds: float | None) -> None:

@@ -97,7 +97,7 @@ async def spawn_worker(timeout_s: float, *, idle: bool = False) -> Spawned:
         raise WorkerStartFailed(f"cannot start a worker process: {error.strerror}") from error
     finally:
         theirs.close()
-    if idle and not os.environ.get("NOIDLE"):
+    if idle:
         _make_idle(process)
     printed = bytearray()
     spawned = Spawned(process, ours, bodies, printed, asyncio.create_task(_keep_tail(process, printed)))
@@ -113,7 +113,7 @@ async def spawn_worker(timeout_s: float, *, idle: bool = False) -> Spawned:
 
 
 def _make_idle(process: asyncio.subprocess.Process) -> None:
-    """From its first instruction on it runs where nobody else wants the core; the threads it starts do not inherit that."""
+    """Lets it run only where nobody else wants the core, from its start on. Threads that it starts do not inherit it."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(process.pid, os.SCHED_IDLE | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
