@@ -113,7 +113,7 @@ async def spawn_worker(timeout_s: float, *, idle: bool = False) -> Spawned:
 
 
 def _make_idle(process: asyncio.subprocess.Process) -> None:
-    """Lets it run only where nobody else wants the core, from its start on. Threads that it starts do not inherit it."""
+    """Lets it run only where nobody else wants the core, from its start on. Threads it starts do not inherit that."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(process.pid, os.SCHED_IDLE | os.SCHED_RESET_ON_FORK, os.sched_param(0))
 
