@@ -21,7 +21,7 @@ import onnx
 from ai_edge_litert import schema_py_generated as schema
 from onnx import helper, numpy_helper
 
-_ROWS = 3072
+_ROWS = 2944
 _SIDE, _CHANNELS = 64, 128
 _OP, _OPTIONS, _TYPE = schema.BuiltinOperator, schema.BuiltinOptions, schema.TensorType
 
