@@ -8,7 +8,6 @@ What this file leaves to others: which requests run and who loads (`child.py`), 
 
 Rules:
 - With more cores than requests that run, and one to spare, nobody is stopped.
-- A load goes on QUIET_S after the last request: its answer is still on the way to a client, who wakes for it.
 - Where requests follow one another, each time a load runs the next one meets it, and may be late. So it rests for a
   multiple of what it ran: a long one at first (GENTLE), in which most loads are done, a short one from GENTLE_S on.
 - A load gets its turn all the same, TURN_S, after it was held for `held_max_s`. One core is its own then, and a request
@@ -37,10 +36,9 @@ class Pace:
     held_max_s: float
 
 
-QUIET_S = 0.001
 TURN_S = 0.015
 GENTLE_S = 0.15
-GENTLE, BRISK = Pace(30.0, 0.5), Pace(4.0, 0.1)
+GENTLE, BRISK = Pace(30.0, 0.2), Pace(4.0, 0.1)
 
 
 class _State(Enum):
@@ -166,7 +164,7 @@ class Brake:
             self._enter(_State.HELD)
         elif self._state is _State.HELD:
             until = self._held_until if busy else self._rests_until
-            self._wait(max(until - time.monotonic(), 0.0 if busy else QUIET_S))
+            self._wait(until - time.monotonic())
 
     def _end_wait(self) -> None:
         busy = self._running > self._free_max

@@ -5,8 +5,8 @@ What this file leaves to others: all slots and the queue (`slots.py`), starting 
 Rules:
 - What a request needs stands in one frozen Serving: version, worker and terms (labels, thresholds). A switch is one
   reference assignment, so no request can meet the labels of another version.
-- The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`; and
-  not before the new one has settled in, since caches are cold after a switch and a process that ends costs time too.
+- The old Serving drains: its worker is let go of when its last lease ends, at the latest after `drain_timeout_s`, and
+  not before _SETTLE_S: the end of a process must not meet the new one's first answers, whose caches are cold.
 - Versions with the same model files and preprocessing hold one worker together; only the golden truth runs again.
 - Where memory does not allow two workers, what serves is paused before the new one is loaded: it drains and ends, its
   requests wait. It comes back when the proof fails, the candidate is let go of, or no switch follows in time.
@@ -40,8 +40,7 @@ from edgeferry.wire.v2_tensors import TensorRequest
 _log = structlog.get_logger(__name__)
 _RESTART_PAUSE_S, _RESTART_PAUSE_MAX_S, _LONG_LIFE_S = 0.5, 60.0, 60.0
 _SETTLE_S = 0.1
-NOT_READY_MESSAGE = "PLEASE SET AI MODEL FIRST"
-"""The guide's own words: its clients look for them."""
+NOT_READY_MESSAGE = "PLEASE SET AI MODEL FIRST"  # the guide's own words: its clients look for them
 
 
 @dataclass(frozen=True, slots=True)
