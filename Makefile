@@ -78,13 +78,13 @@ up: setup ## a hub and one device with the demo model, in the foreground
 	@$(BIN)/edgeferry demo --up --out out/up
 
 test: setup $(PEERS) ## every test but the long ones; under 15 minutes on two cores
-	$(BIN)/python scripts/run_tests.py -n $(WORKERS) --dist loadfile -m 'not soak and not soak_full' $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not soak and not soak_full' $(TESTS)
 
 soak: setup $(PEERS) atheris ## seeded faults, kills and fuzzing, short form
-	$(BIN)/python scripts/run_tests.py -n $(WORKERS) --dist loadfile -m soak $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m soak $(TESTS)
 
 soak-full: setup $(PEERS) atheris ## the same with the full counts (long)
-	$(BIN)/python scripts/run_tests.py -n $(WORKERS) --dist loadfile -m 'soak or soak_full' $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'soak or soak_full' $(TESTS)
 
 check: setup ## format, lint, types, floors of the house, spelling, docs in step
 	$(BIN)/ruff format --check .

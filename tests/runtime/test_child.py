@@ -493,7 +493,7 @@ async def test_a_file_of_another_kind_is_unsupported(make_fake: MakeVersion) -> 
 
 async def test_time_for_which_a_load_stood_still_is_not_counted_against_it(make_fake: MakeVersion) -> None:
     brake, began_s = Brake(2), time.monotonic()
-    with brake.run():  # a load runs an eighth of the time at most
+    with brake.run():  # a request without end: a load has its turns only
         version, settings = make_fake("load spin 0.4"), replace(SETTINGS, nice=0, load_timeout_s=2.0)
         worker = await start_worker(version, settings, brake)
     assert time.monotonic() - began_s > settings.load_timeout_s
