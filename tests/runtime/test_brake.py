@@ -63,7 +63,7 @@ async def test_a_load_goes_on_when_it_has_ended_though_a_request_runs(pid: int) 
         with brake.load(pid):
             await wait_until(True, pid)
         await wait_until(False, pid)
-        await asyncio.sleep(2 * GENTLE.held_max_s)  # nobody holds it any more: no moment may come at which it is stopped
+        await asyncio.sleep(2 * GENTLE.held_max_s)  # long enough to be held again
         assert not is_stopped(pid)
 
 
