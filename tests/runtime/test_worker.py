@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from edgeferry.runtime.served import ServedAnswer, ServedModel
-from edgeferry.runtime.worker import Line, WorkerProcess, _Job
+from edgeferry.runtime.worker import WorkerProcess, _Job
+from edgeferry.runtime.worker_line import WorkerLine
 from edgeferry.vision.answer import DetectionAnswer
 from edgeferry.wire import worker_frames
 from edgeferry.wire.worker_frames import PREFIX_BYTES, Answered, Ask, Begin, Failed, Terms, read_prefix, read_reply
@@ -31,7 +32,7 @@ def test_an_answer_that_no_frame_holds_fails_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(worker_frames, "BODY_MAX_BYTES", 1000)
     ours, other = socket.socketpair()
     with ours, other:
-        worker = WorkerProcess(Line(ours), cast("Begin", type("Few", (), {"concurrency": 1})), memoryview(b""))
+        worker = WorkerProcess(WorkerLine(ours), cast("Begin", type("Few", (), {"concurrency": 1})), memoryview(b""))
         worker._model = cast("ServedModel", Draws())
         replies = []
         for id_, picture in ((1, bytes(1001)), (2, b"small")):

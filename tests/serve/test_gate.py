@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -120,3 +121,38 @@ def test_a_queue_that_was_chosen_is_as_long_as_it_says(clock: Clock) -> None:
     crowd.leave(10)
     assert crowd.come(10) == 3
     crowd.leave(10)
+
+
+async def test_beside_those_that_run_one_of_those_who_wait_stands_ready() -> None:
+    gate = Gate(running=2, waiting=2, ready=1)
+    inside = 0
+
+    async def ask(done: asyncio.Event) -> None:
+        nonlocal inside
+        with gate.queue():
+            async with gate.run():
+                inside += 1
+                await done.wait()
+
+    events = [asyncio.Event() for _ in range(4)]
+    tasks = [asyncio.create_task(ask(event)) for event in events]
+    await asyncio.sleep(0)
+    assert (gate.taken, inside, gate.busy) == (4, 3, True)
+    with pytest.raises(QueueFull):
+        gate.require_place()
+    events[0].set()
+    await tasks[0]
+    await asyncio.sleep(0)
+    assert (gate.taken, inside) == (3, 4)
+    for event in events:
+        event.set()
+    await asyncio.gather(*tasks)
+    assert (gate.taken, gate.busy) == (0, False)
+
+
+async def test_one_free_core_is_not_busy() -> None:
+    gate = Gate(running=2, waiting=2, ready=1)
+    with gate.queue():
+        assert not gate.busy
+        with gate.queue():
+            assert gate.busy

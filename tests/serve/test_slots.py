@@ -324,7 +324,7 @@ async def test_beyond_the_queue_requests_are_turned_away_at_once(
     engine.infer_s = 0.2
     running = [asyncio.create_task(_ask(slots)) for _ in range(4)]
     await until(lambda: slots.gate.taken == 4)
-    assert engine.started[0].running == 2, "as many at once as cores"
+    assert engine.started[0].running == 2, "as many at once as cores; the next one stands ready"
     with pytest.raises(QueueFull):
         await asyncio.wait_for(_ask(slots), 0.05)
     assert len(await asyncio.gather(*running)) == 4

@@ -29,7 +29,6 @@ from edgeferry.runtime.open import open_session
 from edgeferry.runtime.session import EngineSettings, Session, Tensor, TensorInfo
 from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, run_tensors, warm_up_tensors
 from edgeferry.vision.answer import Answer
-from edgeferry.vision.draw import draw_answer
 from edgeferry.vision.golden import GoldenReport, judge
 from edgeferry.vision.image import Data, PictureLimits, make_black_jpeg, read_picture
 from edgeferry.vision.preprocess import get_enough
@@ -78,8 +77,11 @@ class ServedModel:
         picture = read_picture(data, self._pictures.limits, enough=self._enough)
         watch.lap("decode")
         answer = self._walk(walk(self._put_thresholds(terms), terms.labels, picture), watch)
-        drawn = draw_answer(data, answer, media=draw, limits=self._pictures.limits) if draw else b""
+        drawn = b""
         if draw:
+            from edgeferry.vision.draw import draw_answer  # a fifteenth of what a load costs; most devices never draw
+
+            drawn = draw_answer(data, answer, media=draw, limits=self._pictures.limits)
             watch.lap("draw")
         return ServedAnswer(answer, picture.width, picture.height, watch.laps_ms, drawn)
 

@@ -3,8 +3,10 @@
 The device's main process starts it (`child.py`) with one end of a socket pair. Frames are `wire/worker_frames.py`'s.
 
 Rules:
-- One thread reads frames and nothing else; each proof has a thread of its own, niced; `concurrency` threads
-  serve, started before anything is niced.
+- `concurrency` threads serve, started before anything is niced. Whoever of them is free reads the next frame and
+  serves it: a request wakes one thread, and none where one has just become free.
+- Where none is free the main thread reads in passing, so that a proof, a Cancel or a Stop waits for no answer that does
+  not come; and it alone reads before a version is proven. Each proof has a thread of its own, niced.
 - Until the version is proven, soft RLIMIT_AS and RLIMIT_CPU hold: a model that wants too much fails in here.
 - Engine and numpy are imported on the proving thread, so that not even the import competes with what serves elsewhere.
 - It ends when its parent does: end of file on the socket, and PR_SET_PDEATHSIG (`worker_start.py`) where an engine
@@ -22,6 +24,8 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,8 +42,8 @@ from edgeferry.errors import (
 )
 from edgeferry.runtime import limits
 from edgeferry.runtime.shared_bodies import open_shared_bodies
+from edgeferry.runtime.worker_line import Frame, WorkerLine
 from edgeferry.wire.worker_frames import (
-    PREFIX_BYTES,
     Answered,
     AnsweredTensors,
     Ask,
@@ -56,10 +60,7 @@ from edgeferry.wire.worker_frames import (
     Started,
     Stop,
     Terms,
-    make_frame,
     part_picture,
-    read_prefix,
-    read_request,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ _LEAVES_NICE = 19
 """The end of a process takes milliseconds, to give its memory back."""
 _LOAD_ID = 0
 _IN_PLACE_BYTES = 256 << 10
-_BLOCK_BYTES = 64 << 10
+_PASSES_EVERY_S = 1.0
 _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
@@ -91,123 +92,93 @@ class _Warm:
     faults: list[EdgeferryError]
 
 
-class Line:
-    """The worker's end of the socket pair. One thread receives; any thread sends."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._sending = threading.Lock()
-        self._seen = bytearray()
-
-    def receive(self) -> tuple[Request, bytearray] | None:
-        """The next frame, or None when the parent is gone. A small one costs one call: each has to win the GIL back."""
-        while len(self._seen) < PREFIX_BYTES:
-            if not self._receive_more():
-                return None
-        size = read_prefix(self._seen[:PREFIX_BYTES])
-        body_at = PREFIX_BYTES + size.header_bytes
-        while len(self._seen) < body_at:
-            if not self._receive_more():
-                return None
-        request = read_request(self._seen[PREFIX_BYTES:body_at])
-        body = self._seen[body_at : body_at + size.body_bytes]
-        del self._seen[: body_at + len(body)]
-        return (request, body) if self._fill(body, size.body_bytes) else None
-
-    def _receive_more(self) -> bool:
-        block = self._sock.recv(_BLOCK_BYTES)
-        self._seen += block
-        return bool(block)
-
-    def _fill(self, body: bytearray, size_bytes: int) -> bool:
-        """Receives what is missing of a body; False when the parent is gone."""
-        have = len(body)
-        body.extend(bytes(size_bytes - have))
-        view = memoryview(body)
-        while have < size_bytes:
-            got = self._sock.recv_into(view[have:])
-            if got == 0:
-                return False
-            have += got
-        return True
-
-    def send(self, reply: Reply, body: bytes = b"") -> None:
-        """Sends a frame whole. A parent that is gone ends this process."""
-        frame = make_frame(reply, len(body))
-        try:
-            with self._sending:
-                self._sock.sendall(frame)
-                if body:
-                    self._sock.sendall(body)
-        except OSError:
-            os._exit(0)
-
-
 class WorkerProcess:
     """All of a worker: one model, its queue, its threads."""
 
-    def __init__(self, line: Line, begin: Begin, bodies: memoryview) -> None:
+    def __init__(self, line: WorkerLine, begin: Begin, bodies: memoryview) -> None:
         self._line = line
         self._bodies = bodies
         self._begin = begin
-        self._jobs: queue.SimpleQueue[_Job | _Warm | None] = queue.SimpleQueue()
-        self._pictures: dict[
-            int, bytearray | bytes | memoryview
-        ] = {}  # or tensors, of asks that wait; a Cancel takes them out at once
-        self._model: ServedModel | None = None
+        self._reading = threading.Lock()
+        """Who holds it reads; jobs and terms are its alone."""
+        self._jobs: deque[_Job] = deque()
+        self._pictures: dict[int, bytearray | bytes | memoryview] = {}  # or tensors, of asks that wait
         self._terms = Terms((), ())
+        self._ending = threading.Event()
+        self._model: ServedModel | None = None
+        self._warms: queue.SimpleQueue[_Warm | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(begin.concurrency)]
 
-    def run(self) -> None:
-        """Serves until told to stop, or until the parent is gone."""
+    def run(self, first: Iterable[Frame]) -> None:
+        """Serves, `first` what has come already, until told to stop."""
         for thread in self._threads:
             thread.start()
         threading.Thread(target=self._load_and_prove, daemon=True).start()
-        while (frame := self._line.receive()) is not None:
-            if not self._take(*frame):
-                self._drain()
-                limits.set_thread_nice(_LEAVES_NICE)
-                return
+        with self._reading:
+            self._take(first)
+            while self._model is None and not self._ending.is_set():
+                self._take(self._line.receive(wait=True))
+                while self._jobs and self._model is None:
+                    self._serve_one(self._jobs.popleft())
+        while not self._ending.wait(_PASSES_EVERY_S):
+            self._read_in_passing()
+        for _ in self._threads:
+            self._warms.put(None)  # whoever still waits to warm up waits no longer
+        for thread in self._threads:
+            thread.join()
+        limits.set_thread_nice(_LEAVES_NICE)
 
-    def _take(self, request: Request, body: bytearray) -> bool:
-        """Hands a request on; False when it says to stop."""
+    def _read_in_passing(self) -> None:
+        if self._reading.acquire(blocking=False):
+            try:
+                self._take(self._line.receive(wait=False))
+            finally:
+                self._reading.release()
+
+    def _serve(self) -> None:
+        if (warm := self._warms.get()) is not None:
+            _warm(warm)
+        while (job := self._next_job()) is not None:
+            self._serve_one(job)  # its answer is held no longer than it takes, however long the next job takes to come
+
+    def _next_job(self) -> _Job | None:
+        """The next request, which this thread waits for where there is none; None when it is to end."""
+        with self._reading:
+            while self._jobs or not self._ending.is_set():
+                if not self._ending.is_set():
+                    self._take(self._line.receive(wait=not self._jobs))  # one that waits may have been cancelled
+                if self._jobs:
+                    return self._jobs.popleft()
+        return None
+
+    def _take(self, frames: Iterable[Frame]) -> None:
+        for request, body in frames:
+            self._take_one(request, body)
+
+    def _take_one(self, request: Request, body: bytearray) -> None:
         match request:
             case Ask():
                 self._terms = request.terms or self._terms
                 self._pictures[request.id] = self._find_shared(*request.place) if request.place else body
-                self._jobs.put(_Job(request, self._terms))
+                self._jobs.append(_Job(request, self._terms))
             case AskTensors():
                 self._pictures[request.id] = body
-                self._jobs.put(_Job(request, self._terms))
+                self._jobs.append(_Job(request, self._terms))
             case Prove():
                 threading.Thread(target=self._prove_again, args=(request,), daemon=True).start()
             case Cancel():
                 self._pictures.pop(request.id, None)
             case Stop():
-                return False
+                self._ending.set()
             case Begin():
                 raise InvariantBroken("expected one Begin, found a second")
-        return True
 
     def _find_shared(self, offset: int, size: int) -> bytes | memoryview:
         """A picture that was written into the shared memory; a small one is copied, since bytes are read faster."""
         view = self._bodies[offset : offset + size]
         return view if size > _IN_PLACE_BYTES else bytes(view)
 
-    def _drain(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._serve_one(job)  # its answer is held no longer than it takes, however long the next job takes to come
-
-    def _serve_one(self, job: _Job | _Warm) -> None:
-        if isinstance(job, _Warm):
-            _warm(job)
-            return
+    def _serve_one(self, job: _Job) -> None:
         try:
             self._line.send(*self._answer(job))
         except EdgeferryError as error:  # also of an answer that no frame holds
@@ -276,7 +247,7 @@ class WorkerProcess:
         """Lets every serving thread answer once: memory, caches and code are cold for each of them."""
         warm = _Warm(model, terms, threading.Barrier(len(self._threads) + 1), [])
         for _ in self._threads:
-            self._jobs.put(warm)
+            self._warms.put(warm)
         warm.together.wait()
         if warm.faults:
             raise warm.faults[0]
@@ -371,11 +342,11 @@ def main() -> None:
     """Takes over the socket whose number is the only argument, reads `Begin`, and serves until the end."""
     threading.excepthook = _end_at_once
     limits.set_soft_limit(resource.RLIMIT_CORE, 0)
-    line = Line(socket.socket(fileno=int(sys.argv[1])))
+    line = WorkerLine(socket.socket(fileno=int(sys.argv[1])))
     bodies = open_shared_bodies(int(sys.argv[2]))
-    frame = line.receive()
-    if frame is not None and isinstance(frame[0], Begin):
-        WorkerProcess(line, frame[0], bodies).run()
+    (begin, _), *others = line.receive(wait=True)
+    if isinstance(begin, Begin):
+        WorkerProcess(line, begin, bodies).run(others)
     os._exit(0)  # engines' destructors have nothing to save, and may take long
 
 

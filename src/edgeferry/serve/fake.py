@@ -49,6 +49,7 @@ class FakeWorker:
         self.running = 0
         self.pid = 0
         self._engine = engine
+        self._cores = asyncio.Semaphore(engine.concurrency)
         self._dead: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
@@ -58,11 +59,12 @@ class FakeWorker:
 
     async def infer(self, picture: Body, *, terms: Terms, timeout_s: float, draw: Drawn = "") -> InferReply:
         """Answers by the engine's `answer` after its `infer_s` seconds."""
-        self.running += 1
-        try:
-            await self._work(timeout_s)
-        finally:
-            self.running -= 1
+        async with self._cores:
+            self.running += 1
+            try:
+                await self._work(timeout_s)
+            finally:
+                self.running -= 1
         data = bytes(picture)
         if data == b"bad":
             raise PictureUnreadable("expected a picture, found something else")
@@ -109,12 +111,13 @@ class FakeWorker:
 
 @dataclass
 class FakeEngine:
-    """Starts FakeWorkers. `failures`: identity -> errors of the next starts; `infer_s`: time one answer takes; `room`:
-    whether memory allows two workers.
+    """Starts FakeWorkers. `failures`: identity -> errors of the next starts; `infer_s`: time one answer takes;
+    `concurrency`: pictures that a worker answers at once; `room`: whether memory allows two workers.
     """
 
     answer: Callable[[bytes, Terms], Answer] = answer_first_label
     infer_s: float = 0.0
+    concurrency: int = 2
     start_s: float = 0.0
     room: bool = True
     failures: dict[str, list[Exception]] = field(default_factory=dict)

@@ -33,6 +33,8 @@ _FORGOTTEN_S = 1.0
 class Gate:
     """At most `running` requests inside `run()`, at most `waiting` more inside `queue()`, and `aside` aside.
 
+    `ready`: so many of those who wait are let into `run()` all the same: a core that becomes free finds the next one in
+    its worker, where it would else have to be sent for.
     `aside_max_bytes`: what those aside hold in all; one of any size may wait alone.
     `standing`: so many wait in overload, that is when more than `waiting` came beyond those that were answered; None:
     `waiting` then too. `clock`: seconds.
@@ -43,11 +45,13 @@ class Gate:
         *,
         running: int,
         waiting: int,
+        ready: int = 0,
         aside: int = 0,
         aside_max_bytes: int = 0,
         standing: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._running = running
         self._waiting = waiting
         self._places = running + waiting
         self._places_standing = running + (waiting if standing is None else standing)
@@ -60,7 +64,7 @@ class Gate:
         self._taken_aside = 0
         self._aside_max_bytes = aside_max_bytes
         self._aside_bytes = 0
-        self._cores = asyncio.Semaphore(running)
+        self._cores = asyncio.Semaphore(running + ready)
 
     @property
     def taken(self) -> int:
@@ -70,7 +74,7 @@ class Gate:
     @property
     def busy(self) -> bool:
         """Whether every core is taken: who comes now has to wait."""
-        return self._cores.locked()
+        return self._taken >= self._running
 
     def require_place(self) -> None:
         """Raises QueueFull when no place is free: asked before a body is read that could not be answered."""
@@ -115,5 +119,5 @@ class Gate:
             self._aside_bytes -= size_bytes
 
     def run(self) -> asyncio.Semaphore:
-        """`async with` it: waits for a core and holds it."""
+        """`async with` it: waits for a core, or to be the next one to have one, and holds it."""
         return self._cores
