@@ -5,7 +5,7 @@ from pathlib import Path
 import bentoml
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60})
+@bentoml.service(workers=2, traffic={"timeout": 60})
 class Served:
     """One model."""
 

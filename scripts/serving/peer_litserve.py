@@ -27,6 +27,6 @@ class Served(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    litserve.LitServer(Served(api_path="/score"), accelerator="cpu", workers_per_device=1).run(
+    litserve.LitServer(Served(api_path="/score"), accelerator="cpu", workers_per_device=2).run(
         host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="warning"
     )

@@ -2,6 +2,7 @@
 
 Rules:
 - All answer with the same pipeline (`pipeline.py`); each gets the picture in the form that it takes best.
+- Each may answer two pictures at once, as the limit and edgeferry do: two inferences share caches and cost more each.
 - A peer whose environment cannot be made, or that does not start, is told as missing, with the reason.
 """
 
@@ -23,7 +24,7 @@ _CONFIG = """name: "served"
 backend: "python"
 input [{ name: "picture" data_type: TYPE_UINT8 dims: [-1] }]
 output [{ name: "found" data_type: TYPE_STRING dims: [1] }]
-instance_group [{ kind: KIND_CPU count: 1 }]
+instance_group [{ kind: KIND_CPU count: 2 }]
 """
 
 
@@ -110,7 +111,7 @@ def _start_bentoml(place: Place) -> tuple[Sequence[str | Path], dict[str, str]]:
 
 def _start_mlserver(place: Place) -> tuple[Sequence[str | Path], dict[str, str]]:
     ports = {"http_port": place.port, "grpc_port": place.port + 1, "metrics_port": place.port + 2}
-    settings = {"host": "127.0.0.1", **ports, "parallel_workers": 1, "debug": False}
+    settings = {"host": "127.0.0.1", **ports, "parallel_workers": 2, "debug": False}
     model = {"name": "served", "implementation": "peer_mlserver.Served", "parameters": {"version": "1"}}
     (place.folder / "served").mkdir()
     (place.folder / "settings.json").write_text(json.dumps(settings))
