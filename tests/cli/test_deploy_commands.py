@@ -44,7 +44,7 @@ def read_json(result: Result, exit_code: int = 0) -> Any:
 
 
 def find_number_near(wanted: int, line: str) -> bool:
-    """Whether a row tells it; two forecasts read two twins, whose times are not of the same length."""
+    """Whether a row tells it, to a few bytes: two forecasts read the twins twice, and once were 8 bytes apart."""
     told = [int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*\b", line)]
     return any(abs(number - wanted) <= 32 for number in told)
 

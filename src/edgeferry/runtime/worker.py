@@ -73,6 +73,7 @@ _LEAVES_NICE = 19
 _LOAD_ID = 0
 _IN_PLACE_BYTES = 256 << 10
 _PASSES_EVERY_S = 1.0
+"""How long a proof, a Cancel or a Stop may lie unread while every thread serves."""
 _UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h
 
 
