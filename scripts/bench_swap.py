@@ -42,7 +42,8 @@ PEER_SWAPS, PEER_REQUESTS = 2, 200
 """Of each peer in a run."""
 MEMORY_SWAPS = 40
 RATE_SHARE = 0.5
-BETWEEN_S = 0.8
+STEADY_S, BETWEEN_S = 4.0, 0.8
+"""Before the first swap, and after each: a p99 wants some hundred steady requests more than one of swaps alone has."""
 MEMORY_MAX, WORST_MAX, SLOW_MIN_S = 1.03, 3.0, 1.0
 END_AFTER_S = 24 * 60
 POLL_S = 0.05
@@ -112,7 +113,7 @@ async def run_scene(open_side: OpenSide, scene: Scene, picture: bytes, *, swaps:
 
 async def _swap_on(side: Side, scene: Scene, found: Found, swaps: int) -> list[tuple[float, float]]:
     windows, refused, costs = [], [], []
-    await asyncio.sleep(2 * BETWEEN_S)
+    await asyncio.sleep(STEADY_S)
     for number in range(1, swaps + 1):
         said = await side.swap(scene.files[number % len(scene.files)])
         windows.append((said.began_s, said.freed_s))

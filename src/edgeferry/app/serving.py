@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -55,6 +56,8 @@ async def open_api(
 ) -> AsyncIterator[ApiAddress]:
     """Serves an application of `serve.api.make_app` for as long as the block runs; port 0 picks a free one.
 
+    What is in memory when it begins stays there: no collection walks through it (25 ms) between two requests.
+
     Raises:
         ConfigInvalid: `host` is off loopback and nothing guards it, or the address is taken or not ours.
     """
@@ -67,7 +70,11 @@ async def open_api(
     sock = listen_on_address(host, port)
     address = ApiAddress(*sock.getsockname()[:2])
     async with open_http_server(app, sock, limits=limits):
-        yield address
+        gc.freeze()
+        try:
+            yield address
+        finally:
+            gc.unfreeze()
 
 
 def make_slots_settings(queue: int | None) -> SlotsSettings:

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -122,7 +121,6 @@ async def _serve(versions: Sequence[StoredVersion], options: ServeOptions) -> No
     async with opened as address:
         click.echo(_describe_json(address, versions) if options.as_json else _describe(address, versions, options))
         sys.stdout.flush()
-        gc.freeze()  # what is here stays: no collection has to walk through it between two requests
         await asyncio.Event().wait()
 
 

@@ -11,7 +11,7 @@ Rules:
 - Where requests follow one another, each time a load runs the next one meets it, and may be late. So it rests for a
   multiple of what it ran: a long one at first (GENTLE), in which most loads are done, a short one from GENTLE_S on.
 - A load gets its turn all the same, TURN_S, after it was held for `held_max_s`. One core is its own then, and a request
-  that would take it waits. That is a ninth of a core from GENTLE_S on: what niceness would leave it.
+  that would take it waits. That is an eighth of a core from GENTLE_S on, about what niceness leaves.
 - Whoever is stopped goes on when its load has ended, in whatever way. SIGKILL needs no going on.
 """
 
@@ -38,7 +38,7 @@ class Pace:
 
 TURN_S = 0.015
 GENTLE_S = 0.15
-GENTLE, BRISK = Pace(38.0, 0.25), Pace(5.0, 0.12)
+GENTLE, BRISK = Pace(38.0, 0.25), Pace(4.0, 0.1)
 
 
 class _State(Enum):
