@@ -29,6 +29,7 @@ from .peers import PEERS, Peer, ask_raw
 from .servers import NotStarted, Server, open_peer
 from .swap_scenes import Scene
 
+OURS = "edgeferry"
 HERE = Path(__file__).resolve().parent
 FREE_S = 0.5
 SWAP_MAX_S = 60.0
@@ -89,7 +90,7 @@ async def open_ours(scene: Scene, picture: bytes) -> AsyncIterator[Side]:
         first = await swap(scene.files[0])
         if first.error:
             raise NotStarted(f"edgeferry does not serve {scene.files[0].name}: {first.error}")
-        yield Side("edgeferry", process.pid, url, ask_raw, swap)
+        yield Side(OURS, process.pid, url, ask_raw, swap)
     finally:
         writes.close()
         await process.wait()

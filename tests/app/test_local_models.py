@@ -12,8 +12,8 @@ from tests.e2e.tiny_models import make_quadrant_model, write_odd_model
 from edgeferry.app.local_models import make_model_name, open_local_versions
 from edgeferry.errors import BundleIncomplete, ConfigInvalid, ManifestInvalid, SpecIncomplete
 from edgeferry.model.digest import Digest
-from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import FileEntry, Manifest, make_manifest_bytes
+from edgeferry.model.stage_labels import load_labels
 from edgeferry.model.stored import StoredVersion
 
 

@@ -16,8 +16,8 @@ from edgeferry.errors import (
     SpecIncomplete,
 )
 from edgeferry.model.bundle_spec import list_stage_files, make_bundle_spec, make_pipeline_spec
-from edgeferry.model.inspect import load_labels
 from edgeferry.model.spec import read_spec_toml
+from edgeferry.model.stage_labels import load_labels
 
 Maker = Callable[..., bytes]
 FOUR = ("a", "b", "c", "d")

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 
 from edgeferry.errors import ModelUnreadable, SpecIncomplete
 from edgeferry.model.families.ultralytics import find_names
-from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
+from edgeferry.model.inspect import Inspection, inspect_model, make_spec
 from edgeferry.model.spec import LabelSpec, Stage, Thresholds
+from edgeferry.model.stage_labels import load_labels
 
 Maker = Callable[..., bytes]
 FLOAT = TensorProto.FLOAT

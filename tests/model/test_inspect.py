@@ -19,9 +19,10 @@ from edgeferry.errors import (
     SpecIncomplete,
 )
 from edgeferry.model.bundle_spec import make_bundle_spec
-from edgeferry.model.inspect import Inspection, inspect_model, load_labels, make_spec
+from edgeferry.model.inspect import Inspection, inspect_model, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.spec import LabelSpec, ModelSpec, Stage, Thresholds, read_spec_toml
+from edgeferry.model.stage_labels import load_labels
 
 Maker = Callable[..., bytes]
 FLOAT, UINT8 = schema.TensorType.FLOAT32, schema.TensorType.UINT8

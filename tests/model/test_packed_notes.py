@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeferry.model.inspect import inspect_model, load_labels, make_spec
+from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.spec import LabelSpec
+from edgeferry.model.stage_labels import load_labels
 
 Maker = Callable[..., bytes]
 NOTES = {

@@ -12,9 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 from onnx import TensorProto
 
 from edgeferry.model.bundle_spec import make_bundle_spec
-from edgeferry.model.inspect import inspect_model, load_labels, make_spec
+from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.spec import AnswerSpec, InputSpec, LabelSpec, ModelSpec, Stage, Thresholds, read_spec_toml
+from edgeferry.model.stage_labels import load_labels
 from edgeferry.vision.answers.table import FAMILIES
 from edgeferry.vision.walk import PIPELINES
 

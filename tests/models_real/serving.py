@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgeferry.model.inspect import inspect_model, load_labels, make_spec
+from edgeferry.model.inspect import inspect_model, make_spec
 from edgeferry.model.labels import read_labels
 from edgeferry.model.spec import ModelSpec
+from edgeferry.model.stage_labels import load_labels
 from edgeferry.runtime.open import open_session
 from edgeferry.runtime.served import PictureSettings, ServedModel
 from edgeferry.runtime.session import EngineSettings

@@ -18,7 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
 from edgeferry.model.bundle_spec import make_bundle_spec
-from edgeferry.model.inspect import load_labels
+from edgeferry.model.stage_labels import load_labels
 from edgeferry.vision.answer import list_objects
 from edgeferry.vision.answers.table import decode
 from edgeferry.vision.preprocess import Placement

@@ -117,26 +117,14 @@ def make_spec(
         raise ConfigInvalid(f"{inspection.file_name}: {error.message}") from error
 
 
-def load_labels(stage: Stage, folder_read: Callable[[str], bytes]) -> tuple[str, ...]:
-    """The labels of a stage: its names, else its label file, else those packed in its model file.
-
-    Args:
-        stage: of the spec.
-        folder_read: bytes of a file of the version, by name.
+def read_packed_labels(file_name: str, view: memoryview, source: str) -> tuple[str, ...]:
+    """Labels that lie in a model file, at the place that `LabelSpec.packed` names.
 
     Raises:
-        BundleUnreadable, BundleTooLarge: the label file is no text, or far too long.
-        ModelUnreadable: the model file holds no such labels.
+        ModelUnreadable: it holds no such labels.
     """
-    if stage.labels.names:
-        return stage.labels.names
-    if stage.labels.file:
-        return read_labels(folder_read(stage.labels.file))
-    if not stage.labels.packed:
-        return ()
-    with memoryview(folder_read(stage.file)) as view:
-        facts = _read_facts(stage.file, view) if stage.labels.packed in (LABELS_KEY, NAMES_KEY) else None
-        return _read_packed_labels(facts, view, stage.labels.packed)
+    facts = _read_facts(file_name, view) if source in (LABELS_KEY, NAMES_KEY) else None
+    return _read_packed_labels(facts, view, source)
 
 
 # --- packed labels ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import math
-import tomllib
 from typing import Literal
 
 import msgspec
@@ -152,6 +151,8 @@ def read_spec_toml(text: str) -> dict[str, object]:
 
     The file holds the fields of one Stage (`task`, `[input]`, `[answer]`, `[labels]`, `[thresholds]`) or `[[stages]]`.
     """
+    import tomllib  # whoever reads no such file, a worker above all, starts sooner
+
     if len(text) > SPEC_MAX_CHARS:
         raise SpecIncomplete(f"expected a spec file of at most {SPEC_MAX_CHARS} characters, found {len(text)}")
     try:

@@ -24,7 +24,6 @@ from edgeferry.model.bundle import SPEC_FILE, make_bundle_zip
 from edgeferry.model.bundle_spec import BundleSpec, has_stages, make_pipeline_spec, make_single_spec
 from edgeferry.model.chunks import make_chunk_list
 from edgeferry.model.digest import Digest, Hasher
-from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import (
     FileEntry,
     Manifest,
@@ -34,6 +33,7 @@ from edgeferry.model.manifest import (
     read_manifest_bytes,
 )
 from edgeferry.model.spec import ModelSpec, read_spec_toml
+from edgeferry.model.stage_labels import load_labels
 from edgeferry.names import require_file_name
 from edgeferry.publish.coding import Coded, code_full
 from edgeferry.publish.golden import GoldenSet, check_labels, read_golden

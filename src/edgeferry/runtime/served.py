@@ -22,9 +22,9 @@ import msgspec
 import numpy as np
 
 from edgeferry.errors import ModelUnreadable, ModelUnsupported, PictureTooLarge, RequestInvalid
-from edgeferry.model.inspect import load_labels
 from edgeferry.model.manifest import Golden
 from edgeferry.model.spec import InputSpec, LabelSpec, ModelSpec, Stage
+from edgeferry.model.stage_labels import load_labels
 from edgeferry.runtime.open import open_session
 from edgeferry.runtime.session import EngineSettings, Session, Tensor, TensorInfo
 from edgeferry.runtime.tensors import TensorsAnswer, describe_tensors, run_tensors, warm_up_tensors
