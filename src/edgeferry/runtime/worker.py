@@ -17,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import resource
@@ -238,6 +239,7 @@ class WorkerProcess:
         watch.take_ms()
         model.warm_up()
         limits.trim_heap()  # before the threads warm up: what they have freed is what a picture will want
+        gc.freeze()  # what is loaded stays: no collection walks through it between two requests
         self._warm_threads(model, terms)
         report = msgspec.structs.replace(report, load_ms=load_ms, warm_ms=watch.take_ms())
         self._lift_limits()
