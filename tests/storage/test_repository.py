@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from tests.storage.storage_samples import SPEC, add_blob, add_version, list_name
 from edgeferry.errors import InvariantBroken, ManifestInvalid, NameInvalid, NoSpace, StorageFailed
 from edgeferry.model.digest import Digest
 from edgeferry.model.manifest import Manifest, make_manifest_bytes
+from edgeferry.storage.blobs import is_sound
+from edgeferry.storage.mending import find_sound
 from edgeferry.storage.repository import Repository
 from edgeferry.storage.tidying import gc, sweep
 
@@ -220,6 +223,29 @@ def test_loose_content_is_removed_and_what_a_version_links_to_stays(repository: 
         repository.remove_loose_blob(digest)
     assert repository.list_blobs() == {linked}
     assert repository.find_version("detector", "1.0.0", stored.identity) == stored
+
+
+def test_content_that_comes_while_its_damaged_place_is_cleared_stays(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = add_version(repository, "1.0.0", {"model.onnx": b"weights"})
+    blob = repository.blob_path(Digest.of(b"weights"))
+    blob.chmod(0o644)
+    blob.write_bytes(b"rubbish")  # the version's file as well: it is the same one
+    comes = threading.Thread(target=add_blob, args=(repository, b"weights"))
+
+    def read_slowly(path: Path, digest: Digest) -> bool:
+        sound = is_sound(path, digest)
+        if not comes.ident:
+            blob.unlink()  # another version that shares it has cleared its place, and fetched it again
+            comes.start()
+            comes.join(0.1)
+        return sound
+
+    monkeypatch.setattr("edgeferry.storage.blobs.is_sound", read_slowly)
+    assert find_sound(repository, "detector", "1.0.0", identity=stored.identity) is None
+    comes.join()
+    assert is_sound(blob, Digest.of(b"weights"))
 
 
 def test_sweep_removes_what_a_crash_left_and_nothing_else(repository: Repository) -> None:

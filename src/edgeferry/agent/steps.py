@@ -127,6 +127,8 @@ async def download(tools: Tools, record: UpdateRecord, target: Target) -> Outcom
     if has_target(tools.repository, artifact):
         return Outcome(Event.DOWNLOADED, record)
     with open_download(tools.repository, record, tools.settings.bundle_max_bytes) as partial:
+        if has_target(tools.repository, artifact):  # a version that shares it has stored it before this was open
+            return Outcome(Event.DOWNLOADED, record)
         before = partial.length_bytes
         try:
             async with tools.gate.open(record.priority) as verdict:

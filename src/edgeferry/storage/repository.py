@@ -135,7 +135,8 @@ class Repository:
 
     def adopt_blob(self, digest: Digest, temp_path: Path) -> Path:
         """Moves a file, whose digest the caller has just verified, to its place; see `Blobs.adopt`."""
-        return self.blobs.adopt(digest, temp_path)
+        with self.lock:  # who mends removes what was damaged there, and must not remove this
+            return self.blobs.adopt(digest, temp_path)
 
     def remove_loose_blob(self, digest: Digest) -> None:
         """Removes content that no version links to; other content stays."""
