@@ -233,7 +233,7 @@ async def test_no_request_meets_a_model_with_the_labels_of_another(world: World,
     """Class numbers of each bundle stand for other quadrants: a model with the other's labels answers wrongly."""
     device, twin = shared
     await take(world, twin, "pair0.zip", make_quadrant_bundle(ORDERS[0]))
-    async with open_asker(device, encode(make_quadrant_picture(1)), pause_s=0) as asker:
+    async with open_asker(device, encode(make_quadrant_picture(1)), pause_s=0.02) as asker:
         for number in range(1, 5):
             await take(world, twin, f"pair{number}.zip", make_quadrant_bundle(ORDERS[number % 4]))
     assert not asker.failed

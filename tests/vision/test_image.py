@@ -213,6 +213,14 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         read_picture(data[:start] + scan * 500 + b"\xff\xd9")
 
 
+@pytest.mark.parametrize("place", [(1 << 18) - 2, (1 << 18) - 1, 1 << 18, (1 << 19) - 1])
+def test_no_scan_is_overlooked_between_blocks_that_are_counted_one_by_one(place: int) -> None:
+    data = encode(make_scene(), "JPEG")
+    data += b"\xff\xda" * (200 - data.count(b"\xff\xda"))
+    with pytest.raises(PictureUnreadable, match="scans"):
+        read_picture(data.ljust(place, b"\0") + b"\xff\xda")
+
+
 @pytest.mark.parametrize(
     ("data", "what"),
     [
