@@ -20,6 +20,7 @@ def get_device_requirements() -> list[str]:
     return [*project["dependencies"], *extras["device"], *extras["onnx"], *extras["litert"]]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_every_device_library_has_a_wheel(python: str, machine: str, tmp_path: Path) -> None:

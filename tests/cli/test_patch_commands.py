@@ -358,7 +358,7 @@ def test_a_patch_that_works_without_end_is_ended_and_only_its_own_process(tmp_pa
     base = np.random.default_rng(0).bytes(4 << 20)
     (tmp_path / "base").write_bytes(base)
     (tmp_path / "endless").write_bytes(make_endless(base))
-    found = watch_info(tmp_path, tmp_path / "endless", "--base", tmp_path / "base", limit="-t 10")
+    found = watch_info(tmp_path, tmp_path / "endless", "--base", tmp_path / "base", limit="-t 5")
     assert found["code"] == 4, found
     assert "ended with status -" in found["stderr"]
     assert "Traceback" not in found["stderr"]

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def run_demo(out: Path, models: Path) -> tuple[int, str, dict[str, Any]]:
     figures = out.with_suffix(".json")
@@ -28,6 +30,7 @@ def test_the_demo_holds_what_it_claims(tmp_path: Path, demo_models: Path) -> Non
     assert len(figures["pictures"]) == 6
 
 
+@pytest.mark.soak
 def test_the_demo_fails_when_a_claim_is_broken(tmp_path: Path, demo_models: Path) -> None:
     models = tmp_path / "models"
     shutil.copytree(demo_models / "detector", models / "detector")
