@@ -234,6 +234,12 @@ async def test_an_older_version_that_was_superseded_can_be_asked_for_again(world
         assert len({mid for _, _, mid in world.hub.outputs}) == 3
 
 
+def get_reported_state(world: World) -> str:
+    """What the twin says of the detector; "" while nothing was reported yet."""
+    models = world.hub.reported.get("edgeferry", {}).get("models", {})
+    return str(models.get("detector", {}).get("state", ""))
+
+
 async def test_the_twin_says_what_is_active_after_a_turn_back_even_if_tidying_up_took_its_time(world: World) -> None:
     for version in ("1.0.0", "1.1.0"):
         world.publish(version, size=400_000)
@@ -249,11 +255,10 @@ async def test_the_twin_says_what_is_active_after_a_turn_back_even_if_tidying_up
         world.deploy("1.1.0")
         await world.wait_state(State.DOWNLOADING, version="1.1.0")
         world.deploy("1.0.0")
-        async with asyncio.timeout(10):
-            while world.hub.reported["edgeferry"]["models"]["detector"].get("state") != "SUPERSEDED":
-                await asyncio.sleep(0.01)
-            while world.hub.reported["edgeferry"]["models"]["detector"].get("state") != "ACTIVE":
-                await asyncio.sleep(0.01)
+        for state in ("SUPERSEDED", "ACTIVE"):
+            async with asyncio.timeout(10):
+                while get_reported_state(world) != state:
+                    await asyncio.sleep(0.01)
         assert world.hub.reported["edgeferry"]["models"]["detector"]["target"] == "1.0.0"
 
 
